@@ -1,0 +1,32 @@
+# make run    set up, then distil the embedded dataset: experts, distilling, evaluation, report
+# make test   set up, then the tests       make lint   ruff and mypy       make bench   speed and memory
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: run test lint bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: $(VENV)/installed
+	$(BIN)/potstill run $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check potstill tests bench recipes
+	$(BIN)/ruff format --check potstill tests bench recipes
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,15 @@
+"""potstill distils a training set: a small synthetic one on which networks train as well as on the original.
+
+distilled = potstill.load("runs/digits-ipc1")
+network = potstill.train(distilled)
+predicted = network(distilled.transform(uint8_images)).argmax(1)
+"""
+
+from potstill.api import distill
+from potstill.artefacts import VERSION as __version__
+from potstill.config import Config, default
+from potstill.distilled import Distilled, load
+from potstill.errors import PotstillError
+from potstill.evaluation import train
+
+__all__ = ["Config", "Distilled", "PotstillError", "__version__", "default", "distill", "load", "train"]

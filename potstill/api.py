@@ -1,0 +1,83 @@
+"""The Python door: a whole distillation in one call."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from potstill import run as stages
+from potstill.config import PRESETS, Config, default
+from potstill.distilled import Distilled
+from potstill.errors import PotstillError
+
+
+def distill(
+    dataset: str | Path = "digits", ipc: int = 1, *, out: str | Path, preset: str | None = None,
+    experts: str | Path | None = None, progress: Callable[[dict[str, Any]], None] | None = None, **settings: Any,
+) -> Distilled:  # fmt: skip
+    """Train experts, distil, and return the set; calling again with the same ``out`` continues or just loads.
+
+    Args:
+        dataset: as ``--dataset`` of the command line: "digits", a folder, an .npz file or a Hugging Face name.
+        ipc: images per class.
+        out: folder of the run.
+        preset: name of a preset, e.g. "cifar10-ipc10"; by default the one nearest to the data.
+        experts: folder of experts shared between runs; by default inside ``out``.
+        progress: called with every event, dicts with "stage", "done" and "total".
+        settings: fields of the configuration, nested ones as dicts: ``distil={"iterations": 50}, seed=3``.
+
+    Raises:
+        PotstillError: with the value, the reason and the remedy.
+
+    Example:
+        >>> distilled = potstill.distill("digits", ipc=1, out="runs/mine", distil={"iterations": 50})
+    """
+    config = configure(str(dataset), ipc, preset, settings)
+    run = stages.open_run(config, Path(out), Path(experts) if experts else None)
+    for stage in (stages.train_experts, stages.distil):
+        result = exhaust(stage(run), progress)
+    return result
+
+
+def configure(dataset: str, ipc: int | None, preset: str | None, settings: dict[str, Any]) -> Config:
+    """The configuration that a preset (or the default for the data) and further settings make."""
+    if preset is None:
+        config = default(dataset, 1 if ipc is None else ipc)
+    else:
+        config = replace(named_preset(preset), dataset=dataset)
+        config = config if ipc is None else replace(config, ipc=ipc)
+    for name, value in settings.items():
+        if not hasattr(config, name):
+            raise PotstillError(f"{name}: no such setting; choose among {sorted(vars(config))}.")
+        try:
+            nested = replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        except TypeError as error:
+            choices = sorted(vars(getattr(config, name)))
+            raise PotstillError(f"{name}: {sorted(value)} are not all among its fields {choices}.") from error
+        config = replace(config, **{name: nested})
+    return config
+
+
+def named_preset(name: str) -> Config:
+    """A preset by name.
+
+    Raises:
+        PotstillError: there is none of that name; the nearest names are suggested.
+    """
+    import difflib
+
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 3) or list(PRESETS)
+        raise PotstillError(f"preset {name!r}: unknown; did you mean {' or '.join(near)}? All: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def exhaust(events: Any, progress: Callable[[dict[str, Any]], None] | None = None) -> Any:
+    """Run a stage to its end, hand its events to ``progress``, and return what the stage returns."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            return end.value
+        if progress:
+            progress(event)

@@ -1,0 +1,150 @@
+"""The outer loop: sample, loss, step, yield metrics.  A state is a value; an iteration makes the next one."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill import artefacts
+from potstill.config import Config
+from potstill.errors import PotstillError
+from potstill.methods import METHODS
+from potstill.problem import Problem
+from potstill.trajectories import Trajectories
+from potstill.unroll import Derivatives
+
+KIND = "checkpoint"
+MOMENTUM_IMAGES, MOMENTUM_LOGITS, MOMENTUM_STEP_SIZE = 0.5, 0.9, 0.5  # published
+PATIENCE = 20  # diverging iterations in a row after which something else is wrong
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the next iteration depends on."""
+
+    images: Tensor  # (n, C, H, W)
+    logits: Tensor  # (n, K)
+    step_size: Tensor  # ()
+    momenta: tuple[Tensor, ...]  # of images, logits, step size
+    previous: tuple[Tensor, ...]  # images, logits, step size before the last step, where a rollback returns to
+    labels: Tensor  # (n,) the class of each slot
+    iteration: int = 0
+    skipped: int = 0  # matching losses above the threshold
+    rolled_back: int = 0  # iterations that diverged and were undone
+    in_a_row: int = 0  # of the last iterations, how many diverged
+    seconds: float = 0.0  # spent on iterations so far, over all sittings
+
+    def save(self, path: Path, header: dict[str, Any]) -> None:
+        """Write a checkpoint, with further fields for its header."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        for group in _GROUPS:
+            tensors |= {f"{group}.{i}": tensor for i, tensor in enumerate(getattr(self, group))}
+        artefacts.save(path, KIND, tensors, {**counts, **header})
+
+
+_TENSORS = ("images", "logits", "step_size", "labels")
+_GROUPS = ("momenta", "previous")
+_COUNTS = ("iteration", "skipped", "rolled_back", "in_a_row", "seconds")
+
+
+def load_state(path: Path, device: torch.device) -> tuple[State, dict[str, Any]]:
+    """Read a checkpoint: the state, and the header with the fields that were added."""
+    tensors, header = artefacts.load(path, KIND)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    single = {name: tensors[name] for name in _TENSORS}
+    groups = {group: tuple(tensors[f"{group}.{i}"] for i in range(3)) for group in _GROUPS}
+    return State(**single, **groups, **{name: header[name] for name in _COUNTS}), header
+
+
+def begin(config: Config, problem: Problem, experts: Trajectories) -> State:
+    """The state before the first iteration."""
+    images, logits, labels = METHODS[config.method].start(config, problem, experts)
+    step_size = torch.tensor(config.distil.step_size, device=problem.device)
+    learned = (images, logits, step_size)
+    return State(*learned, momenta=_zeros(learned), previous=learned, labels=labels)
+
+
+def iterate(
+    config: Config, problem: Problem, experts: Trajectories, derivatives: Derivatives, state: State
+) -> Iterator[tuple[State, dict[str, Any]]]:  # fmt: skip
+    """Run iterations from ``state`` on, and yield each new state with its metrics.
+
+    A matching loss above the threshold is not stepped on.  Where a loss or a gradient is not finite, the last step
+    led astray: it is undone, its momentum forgotten, and the iteration counted in ``rolled_back``.
+
+    Raises:
+        PotstillError: twenty iterations in a row diverged.
+    """
+    while state.iteration < config.distil.iterations:
+        began = time.perf_counter()
+        loss, gradients, drawn = _differentiate(config, problem, experts, derivatives, state)
+        metrics = {"iteration": state.iteration, "loss": loss, "step_size": float(state.step_size), **drawn}
+        if not all(math.isfinite(value) for value in (loss, *(float(g.square().sum()) for g in gradients))):
+            next_state = _roll_back(state)
+        elif loss > config.distil.threshold:
+            next_state = replace(state, skipped=state.skipped + 1, in_a_row=0)
+        else:
+            next_state = _step(config, state, gradients)
+        seconds = state.seconds + time.perf_counter() - began
+        state = replace(next_state, iteration=state.iteration + 1, seconds=seconds)
+        if state.in_a_row >= PATIENCE:
+            raise PotstillError(
+                f"distilling diverged {PATIENCE} times in a row at iteration {state.iteration}, each time undone; "
+                f"lower --distil.lr-images (now {config.distil.lr_images:g}) or --distil.step-size (now "
+                f"{config.distil.step_size:g}). The last good state is kept."
+            )
+        yield state, {**metrics, "skipped": state.skipped, "rolled_back": state.rolled_back}
+
+
+def _differentiate(
+    config: Config, problem: Problem, experts: Trajectories, derivatives: Derivatives, state: State
+) -> tuple[float, tuple[Tensor, ...], dict[str, Any]]:  # fmt: skip
+    leaves = [tensor.detach().requires_grad_() for tensor in (state.images, state.logits, state.step_size)]
+    loss, drawn = METHODS[config.method].loss(config, problem, experts, derivatives, *leaves, state.iteration)
+    return float(loss.detach()), torch.autograd.grad(loss, leaves), drawn
+
+
+def _step(config: Config, state: State, gradients: tuple[Tensor, ...]) -> State:
+    """SGD with momentum on images, logits and step size.
+
+    The step size moves by α ← α · exp(−lr · v / α): to first order the published step α ← α − lr · v, and positive
+    whatever the gradient.  One step at most halves or doubles it.
+    """
+    decay = (MOMENTUM_IMAGES, MOMENTUM_LOGITS, MOMENTUM_STEP_SIZE)
+    momenta = tuple(d * v + g for d, v, g in zip(decay, state.momenta, gradients, strict=True))
+    images, logits, step_size = momenta
+    distil = config.distil
+    factor = (-distil.lr_step_size * step_size / state.step_size).clamp(-math.log(2), math.log(2)).exp()
+    return replace(
+        state,
+        images=state.images - distil.lr_images * images,
+        logits=state.logits - distil.lr_logits * logits,
+        step_size=state.step_size * factor,
+        momenta=momenta,
+        previous=(state.images, state.logits, state.step_size),
+        in_a_row=0,
+    )
+
+
+def _roll_back(state: State) -> State:
+    """The state before the last step, without the momentum that led astray."""
+    images, logits, step_size = state.previous
+    return replace(
+        state,
+        images=images,
+        logits=logits,
+        step_size=step_size,
+        momenta=_zeros(state.previous),
+        rolled_back=state.rolled_back + 1,
+        in_a_row=state.in_a_row + 1,
+    )
+
+
+def _zeros(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros_like(tensor) for tensor in tensors)

@@ -1,0 +1,191 @@
+"""The artefact: a synthetic set that carries everything needed to train on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from potstill import artefacts
+from potstill.errors import PotstillError
+from potstill.whitening import Transform
+
+FILE = "distilled.safetensors"
+KIND = "distilled set"
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A synthetic training set; row i shows an image of class ``labels[i]``."""
+
+    images: Tensor  # (n, C, H, W) float32, whitened, may leave the range of real pixels
+    logits: Tensor  # (n, K) learned label logits; their softmax is the soft label
+    labels: Tensor  # (n,) the class each slot began with
+    step_size: float  # the learned step size of SGD, for training on this set
+    transform: Transform  # whitens test images as these were whitened
+    classes: tuple[str, ...]
+    recipe: dict[str, Any]  # network and augmentation that the set was made with, and is trained with by default
+    provenance: dict[str, Any]  # how it came to be: configuration, dataset fingerprint, iteration
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def soft_labels(self) -> Tensor:
+        """Class probabilities (n, K)."""
+        return self.logits.softmax(1)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images in true colours, uint8 (n, C, H, W); what leaves the range of pixels is clipped."""
+        return (self.transform.invert(self.images).clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) and soft labels (n, K), ready to train on."""
+        return self.images, self.soft_labels
+
+    def loader(self, batch_size: int = 128, shuffle: bool = True, augment: bool = True) -> "DataLoader[Any]":
+        """A DataLoader of (images, soft labels), augmented as in distilling unless told otherwise."""
+        collate = _augmenting(self.recipe["augment"]) if augment else None
+        return DataLoader(TensorDataset(*self.tensors()), batch_size=batch_size, shuffle=shuffle, collate_fn=collate)
+
+    def save(self, path: str | Path) -> None:
+        """Write one self-describing file, atomically."""
+        tensors = {"images": self.images, "logits": self.logits, "labels": self.labels}
+        header = {
+            "step_size": self.step_size, "classes": list(self.classes), "transform": self.transform.kind,
+            "recipe": self.recipe, "provenance": self.provenance,
+        }  # fmt: skip
+        artefacts.save(Path(path), KIND, {**tensors, **self.transform.tensors()}, header)
+
+    def half(self) -> "Distilled":
+        """The same set with images and logits rounded to float16, for a smaller file; trained on as float32."""
+        return replace(self, images=self.images.half(), logits=self.logits.half())
+
+    def export(self, path: str | Path) -> None:
+        """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
+
+        ``.npz`` keeps everything exactly (whitened images, soft labels, transform); the others hold true-colour
+        pixels, clipped to 8 bits, and so lose a little.
+        """
+        _export(self, Path(path))
+
+
+def load(path: str | Path) -> Distilled:
+    """Read a distilled set, from its file or from the folder of its run.
+
+    Raises:
+        PotstillError: missing, truncated, or not a distilled set.
+
+    Example:
+        >>> distilled = potstill.load("runs/digits-ipc1")
+        >>> images, soft_labels = distilled.tensors()
+    """
+    path = Path(path)
+    tensors, header = artefacts.load(path / FILE if path.is_dir() else path, KIND)
+    return Distilled(
+        images=tensors["images"].float(),
+        logits=tensors["logits"].float(),
+        labels=tensors["labels"],
+        step_size=header["step_size"],
+        transform=Transform.from_tensors(header["transform"], tensors),
+        classes=tuple(header["classes"]),
+        recipe=header["recipe"],
+        provenance=header["provenance"],
+    )
+
+
+def _augmenting(operations: Any) -> Callable[[list[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]:
+    """A collate function that augments each batch by one drawn operation, seeded by torch's global generator."""
+    from potstill import augment
+
+    def collate(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        images, targets = torch.stack([image for image, _ in rows]), torch.stack([target for _, target in rows])
+        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        drawing = augment.draw(operations, len(rows), (images.shape[2], images.shape[3]), draws)
+        return augment.apply(images, drawing), targets
+
+    return collate
+
+
+def _export(distilled: Distilled, path: Path) -> None:
+    import io
+
+    import numpy as np
+
+    pixels = distilled.pixels.permute(0, 2, 3, 1).numpy()
+    if path.suffix == ".png":
+        return artefacts.write_bytes(path, png(grid(distilled.pixels, distilled.labels)))
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        transform = {name.replace(".", "_"): value.numpy() for name, value in distilled.transform.tensors().items()}
+        np.savez(
+            buffer, images=distilled.images.numpy(), soft_labels=distilled.soft_labels.numpy(), pixels=pixels,
+            labels=distilled.labels.numpy(), classes=np.array(distilled.classes), step_size=distilled.step_size,
+            **transform,
+        )  # fmt: skip
+        return artefacts.write_bytes(path, buffer.getvalue())
+    encoded = [png(image) for image in distilled.pixels]
+    if path.suffix == ".parquet":
+        return artefacts.write_bytes(path, _parquet(distilled, encoded))
+    if path.suffix:
+        raise PotstillError(f"{path}: cannot export to {path.suffix!r}; use .png, .npz, .parquet or a folder.")
+    for number, (content, label) in enumerate(zip(encoded, distilled.labels.tolist(), strict=True)):
+        name = distilled.classes[label].replace("/", "_")
+        artefacts.write_bytes(path / name / f"{number:05d}.png", content)
+    return artefacts.write_json(path / "soft_labels.json", distilled.soft_labels.tolist())
+
+
+def _parquet(distilled: Distilled, encoded: list[bytes]) -> bytes:
+    import io
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pa.array([{"bytes": content, "path": None} for content in encoded])
+    columns = {
+        "image": rows,
+        "label": pa.array(distilled.labels.tolist()),
+        "soft_label": pa.array(distilled.soft_labels.tolist()),
+    }
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(distilled.classes), "_type": "ClassLabel"},
+        "soft_label": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
+    }
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def png(image: Tensor, scale: int = 1) -> bytes:
+    """PNG bytes of one uint8 image (C, H, W), grey or colour, each pixel drawn ``scale`` pixels wide."""
+    import io
+
+    from PIL import Image
+
+    array = image.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def grid(pixels: Tensor, labels: Tensor, most: int = 10, gap: int = 2) -> Tensor:
+    """One uint8 image of the set, a row a class, up to ``most`` images each, enlarged to be seen."""
+    c, h, w = pixels.shape[1:]
+    scale = max(1, 64 // h)
+    rows = [pixels[labels == label][:most] for label in range(int(labels.max()) + 1)]
+    columns = max(len(row) for row in rows)
+    canvas = pixels.new_full((c, len(rows) * (h * scale + gap) + gap, columns * (w * scale + gap) + gap), 255)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            y, x = gap + i * (h * scale + gap), gap + j * (w * scale + gap)
+            canvas[:, y : y + h * scale, x : x + w * scale] = image.repeat_interleave(scale, 1).repeat_interleave(
+                scale, 2
+            )
+    return canvas

@@ -1,0 +1,285 @@
+"""Judging a set: a protocol × networks × fresh seeds → accuracies with intervals, beside three controls.
+
+The controls run under the same recipe: as many random real images with hard labels, the same with soft labels, and
+the full training set.  Every trained network's figure is kept by the fingerprint of all that it depends on, so
+nothing is trained twice and an interrupted evaluation goes on where it stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from potstill import artefacts, engine, functional, seeds
+from potstill.config import EvaluationConfig, NetworkConfig, Operation
+from potstill.data import cache_folder
+from potstill.distilled import Distilled
+from potstill.engine import Compile, choose_precision
+from potstill.errors import PotstillError
+from potstill.functional import FlatNetwork
+from potstill.problem import Problem, Whitened
+from potstill.training import Recipe, one_hot, run_to_end, sgd
+
+Event = dict[str, Any]
+CONTROL_STEP_SIZE = 0.01  # the published step size for real images, and for networks a set was not made with
+SoftLabels = Callable[[Tensor], Tensor]
+"""Rows of the training set (n,) → soft labels (n, K) from the experts."""
+
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the table the last is a safe bound.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+               2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How networks are trained and judged; stored with every number it gives."""
+
+    name: str
+    epochs: int  # on a synthetic set or on random images
+    full_epochs: int  # on the full training set
+    seeds: int  # fresh networks a figure
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    selection: str = "validation"  # the split on which the checkpoint was chosen; "test" is the paper's way
+
+    def recipe(self, epochs: int, step_size: float, augment: Sequence[Operation]) -> Recipe:
+        """SGD of this protocol: the step size falls tenfold past half of the epochs, and the momentum restarts."""
+        return Recipe(
+            epochs, self.batch_size, step_size, self.momentum, self.weight_decay, epochs // 2 + 1,
+            augment=tuple(augment),
+        )  # fmt: skip
+
+
+PROTOCOLS = {
+    "quick": Protocol("quick", epochs=300, full_epochs=10, seeds=2),
+    "standard": Protocol("standard", epochs=1001, full_epochs=50, seeds=5),
+    "paper": Protocol("paper", epochs=1001, full_epochs=50, seeds=1, selection="test"),
+}
+
+
+def protocol_of(config: EvaluationConfig) -> Protocol:
+    """The named protocol with what the configuration changes.
+
+    Raises:
+        PotstillError: fewer than one seed or epoch.
+    """
+    changes = {name: getattr(config, name) for name in ("seeds", "epochs", "full_epochs")}
+    for name, value in changes.items():
+        if value is not None and value < 1:
+            raise PotstillError(f"evaluation.{name} {value}: at least 1 is needed.")
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(PROTOCOLS[config.protocol], **given)
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (n − 1), 95 % t-interval of the mean, and the values; fractions of 1.
+
+    A single value has no deviation and no interval: both are None.
+    """
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return {"mean": mean, "std": None, "ci95": None, "per_seed": list(values)}
+    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = T_QUANTILES[min(n - 2, len(T_QUANTILES) - 1)] * std / math.sqrt(n)
+    return {"mean": mean, "std": std, "ci95": [mean - half, mean + half], "per_seed": list(values)}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A problem, the network that is trained (perhaps another than the student's), and the protocol."""
+
+    problem: Problem
+    config: NetworkConfig
+    network: FlatNetwork
+    protocol: Protocol
+    augment: tuple[Operation, ...]
+    compile: Compile = "auto"
+
+    def train(self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int) -> Tensor:
+        """Parameters (P,) of a fresh network trained on images with target probabilities."""
+        self.network.reset_buffers()
+        shape, classes = self.problem.dataset.shape, len(self.problem.dataset.classes)
+        theta = functional.initial(self.config, shape, classes, seed).to(self.problem.device)
+        recipe = self.protocol.recipe(epochs, step_size, self.augment)
+        seen = epochs * len(images) * self.protocol.seeds
+        batch = min(self.protocol.batch_size, len(images))
+        gradient = engine.training_gradient(self.network, shape, batch, seen, self.compile)
+        return run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta)
+
+    def accuracy(
+        self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int, on: Whitened
+    ) -> float:  # fmt: skip
+        """Accuracy on ``on`` of one network; nan where its training diverged."""
+        theta = self.train(images, targets, epochs, step_size, seed)
+        if not bool(theta.isfinite().all()):
+            return 0.0
+        return functional.accuracy(self.network, theta, on.images, on.labels)
+
+
+def judge(
+    problem: Problem, config: NetworkConfig, protocol: Protocol, augment: Sequence[Operation], compile: Compile = "auto"
+) -> Judge:
+    """A judge with a network of ``config``, in the precision that suits it."""
+    network = problem.network
+    if config != problem.network_config:
+        shape, classes = problem.dataset.shape, len(problem.dataset.classes)
+        network = functional.flat_network(config, shape, classes, problem.device)
+        wanted = "auto" if problem.network.precision != torch.float32 else "float32"
+        network = replace(network, precision=choose_precision(wanted, problem.device, network, shape))
+    return Judge(problem, config, network, protocol, tuple(augment), compile)
+
+
+def validate(judge: Judge, images: Tensor, logits: Tensor, step_size: float, split: str = "validation") -> float:
+    """Mean accuracy of the protocol's networks on the validation part (or on the test part, the paper's way)."""
+    on = judge.problem.test if split == "test" else judge.problem.val
+    targets = logits.softmax(1)
+    drawn = [seeds.derive(0, "validation network", number) for number in range(judge.protocol.seeds)]
+    found = [judge.accuracy(images, targets, judge.protocol.epochs, step_size, seed, on) for seed in drawn]
+    return sum(found) / len(found)
+
+
+def evaluate(
+    judge: Judge, distilled: Distilled, ipc: int, soft_labels: SoftLabels | None, full_seeds: int | None = None,
+    experts: Any = None,
+) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
+    """Final figures of a set and its controls on the test part; yields an event a network, returns ``accuracy``.
+
+    Args:
+        judge: what is trained, and how.
+        distilled: the set.
+        ipc: images per class of the random controls.
+        soft_labels: labels of the soft control; None leaves that control out.
+        full_seeds: networks of the full-set control; None for as many as the others, 0 for none.
+        experts: identity of the experts behind ``soft_labels``, for the fingerprint.
+
+    Returns:
+        {"distilled": {mean, std, ci95, per_seed}, "random": ..., "random_soft": ..., "full": ...}, fractions of 1;
+        and under "seconds" what the training of all these networks took.
+    """
+    plans = list(_plans(judge, distilled, ipc, soft_labels, full_seeds, experts))
+    total = sum(count for _, count, _, _ in plans)
+    accuracy: dict[str, Any] = {}
+    done, seconds = 0, 0.0
+    for name, count, identity, accuracy_of in plans:
+        values = []
+        for number in range(count):
+            yield {"stage": "evaluation", "done": done, "total": total, "set": name, "network": number}
+            value, spent = _once([*identity, number], lambda: accuracy_of(number))  # noqa: B023
+            values.append(value)
+            seconds += spent
+            done += 1
+        accuracy[name] = interval(values)
+    yield {"stage": "evaluation", "done": done, "total": total}
+    return {"accuracy": accuracy, "seconds": seconds}
+
+
+def _plans(
+    judge: Judge, distilled: Distilled, ipc: int, soft_labels: SoftLabels | None, full_seeds: int | None, experts: Any
+) -> Generator[tuple[str, int, list[Any], Callable[[int], float]], None, None]:
+    """For each figure: its name, number of networks, identity, and the accuracy of network number i."""
+    problem, protocol = judge.problem, judge.protocol
+    device, test = problem.device, problem.test
+    images, targets = (tensor.to(device) for tensor in distilled.tensors())
+    step_size = distilled.step_size if vars(judge.config) == distilled.recipe["network"] else CONTROL_STEP_SIZE
+    hard = one_hot(problem.train.labels, len(problem.dataset.classes))
+    common = [
+        artefacts.VERSION, problem.dataset.fingerprint, problem.transform.kind, vars(judge.config), vars(protocol),
+        list(judge.augment), str(judge.network.precision), device.type,
+    ]  # fmt: skip
+
+    def seed(number: int) -> int:
+        return seeds.derive(0, "evaluation network", number)
+
+    def of_distilled(number: int) -> float:
+        return judge.accuracy(images, targets, protocol.epochs, step_size, seed(number), test)
+
+    def of_random(number: int) -> float:
+        rows = random_rows(problem, ipc, number)
+        return judge.accuracy(
+            problem.train.images[rows], hard[rows], protocol.epochs, CONTROL_STEP_SIZE, seed(number), test
+        )
+
+    def of_random_soft(number: int) -> float:
+        rows = random_rows(problem, ipc, number)
+        assert soft_labels is not None
+        return judge.accuracy(
+            problem.train.images[rows], soft_labels(rows), protocol.epochs, CONTROL_STEP_SIZE, seed(number), test
+        )
+
+    def of_full(number: int) -> float:
+        return judge.accuracy(
+            problem.train.images, hard, protocol.full_epochs, CONTROL_STEP_SIZE, seed(number), test
+        )  # fmt: skip
+
+    n = protocol.seeds
+    yield "distilled", n, [*common, "distilled", artefacts.fingerprint(images, targets, step_size)], of_distilled
+    yield "random", n, [*common, "random", ipc], of_random
+    if soft_labels is not None:
+        yield "random_soft", n, [*common, "random_soft", ipc, experts], of_random_soft
+    if full_seeds != 0:
+        yield "full", full_seeds or n, [*common, "full"], of_full
+
+
+def random_rows(problem: Problem, ipc: int, number: int) -> Tensor:
+    """Rows of the training set: IPC random images of each class, another draw for each control network."""
+    labels = problem.dataset.train.labels
+    order = torch.randperm(len(labels), generator=seeds.generator(0, "random control", number))
+    rows = [order[labels[order] == label][:ipc] for label in range(len(problem.dataset.classes))]
+    return torch.cat(rows).to(problem.device)
+
+
+def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float]:
+    """A network's accuracy and the seconds it took, computed once and kept by fingerprint."""
+    path = cache_folder() / "networks" / f"{artefacts.fingerprint(identity)}.json"
+    if path.exists():
+        kept = artefacts.read_json(path)
+        return kept["accuracy"], kept["seconds"]
+    began = time.perf_counter()
+    accuracy = compute()
+    seconds = time.perf_counter() - began
+    artefacts.write_json(path, {"accuracy": accuracy, "seconds": seconds, "identity": identity})
+    return accuracy, seconds
+
+
+def train(
+    distilled: Distilled, network: NetworkConfig | None = None, *, seed: int = 0, epochs: int | None = None,
+    step_size: float | None = None, device: str = "cpu",
+) -> nn.Module:  # fmt: skip
+    """Train a network on a distilled set by the standard protocol, and return it ready to predict.
+
+    Args:
+        distilled: the set.
+        network: the network; by default the one the set was made with.
+        seed: seed of its initialisation and of the draws in training.
+        epochs: epochs over the set; by default the protocol's 1001.
+        step_size: step size of SGD; by default the learned one for the network the set was made with, else 0.01.
+        device: where to train.
+
+    Example:
+        >>> distilled = potstill.load("runs/digits-ipc1")
+        >>> network = potstill.train(distilled)
+        >>> predicted = network(distilled.transform(uint8_images)).argmax(1)
+    """
+    own = NetworkConfig(**distilled.recipe["network"])
+    config = network or own
+    protocol = PROTOCOLS["standard"]
+    c, h, w = distilled.images.shape[1:]
+    flat = functional.flat_network(config, (c, h, w), len(distilled.classes), device)
+    theta = functional.initial(config, (c, h, w), len(distilled.classes), seed).to(device)
+    alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)
+    recipe = protocol.recipe(epochs or protocol.epochs, alpha, distilled.recipe["augment"])
+    images, targets = (tensor.to(device) for tensor in distilled.tensors())
+    batch = min(recipe.batch_size, len(images))
+    gradient = engine.training_gradient(flat, (c, h, w), batch, recipe.epochs * len(images), "auto")
+    theta = run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta)
+    module = flat.module.requires_grad_(True)
+    with torch.no_grad():
+        for parameter, value in zip(module.parameters(), flat.unflatten(theta).values(), strict=True):
+            parameter.copy_(value)
+    return module.eval()

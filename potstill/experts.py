@@ -1,0 +1,116 @@
+"""Training on the real data: each expert leaves the trajectory that a student shall follow."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill import artefacts, engine, functional, trajectories, window
+from potstill.config import Config
+from potstill.problem import Problem
+from potstill.seeds import derive
+from potstill.training import Recipe, one_hot, sgd
+from potstill.trajectories import Trajectories, expert_path, partial_path
+
+CHECKPOINT_SECONDS = 30.0
+
+
+def subject(config: Config, problem: Problem) -> dict[str, Any]:
+    """What experts must have in common with a student for their trajectory to mean anything to it."""
+    return {
+        "dataset": {"name": problem.dataset.name, "fingerprint": problem.dataset.fingerprint},
+        "transform": problem.transform.kind,
+        "network": vars(config.network),
+    }
+
+
+def identity(config: Config, problem: Problem) -> dict[str, Any]:
+    """What makes one store of experts differ from another: every setting that changes a weight."""
+    expert = {name: value for name, value in vars(config.expert).items() if name not in ("count", "keep_all")}
+    return {**subject(config, problem), "expert": expert, "augment": list(config.augment), "seed": config.seed}
+
+
+def kept_epochs(config: Config) -> list[int]:
+    """The epochs whose snapshots are stored: those the window can use, or all."""
+    if config.expert.keep_all:
+        return list(range(config.expert.epochs + 1))
+    return list(window.epochs_used(config.window, config.distil.expert_epochs))
+
+
+def train(config: Config, problem: Problem, folder: Path) -> Iterator[dict[str, Any]]:
+    """Train the experts that ``folder`` lacks, and yield a metric after every epoch.
+
+    Training goes on where it stopped: finished experts are kept, and one in training continues from its last
+    checkpoint, bit for bit.  Read the result with :func:`trajectories.open_store`.
+    """
+    window.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
+    trajectories.create(folder, identity(config, problem), kept_epochs(config))
+    store = trajectories.open_store(folder)
+    total = config.expert.count * config.expert.epochs
+    for number in range(config.expert.count):
+        if number < len(store) and expert_path(folder, number).exists():
+            yield {"stage": "experts", "done": (number + 1) * config.expert.epochs, "total": total, "expert": number}
+            continue
+        for epoch in _train_one(config, problem, store, number):
+            done = number * config.expert.epochs + epoch
+            yield {"stage": "experts", "done": done, "total": total, "expert": number, "epoch": epoch}
+        store = trajectories.open_store(folder)
+
+
+def _train_one(config: Config, problem: Problem, store: Trajectories, number: int) -> Iterator[int]:
+    """Train one expert from its last checkpoint to its last epoch, yield each epoch, enter it in the manifest."""
+    network, folder = problem.network, store.folder
+    seed = derive(config.seed, "expert", number)
+    partial = partial_path(folder, number)
+    dtype = getattr(torch, config.expert.storage)
+    network.reset_buffers()
+    theta = functional.initial(config.network, problem.dataset.shape, len(problem.dataset.classes), seed)
+    snapshots = {0: (theta, network.buffers)}
+    epoch, before = 0, 0.0
+    if partial.exists():
+        tensors, header = artefacts.load(partial, "expert in training")
+        theta, epoch, before = tensors["last"], header["epoch"], header["seconds"]
+        network.set_buffers(tensors["last_buffers"])
+        snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
+    recipe = Recipe(
+        config.expert.epochs, config.expert.batch_size, config.expert.step_size, rho=config.expert.rho,
+        alpha=config.expert.alpha, augment=config.augment,
+    )  # fmt: skip
+    targets = one_hot(problem.train.labels, len(problem.dataset.classes))
+    images = config.expert.count * config.expert.epochs * len(targets)
+    gradient = engine.training_gradient(
+        network, problem.dataset.shape, config.expert.batch_size, images, config.compile
+    )  # fmt: skip
+    began = saved = time.monotonic()
+    for theta in sgd(gradient, theta.to(problem.device), problem.train.images, targets, recipe, seed, epoch):
+        epoch += 1
+        if epoch in store.epochs:
+            snapshots[epoch] = (theta.cpu().clone(), network.buffers.cpu())  # cloned: a view would follow training
+        if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < config.expert.epochs:
+            header = {"epoch": epoch, "seconds": before + time.monotonic() - began}
+            _save(partial, "expert in training", snapshots, theta, network.buffers, header, torch.float32)
+            saved = time.monotonic()
+        yield epoch
+    accuracy = functional.accuracy(network, theta, problem.val.images, problem.val.labels)
+    kept = {e: snapshot for e, snapshot in snapshots.items() if e in store.epochs}
+    seconds = before + time.monotonic() - began
+    _save(expert_path(folder, number), "expert", kept, theta, network.buffers, {"epoch": epoch}, dtype)
+    accuracies = (*store.accuracies[:number], accuracy)
+    trajectories.write(replace(store, accuracies=accuracies, seconds=store.seconds + seconds))
+    partial.unlink(missing_ok=True)
+
+
+def _save(
+    path: Path, kind: str, snapshots: dict[int, tuple[torch.Tensor, torch.Tensor]], last: torch.Tensor,
+    last_buffers: torch.Tensor, header: dict[str, Any], dtype: torch.dtype,
+) -> None:  # fmt: skip
+    tensors = {
+        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], dtype),
+        "buffers": trajectories.stack([buffers for _, buffers in snapshots.values()], torch.float32),
+        "last": last,
+        "last_buffers": last_buffers,
+    }
+    artefacts.save(path, kind, tensors, {**header, "epochs": list(snapshots)})

@@ -1,0 +1,119 @@
+"""What a run would cost, from a few timed steps of each stage on this machine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill import engine, evaluation, experts, functional, run, seeds, window
+from potstill.config import Config
+from potstill.methods.trajectory import draw_steps
+from potstill.training import Recipe, one_hot, run_to_end, sgd
+from potstill.unroll import unroll
+
+INNER_STEPS = 2  # timed ones; the time of an iteration is proportional to their number
+
+
+def forecast(config: Config) -> dict[str, Any]:
+    """Seconds, bytes on disk and peak bytes of memory of each stage of a run.
+
+    Each stage is run for a few steps, after a first one that does not count, and its time is multiplied out.  What is
+    already kept from earlier runs (controls, experts) is not subtracted.
+    """
+    job = run.Run(config, Path("."), Path("."))
+    problem = job.problem
+    window.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
+    n, classes = config.ipc * len(problem.dataset.classes), len(problem.dataset.classes)
+    protocol = evaluation.protocol_of(config.evaluation)
+    real = len(problem.train.labels)
+    shape = problem.dataset.shape
+    theta = functional.initial(config.network, shape, classes, 0).to(problem.device)
+    kept = len(experts.kept_epochs(config)) + 1
+    width = 2 if config.expert.storage == "float16" else 4
+    expert_epochs = config.expert.count * config.expert.epochs
+    expert_step = _training_step(job, config.expert.batch_size, expert_epochs * real, config.expert.rho)
+    full_seeds = protocol.seeds if config.evaluation.full_seeds is None else config.evaluation.full_seeds
+    steps = protocol.epochs * -(-n // protocol.batch_size)
+    judging = evaluation.PROTOCOLS["quick"].epochs * 2 * -(-n // protocol.batch_size) * (config.distil.evaluations + 1)
+    small_step = _training_step(job, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
+    full_images = protocol.full_epochs * real * full_seeds
+    full_step = (
+        _training_step(job, protocol.batch_size, full_images) * -(-real // protocol.batch_size) * protocol.full_epochs
+    )
+    values = n * (shape[0] * shape[1] * shape[2] + classes)
+    transform = sum(tensor.numel() for tensor in problem.transform.tensors().values())
+    inner, how = _inner_step(job, theta, n)
+    weights = (config.distil.inner_steps + 1) * len(theta) * 4
+    return {
+        "seconds": {
+            "experts": expert_step * expert_epochs * -(-real // config.expert.batch_size),
+            "distilling": inner * config.distil.inner_steps * config.distil.iterations + judging * small_step,
+            "evaluation": 3 * protocol.seeds * steps * small_step + full_seeds * full_step,
+        },
+        "disk_bytes": {
+            "experts": config.expert.count * kept * len(theta) * width,
+            "distilling": 4 * (3 * values + values + transform),  # state, momentum, previous state; the set
+        },
+        "memory_bytes": run.peak_memory(problem.device) + weights,
+        "device": str(problem.device),
+        "engine": how,
+    }
+
+
+def _timed(action: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
+    """Median seconds of an action, after one that does not count."""
+    action()
+    seconds = []
+    for _ in range(repeats):
+        _wait(device)
+        began = time.perf_counter()
+        action()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 0.0) -> float:
+    """Seconds of one SGD step on real images, in a job that sees so many of them."""
+    problem = job.problem
+    classes = len(problem.dataset.classes)
+    images, labels = problem.train.images[:batch], problem.train.labels[:batch]
+    theta = functional.initial(job.config.network, problem.dataset.shape, classes, 0).to(problem.device)
+    recipe = Recipe(1, batch, 0.01, rho=rho, augment=job.config.augment)
+    targets = one_hot(labels, classes)
+    gradient = engine.training_gradient(
+        problem.network, problem.dataset.shape, batch, images_in_all, job.config.compile
+    )
+    return _timed(lambda: run_to_end(sgd(gradient, theta, images, targets, recipe, 0), theta), problem.device)
+
+
+def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, str]:
+    """Seconds of one inner step with its adjoint, and how it was differentiated."""
+    problem = job.problem
+    derivatives, micro_batch = run.inner_engine(job)
+    distil = replace(job.config.distil, micro_batch=micro_batch, inner_steps=INNER_STEPS)
+    config = replace(job.config, distil=distil)
+    images = problem.train.images[:n].clone().requires_grad_()
+    logits = torch.zeros(len(images), len(problem.dataset.classes), device=problem.device, requires_grad=True)
+    alpha = torch.tensor(distil.step_size, device=problem.device, requires_grad=True)
+    steps = draw_steps(config, problem, len(images), seeds.generator(0, "forecast"))
+    loss = functional.label_loss(problem.network)
+
+    def iteration() -> None:
+        end = unroll(
+            theta, images, logits, alpha, steps, loss, adjoint=distil.adjoint, derivatives=derivatives,
+            micro_batch=micro_batch,
+        )  # fmt: skip
+        torch.autograd.grad((end - theta).square().sum(), (images, logits, alpha))
+
+    precision = str(problem.network.precision).removeprefix("torch.")
+    how = "compiled" if derivatives.compiled else "plain"
+    return _timed(iteration, problem.device) / INNER_STEPS, f"inner steps {how}, in {precision}"

@@ -1,0 +1,126 @@
+"""Parameters as one flat vector, losses and accuracy as pure functions of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from potstill import networks
+from potstill.config import NetworkConfig
+
+BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(theta (P,), images (b, C, H, W), targets (b, K)) → the loss summed over the batch, a scalar."""
+
+
+@dataclass(frozen=True)
+class FlatNetwork:
+    """A network as a function of a flat parameter vector; the module inside lends its layers, never its weights.
+
+    Batch norm in training mode normalises by the batch and updates the running statistics of the module inside, which
+    :attr:`buffers` reads and :meth:`set_buffers` writes as one flat vector.
+    """
+
+    module: nn.Module
+    precision: torch.dtype = torch.float32
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of each parameter, in the order of the flat vector."""
+        return {name: parameter.shape for name, parameter in self.module.named_parameters()}
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.shapes.values()]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return sum(self._sizes)
+
+    @cached_property
+    def batch_coupled(self) -> bool:
+        """Whether an image's output depends on its batch (batch norm), which forbids micro-batches."""
+        return any(isinstance(layer, nn.BatchNorm2d) for layer in self.module.modules())
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of a flat vector (P,) under the parameters' names."""
+        parts = theta.split(self._sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Outputs (b, K) in the precision of ``theta``; layers compute in :attr:`precision` if that is lower."""
+        if self.precision == torch.float32:
+            return functional_call(self.module, self.unflatten(theta), (images,), tie_weights=False)
+        low = functional_call(
+            self.module, self.unflatten(theta.to(self.precision)), (images.to(self.precision),), tie_weights=False
+        )
+        return low.to(theta.dtype)
+
+    @property
+    def buffers(self) -> Tensor:
+        """Running statistics as one vector (B,), empty without batch norm."""
+        parts = [buffer.detach().float().flatten() for buffer in self.module.buffers()]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def set_buffers(self, values: Tensor) -> None:
+        """Write running statistics read from :attr:`buffers`."""
+        buffers = list(self.module.buffers())
+        for buffer, part in zip(buffers, values.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def reset_buffers(self) -> None:
+        """Running statistics of a fresh network."""
+        for layer in self.module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+
+
+def flat_network(
+    config: NetworkConfig, shape: networks.Shape, classes: int, device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+) -> FlatNetwork:  # fmt: skip
+    """The network of a configuration as a function of a flat vector."""
+    with torch.random.fork_rng(devices=[]):
+        module = networks.build(config, shape, classes)
+    return FlatNetwork(module.requires_grad_(False).to(device), precision)
+
+
+def initial(config: NetworkConfig, shape: networks.Shape, classes: int, seed: int) -> Tensor:
+    """Fresh parameters (P,) on the CPU: PyTorch's default initialisation under ``seed``, and no other state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = networks.build(config, shape, classes)
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+def soft_cross_entropy(outputs: Tensor, probabilities: Tensor) -> Tensor:
+    """−Σ_b Σ_k p_bk log softmax(outputs)_bk, summed over the batch; one-hot rows make it the hard one."""
+    return -(probabilities * F.log_softmax(outputs, 1)).sum()
+
+
+def label_loss(network: FlatNetwork) -> BatchLoss:
+    """Loss against label logits z: soft cross-entropy with softmax(z), differentiable in z."""
+    return lambda theta, images, logits: soft_cross_entropy(network(theta, images), F.softmax(logits, 1))
+
+
+def target_loss(network: FlatNetwork) -> BatchLoss:
+    """Loss against probabilities, hard or soft."""
+    return lambda theta, images, probabilities: soft_cross_entropy(network(theta, images), probabilities)
+
+
+@torch.no_grad()
+def predict(network: FlatNetwork, theta: Tensor, images: Tensor, batch: int = 500) -> Tensor:
+    """Outputs (N, K) of the network in evaluation mode."""
+    network.module.eval()
+    outputs = torch.cat([network(theta, part) for part in images.split(batch)])
+    network.module.train()
+    return outputs
+
+
+def accuracy(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> float:
+    """Fraction of images classified correctly."""
+    return float((predict(network, theta, images).argmax(1) == labels).float().mean())

@@ -1,0 +1,95 @@
+"""Data, transform and network on a device: what every stage works on."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from potstill import data, functional, whitening
+from potstill.config import Config, NetworkConfig
+from potstill.data import Dataset, Split
+from potstill.engine import choose_precision
+from potstill.errors import PotstillError
+from potstill.functional import FlatNetwork
+from potstill.whitening import Transform
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """A split as networks see it, on the device."""
+
+    images: Tensor  # (N, C, H, W) float32, whitened
+    labels: Tensor  # (N,) int64
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A dataset, the transform fitted on it, and the network that experts and students share."""
+
+    dataset: Dataset
+    transform: Transform
+    network_config: NetworkConfig
+    network: FlatNetwork
+    device: torch.device
+
+    @cached_property
+    def train(self) -> Whitened:
+        """Training images."""
+        return self._whiten(self.dataset.train)
+
+    @cached_property
+    def val(self) -> Whitened:
+        """Validation images, for choosing checkpoints."""
+        return self._whiten(self.dataset.val)
+
+    @cached_property
+    def test(self) -> Whitened:
+        """Test images, for final figures only."""
+        return self._whiten(self.dataset.test)
+
+    def _whiten(self, split: Split) -> Whitened:
+        images = torch.cat([self.transform(part) for part in split.images.split(10_000)])
+        return Whitened(images.to(self.device), split.labels.to(self.device))
+
+
+def prepare(config: Config) -> Problem:
+    """Read the data, fit the transform and build the network of a configuration.
+
+    Raises:
+        PotstillError: whatever is wrong with the data, the device or the sizes.
+    """
+    if config.ipc < 1:
+        raise PotstillError(f"ipc {config.ipc}: a set holds at least 1 image per class; raise --ipc.")
+    dataset = data.load(
+        config.dataset, validation=config.validation, resize=config.resize, label_column=config.label_column
+    )
+    counts = torch.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    if int(counts.min()) < config.ipc:
+        raise PotstillError(
+            f"ipc {config.ipc}: class {dataset.classes[int(counts.argmin())]!r} has only {int(counts.min())} training "
+            "images after the validation part is kept aside; lower --ipc."
+        )
+    device = choose_device(config.device)
+    network = functional.flat_network(config.network, dataset.shape, len(dataset.classes), device)
+    network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
+    transform = whitening.fit(config.transform, dataset.train.images)
+    return Problem(dataset, transform, config.network, network, device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name, or the fastest one for "auto".
+
+    Raises:
+        PotstillError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        present = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        reason = str(error).splitlines()[0]
+        raise PotstillError(f"device {name!r}: not available here ({reason}); use one of {present}.") from error
+    return device

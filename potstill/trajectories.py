@@ -1,0 +1,138 @@
+"""The store of experts on disk: a manifest that says what they are, and one file an expert.
+
+experts/
+  manifest.json                 what was trained on what, which epochs are kept, how each expert ended
+  expert-00.safetensors         theta (kept epochs, P), buffers (kept epochs, B), last (P,), last_buffers (B,)
+  expert-01.partial.safetensors an expert still in training
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill import artefacts
+from potstill.errors import PotstillError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Finished experts in a folder."""
+
+    folder: Path
+    identity: dict[str, Any]  # what they were trained on and how; compared field by field
+    epochs: tuple[int, ...]  # the epochs whose snapshots are kept, ascending
+    accuracies: tuple[float, ...]  # of each finished expert after its last epoch, on the validation part
+    seconds: float  # that training them took, all together
+
+    def __len__(self) -> int:
+        return len(self.accuracies)
+
+    def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
+        """Snapshots (P,) at epochs ``start`` and ``start + span``, float32, read without the rest of the file."""
+        with artefacts.opened(expert_path(self.folder, expert), "expert") as (slices, _):
+            theta = slices("theta")
+            first, last = (theta[self._row(epoch)] for epoch in (start, start + span))
+        return first.float(), last.float()
+
+    def last(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Parameters (P,) and buffers (B,) after the last epoch."""
+        tensors, _ = artefacts.load(expert_path(self.folder, expert), "expert")
+        return tensors["last"].float(), tensors["last_buffers"].float()
+
+    def _row(self, epoch: int) -> int:
+        if epoch not in self.epochs:
+            raise PotstillError(f"{self.folder}: keeps no snapshot of epoch {epoch}, only of {_ranges(self.epochs)}.")
+        return self.epochs.index(epoch)
+
+
+def expert_path(folder: Path, number: int) -> Path:
+    """Where a finished expert lies."""
+    return folder / f"expert-{number:02d}.safetensors"
+
+
+def partial_path(folder: Path, number: int) -> Path:
+    """Where an expert in training lies."""
+    return folder / f"expert-{number:02d}.partial.safetensors"
+
+
+def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> None:
+    """Begin a store, or go on with one of the same identity.
+
+    Raises:
+        PotstillError: the folder holds experts of another network, dataset, transform or recipe; the differing
+            fields are named.
+    """
+    identity = artefacts.plain(identity)
+    if (folder / MANIFEST).exists():
+        found = _manifest(folder)
+        check_identity(folder, found["identity"], identity)
+        if missing := sorted(set(epochs) - set(found["epochs"])):
+            raise PotstillError(
+                f"{folder}: keeps snapshots of epochs {_ranges(found['epochs'])}, but epoch {missing[0]} is needed; "
+                "train the experts in another folder, or with --expert.keep-all."
+            )
+        return
+    write(Trajectories(folder, identity, tuple(epochs), (), 0.0))
+
+
+def write(store: Trajectories) -> None:
+    """Write the manifest of a store."""
+    manifest = {
+        "kind": "trajectories", "version": artefacts.VERSION, "identity": store.identity,
+        "epochs": list(store.epochs), "accuracies": list(store.accuracies), "seconds": store.seconds,
+    }  # fmt: skip
+    artefacts.write_json(store.folder / MANIFEST, manifest)
+
+
+def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories:
+    """Open a store, and hold it to what is asked for; fields of its identity that are not asked for may be anything.
+
+    Raises:
+        PotstillError: no store there, a damaged one, or one of another identity (the differing fields are named).
+    """
+    if not (folder / MANIFEST).is_file():
+        raise PotstillError(f"{folder}: holds no experts ({MANIFEST} is missing); train some with `potstill experts`.")
+    found = _manifest(folder)
+    if identity is not None:
+        asked = {name: value for name, value in found["identity"].items() if name in identity}
+        check_identity(folder, asked, artefacts.plain(identity))
+    epochs, accuracies = tuple(found["epochs"]), tuple(found["accuracies"])
+    return Trajectories(folder, found["identity"], epochs, accuracies, found["seconds"])
+
+
+def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a store of another identity; more experts than asked for are welcome."""
+    if lines := artefacts.differences(found, wanted):
+        raise PotstillError(
+            f"{folder}: these experts differ from what is asked for in {'; '.join(lines)}. Give the same settings, or "
+            "another folder."
+        )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = artefacts.read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories":
+        raise PotstillError(f"{folder / MANIFEST}: not a manifest of potstill's experts; choose another folder.")
+    return manifest
+
+
+def _ranges(epochs: Sequence[int]) -> str:
+    """Ascending numbers as "0–6, 30"."""
+    parts: list[list[int]] = []
+    for epoch in epochs:
+        if parts and epoch == parts[-1][1] + 1:
+            parts[-1][1] = epoch
+        else:
+            parts.append([epoch, epoch])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)
+
+
+def stack(snapshots: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Snapshots as one tensor (S, P) of the stored precision; a copy, so training cannot write into it."""
+    return torch.stack([snapshot.detach().cpu().to(dtype) for snapshot in snapshots])
