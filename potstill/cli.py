@@ -430,11 +430,12 @@ def _detail(event: dict[str, Any]) -> str:
     """What is worth knowing of an event, in a few words."""
     parts: Iterable[tuple[str, str]] = (
         ("doing", "{}"), ("expert", "expert {}"), ("epoch", "epoch {}"), ("start_epoch", "from epoch {}"),
-        ("loss", "loss {:.3f}"), ("step_size", "step size {:.4f}"), ("validation_accuracy", "validation {:.1%}"),
-        ("set", "{}"), ("network", "network {}"),
+        ("loss", "loss {:.3f}"), ("step_size", "step size {:.4f}"),
+        ("judged", "{0[on]} {0[accuracy]:.1%}"), ("set", "{}"), ("network", "network {}"),
     )  # fmt: skip
     words = [text.format(event[name]) for name, text in parts if name in event]
-    words += [f"{event[name]} {label}" for name, label in (("skipped", "skipped"), ("rolled_back", "undone")) if event.get(name)]  # fmt: skip
+    counts = (("skipped", "skipped"), ("rolled_back", "undone"))
+    words += [f"{event[name]} {label}" for name, label in counts if event.get(name)]
     return ", ".join(words)
 
 
@@ -450,8 +451,9 @@ def _tensorboard(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None]
 
     def record(event: dict[str, Any]) -> None:
         if event["stage"] == "distilling" and "iteration" in event:
-            for name in ("loss", "step_size", "start_epoch", "validation_accuracy", "skipped", "rolled_back"):
+            for name in ("loss", "step_size", "start_epoch", "skipped", "rolled_back"):
                 writer.add_scalar(name, event[name], event["iteration"])
+            writer.add_scalar("accuracy", event["judged"]["accuracy"], event["judged"]["iteration"])
             writer.flush()
 
     return record

@@ -185,10 +185,9 @@ def _decode_one(name: str, source: Any, resize: int | None) -> np.ndarray:
     try:
         with Image.open(source) as image:
             image.load()
-            grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
-            if image.mode in ("I", "I;16", "F"):  # 16-bit grey: Pillow would clip, not scale
-                array = np.asarray(image, np.float64)
-                image = Image.fromarray((array / max(array.max(), 1) * 255).astype(np.uint8))
+            grey = image.mode in ("1", "L", "LA")
+            if image.mode in ("I", "I;16", "F"):
+                raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
             converted: Any = image.convert("L" if grey else "RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise PotstillError(f"{name}: not a readable image ({error}); replace it or remove it.") from error
@@ -371,9 +370,9 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, where: str, names: list
     labels = labels.reshape(-1)
     if len(labels) != len(images):
         raise PotstillError(f"{where}: {len(images)} images but {len(labels)} labels; make them the same number.")
-    if not np.issubdtype(labels.dtype, np.integer):
-        if not np.issubdtype(labels.dtype, np.number) or not np.array_equal(labels, np.round(labels)):
-            raise PotstillError(f"{where}: labels of type {labels.dtype}; expected whole numbers from 0.")
+    whole = np.issubdtype(labels.dtype, np.integer)
+    if not whole and not (np.issubdtype(labels.dtype, np.floating) and np.array_equal(labels, np.round(labels))):
+        raise PotstillError(f"{where}: labels of type {labels.dtype}; expected whole numbers from 0.")
     if len(labels) and (labels.min() < 0 or (names is not None and labels.max() >= len(names))):
         wrong = labels.min() if labels.min() < 0 else labels.max()
         top = len(names) - 1 if names is not None else "the number of classes less one"
@@ -388,9 +387,9 @@ def _to_bytes(images: np.ndarray, where: str) -> np.ndarray:
         bad = int(np.argwhere(~np.isfinite(images))[0][0])
         raise PotstillError(f"{where}: image {bad} holds NaN or infinity; replace or remove it.")
     low, high = float(images.min()), float(images.max())
-    if np.issubdtype(images.dtype, np.integer) and 0 <= low and high <= 255:
+    if np.issubdtype(images.dtype, np.integer) and low >= 0 and high <= 255:
         return images.astype(np.uint8)
-    if 0 <= low and high <= 1:
+    if low >= 0 and high <= 1:
         return np.round(images * 255).astype(np.uint8)
     raise PotstillError(
         f"{where}: pixels from {low:g} to {high:g}; expected uint8 from 0 to 255 or floats from 0 to 1."

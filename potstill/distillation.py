@@ -57,9 +57,10 @@ def load_state(path: Path, device: torch.device) -> tuple[State, dict[str, Any]]
     """Read a checkpoint: the state, and the header with the fields that were added."""
     tensors, header = artefacts.load(path, KIND)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    single = {name: tensors[name] for name in _TENSORS}
-    groups = {group: tuple(tensors[f"{group}.{i}"] for i in range(3)) for group in _GROUPS}
-    return State(**single, **groups, **{name: header[name] for name in _COUNTS}), header
+    fields: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
+    fields |= {group: tuple(tensors[f"{group}.{i}"] for i in range(3)) for group in _GROUPS}
+    fields |= {name: header[name] for name in _COUNTS}
+    return State(**fields), header
 
 
 def begin(config: Config, problem: Problem, experts: Trajectories) -> State:

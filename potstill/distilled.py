@@ -121,7 +121,9 @@ def _export(distilled: Distilled, path: Path) -> None:
         return artefacts.write_bytes(path, png(grid(distilled.pixels, distilled.labels)))
     if path.suffix == ".npz":
         buffer = io.BytesIO()
-        transform = {name.replace(".", "_"): value.numpy() for name, value in distilled.transform.tensors().items()}
+        transform: dict[str, Any] = {
+            name.replace(".", "_"): value.numpy() for name, value in distilled.transform.tensors().items()
+        }
         np.savez(
             buffer, images=distilled.images.numpy(), soft_labels=distilled.soft_labels.numpy(), pixels=pixels,
             labels=distilled.labels.numpy(), classes=np.array(distilled.classes), step_size=distilled.step_size,

@@ -30,8 +30,10 @@ SoftLabels = Callable[[Tensor], Tensor]
 """Rows of the training set (n,) → soft labels (n, K) from the experts."""
 
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the table the last is a safe bound.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-               2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
+T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Judge:
     def accuracy(
         self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int, on: Whitened
     ) -> float:  # fmt: skip
-        """Accuracy on ``on`` of one network; nan where its training diverged."""
+        """Accuracy on ``on`` of one network; 0 where its training diverged."""
         theta = self.train(images, targets, epochs, step_size, seed)
         if not bool(theta.isfinite().all()):
             return 0.0
@@ -135,7 +137,7 @@ def judge(
     return Judge(problem, config, network, protocol, tuple(augment), compile)
 
 
-def validate(judge: Judge, images: Tensor, logits: Tensor, step_size: float, split: str = "validation") -> float:
+def judge_state(judge: Judge, images: Tensor, logits: Tensor, step_size: float, split: str = "validation") -> float:
     """Mean accuracy of the protocol's networks on the validation part (or on the test part, the paper's way)."""
     on = judge.problem.test if split == "test" else judge.problem.val
     targets = logits.softmax(1)

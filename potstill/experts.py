@@ -85,7 +85,8 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
         network, problem.dataset.shape, config.expert.batch_size, images, config.compile
     )  # fmt: skip
     began = saved = time.monotonic()
-    for theta in sgd(gradient, theta.to(problem.device), problem.train.images, targets, recipe, seed, epoch):
+    first = theta.to(problem.device)
+    for theta in sgd(gradient, first, problem.train.images, targets, recipe, seed, epoch):
         epoch += 1
         if epoch in store.epochs:
             snapshots[epoch] = (theta.cpu().clone(), network.buffers.cpu())  # cloned: a view would follow training

@@ -1,8 +1,7 @@
 """Parameters as one flat vector, losses and accuracy as pure functions of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -26,29 +25,20 @@ class FlatNetwork:
 
     module: nn.Module
     precision: torch.dtype = torch.float32
+    shapes: dict[str, torch.Size] = field(init=False, hash=False)  # of each parameter, in the vector's order
+    sizes: tuple[int, ...] = field(init=False)  # of each parameter; read once, for this is asked at every step
+    batch_coupled: bool = field(init=False)  # batch norm: outputs depend on the batch, which forbids micro-batches
 
-    @cached_property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shape of each parameter, in the order of the flat vector."""
-        return {name: parameter.shape for name, parameter in self.module.named_parameters()}
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        return [shape.numel() for shape in self.shapes.values()]
-
-    @property
-    def size(self) -> int:
-        """Number of parameters P."""
-        return sum(self._sizes)
-
-    @cached_property
-    def batch_coupled(self) -> bool:
-        """Whether an image's output depends on its batch (batch norm), which forbids micro-batches."""
-        return any(isinstance(layer, nn.BatchNorm2d) for layer in self.module.modules())
+    def __post_init__(self) -> None:
+        shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
+        object.__setattr__(self, "shapes", shapes)
+        object.__setattr__(self, "sizes", tuple(shape.numel() for shape in shapes.values()))
+        coupled = any(isinstance(layer, nn.BatchNorm2d) for layer in self.module.modules())
+        object.__setattr__(self, "batch_coupled", coupled)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Views of a flat vector (P,) under the parameters' names."""
-        parts = theta.split(self._sizes)
+        parts = theta.split(self.sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:

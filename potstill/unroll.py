@@ -63,7 +63,8 @@ def plain(loss: BatchLoss) -> Derivatives:
             inputs = [tensor.detach().requires_grad_() for tensor in (theta, x, z)]
             (gradient,) = torch.autograd.grad(loss(*inputs), inputs[0], create_graph=True)
             s = gradient @ direction
-            return (s.detach(), *torch.autograd.grad(s, inputs))
+            d_theta, d_x, d_z = torch.autograd.grad(s, inputs)
+            return s.detach(), d_theta, d_x, d_z
 
     return Derivatives(gradient, directional)
 
@@ -83,8 +84,12 @@ def compiled(loss: BatchLoss) -> Derivatives:
         slopes, s = torch.func.grad_and_value(tangent, argnums=(0, 1, 2))(theta, x, z, direction)
         return (s, *slopes)
 
-    gradient = torch.compile(torch.func.grad(loss), dynamic=False)
-    directional = torch.compile(both, dynamic=False)
+    def slope(theta: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        return torch.func.grad(loss)(theta, x, z)
+
+    # fullgraph: a frame that cannot be traced is an error here, never a silent fall back to plain speed
+    gradient = torch.compile(slope, dynamic=False, fullgraph=True)
+    directional = torch.compile(both, dynamic=False, fullgraph=True)
     return Derivatives(
         lambda theta, x, z: gradient(theta.detach(), x.detach(), z.detach()),
         lambda theta, x, z, v: directional(theta.detach(), x.detach(), z.detach(), v.detach()),
@@ -212,6 +217,6 @@ class _Unroll(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         images, logits, step_size = ctx.saved_tensors
         return (*ctx.sweep.backward(ctx.snapshots, images, logits, step_size, adjoint), None)
