@@ -148,7 +148,8 @@ def _parquet(distilled: Distilled, encoded: list[bytes]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = pa.array([{"bytes": content, "path": None} for content in encoded])
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": content, "path": None} for content in encoded], image)
     columns = {
         "image": rows,
         "label": pa.array(distilled.labels.tolist()),

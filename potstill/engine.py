@@ -41,8 +41,8 @@ def multiplications(network: FlatNetwork, shape: tuple[int, int, int]) -> float:
 
     hooks = [layer.register_forward_hook(count) for layer in network.module.modules()]
     with torch.no_grad():
-        device = next(network.module.parameters()).device
-        network.module.eval()(torch.zeros(1, *shape, device=device))
+        like = next(network.module.parameters())
+        network.module.eval()(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
     for hook in hooks:
         hook.remove()
     network.module.train()

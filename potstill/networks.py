@@ -24,16 +24,7 @@ def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
     Raises:
         PotstillError: the network is too deep for images of this size.
     """
-    network = _CONSTRUCTORS[config.name](config, shape, classes)
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *shape))
-    except RuntimeError as error:
-        raise PotstillError(
-            f"{config.name} does not fit images of {shape[1]}×{shape[2]} pixels ({error}); "
-            "lower --network.depth or --resize the images up."
-        ) from error
-    return network.train()
+    return _CONSTRUCTORS[config.name](config, shape, classes).train()
 
 
 def depth_for(height: int, width: int) -> int:
@@ -55,17 +46,15 @@ def _pool(kind: str) -> nn.Module:
 
 def _with_head(features: nn.Sequential, shape: Shape, classes: int, *hidden: int) -> nn.Sequential:
     """Flatten what the features give and end in linear layers, whose input size is found by running them once."""
-    with torch.no_grad():
-        try:
+    try:
+        with torch.no_grad():
             size = features.eval()(torch.zeros(1, *shape)).numel()
-        except RuntimeError as error:
-            raise PotstillError(
-                f"images of {shape[1]}×{shape[2]} pixels are too small for this network ({error}); "
-                "lower --network.depth or --resize the images up."
-            ) from error
+    except (RuntimeError, ValueError):  # a pooling or a norm was left with nothing to work on
+        size = 0
     if size == 0:
         raise PotstillError(
-            f"images of {shape[1]}×{shape[2]} pixels vanish in this network; lower --network.depth or --resize them up."
+            f"images of {shape[2]}×{shape[1]} pixels vanish in this network; lower --network.depth, choose another "
+            "--network.name, or --resize the images up."
         )
     head: list[nn.Module] = [nn.Flatten()]
     for units in hidden:

@@ -1,0 +1,128 @@
+"""Experts and their store: real trajectories, resumable, and held to what they were trained on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill import experts, functional, trajectories
+from potstill.api import exhaust
+from potstill.config import NetworkConfig
+from potstill.errors import PotstillError
+from potstill.problem import prepare
+from tests.conftest import tiny
+
+
+def train(config, folder):
+    problem = prepare(config)
+    exhaust(experts.train(config, problem, folder))
+    return problem, trajectories.open_store(folder)
+
+
+def test_snapshots_differ_and_lead_to_the_last(tmp_path):
+    """Trap 1 of the public code: aliased snapshots make every epoch the last."""
+    config = tiny(expert={"keep_all": True})
+    problem, store = train(config, tmp_path)
+    assert store.epochs == (0, 1, 2, 3, 4)
+    assert len(store) == 2
+    begin, end = store.segment(0, 0, 4)
+    assert torch.equal(begin, functional.initial(config.network, problem.dataset.shape, 10, _seed(config, 0)))
+    assert torch.equal(end, store.last(0)[0])
+    steps = [store.segment(0, t, 1) for t in range(4)]
+    assert all(float((a - b).norm()) > 1e-3 for a, b in steps)
+    assert all(torch.equal(steps[t][1], steps[t + 1][0]) for t in range(3))
+    assert not torch.equal(store.segment(1, 0, 1)[0], begin)
+    accuracy = functional.accuracy(problem.network, end, problem.val.images, problem.val.labels)
+    assert accuracy == pytest.approx(store.accuracies[0])
+
+
+def _seed(config, number):
+    from potstill.seeds import derive
+
+    return derive(config.seed, "expert", number)
+
+
+def test_only_the_window_is_kept(tmp_path):
+    _, store = train(tiny(window={"start": 1, "stop": 2}), tmp_path)
+    assert store.epochs == (1, 2, 3)
+    with pytest.raises(PotstillError, match="keeps no snapshot of epoch 0, only of 1–3"):
+        store.segment(0, 0, 1)
+
+
+def test_half_precision_on_disk(tmp_path):
+    _, full = train(tiny(), tmp_path / "a")
+    _, half = train(tiny(expert={"storage": "float16"}), tmp_path / "b")
+    a, b = full.segment(0, 1, 1)[0], half.segment(0, 1, 1)[0]
+    assert torch.equal(a.half().float(), b)
+    sizes = [(folder / "expert-00.safetensors").stat().st_size for folder in (tmp_path / "a", tmp_path / "b")]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_more_experts_are_added_to_those_there(tmp_path):
+    _, two = train(tiny(), tmp_path)
+    before = two.segment(1, 0, 2)
+    _, three = train(tiny(expert={"count": 3}), tmp_path)
+    assert len(three) == 3
+    assert all(torch.equal(a, b) for a, b in zip(before, three.segment(1, 0, 2), strict=True))
+
+
+def test_an_interrupted_expert_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    _, whole = train(tiny(), tmp_path / "whole")
+    monkeypatch.setattr(experts, "CHECKPOINT_SECONDS", 0.0)
+    config = tiny()
+    events = experts.train(config, prepare(config), tmp_path / "parts")
+    for _ in range(7):  # into the second expert
+        next(events)
+    events.close()
+    assert (tmp_path / "parts" / "expert-01.partial.safetensors").exists()
+    _, parts = train(config, tmp_path / "parts")
+    for expert in (0, 1):
+        assert torch.equal(whole.last(expert)[0], parts.last(expert)[0])
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.segment(expert, 1, 2), parts.segment(expert, 1, 2), strict=True)
+        )
+    assert not list((tmp_path / "parts").glob("*.partial.*"))
+
+
+def test_running_statistics_are_stored(tmp_path):
+    config = tiny(network={"norm": "batch"}, expert={"count": 1})
+    problem, store = train(config, tmp_path)
+    theta, buffers = store.last(0)
+    assert len(buffers) > 0
+    problem.network.set_buffers(buffers)
+    found = functional.accuracy(problem.network, theta, problem.val.images, problem.val.labels)
+    assert found == pytest.approx(store.accuracies[0])
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"network": {"width": 9}}, "network.width: 8, not 9"),
+    ({"transform": "zca"}, "transform: 'standardise', not 'zca'"),
+    ({"validation": 0.3}, "dataset.fingerprint"),
+    ({"expert": {"step_size": 0.5}}, "expert.step_size: 0.05, not 0.5"),
+    ({"seed": 1}, "seed: 0, not 1"),
+])  # fmt: skip
+def test_experts_of_another_kind_are_refused(tmp_path, changes, word):
+    train(tiny(expert={"count": 1}), tmp_path)
+    with pytest.raises(PotstillError) as error:
+        train(tiny(expert={"count": 1, **changes.pop("expert", {})}, **changes), tmp_path)
+    assert word in str(error.value)
+    assert "another folder" in str(error.value)
+
+
+def test_a_students_subject_is_checked_but_not_its_seed(tmp_path):
+    config = tiny(expert={"count": 1})
+    problem, _ = train(config, tmp_path)
+    trajectories.open_store(tmp_path, experts.subject(replace(config, seed=7), problem))
+    other = replace(problem, transform=replace(problem.transform, kind="zca"))
+    with pytest.raises(PotstillError, match="transform"):
+        trajectories.open_store(tmp_path, experts.subject(config, other))
+    with pytest.raises(PotstillError, match=r"network\.width"):
+        trajectories.open_store(tmp_path, experts.subject(replace(config, network=NetworkConfig(width=9)), problem))
+
+
+def test_a_folder_without_experts_and_a_foreign_manifest(tmp_path):
+    with pytest.raises(PotstillError, match="holds no experts .* train some with `potstill experts`"):
+        trajectories.open_store(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"kind": "other"}')
+    with pytest.raises(PotstillError, match="not a manifest of potstill's experts"):
+        trajectories.open_store(tmp_path)

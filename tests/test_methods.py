@@ -1,0 +1,124 @@
+"""One contract for every method of the dict, and DATM's own start."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill import distillation, experts, functional, seeds, trajectories
+from potstill.api import exhaust
+from potstill.methods import METHODS, trajectory
+from potstill.problem import prepare
+from potstill.unroll import plain
+from tests.conftest import tiny
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    config = tiny(ipc=2, distil={"iterations": 12, "inner_steps": 10, "step_size": 0.05, "lr_images": 50.0})
+    problem = prepare(config)
+    folder = tmp_path_factory.mktemp("experts")
+    exhaust(experts.train(config, problem, folder))
+    return config, problem, trajectories.open_store(folder)
+
+
+def run(setting, method, state=None):
+    config, problem, store = setting
+    config = replace(config, method=method)
+    derivatives = plain(functional.label_loss(problem.network))
+    state = state or distillation.begin(config, problem, store)
+    return list(distillation.iterate(config, problem, store, derivatives, state))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_contract(setting, method):
+    """Finite gradients, same seed same result, the loss falls, it resumes."""
+    config, problem, store = setting
+    states = run(setting, method)
+    final = states[-1][0]
+    assert all(bool(tensor.isfinite().all()) for tensor in (final.images, final.logits, final.step_size))
+    again = run(setting, method)[-1][0]
+    assert torch.equal(final.images, again.images)
+    assert torch.equal(final.logits, again.logits)
+    resumed = run(setting, method, states[4][0])[-1][0]
+    assert torch.equal(final.images, resumed.images)
+    assert torch.equal(final.step_size, resumed.step_size)
+    derivatives = plain(functional.label_loss(problem.network))
+
+    def loss(state):  # over the same segments, before and after
+        arguments = (config, problem, store, derivatives, state.images, state.logits, state.step_size)
+        return sum(float(METHODS[method].loss(*arguments, k)[0]) for k in range(12))
+
+    assert loss(final) < 0.9 * loss(distillation.begin(config, problem, store))
+
+
+def test_an_iteration_can_be_replayed_alone(setting):
+    config, problem, store = setting
+    state = distillation.begin(config, problem, store)
+    derivatives = plain(functional.label_loss(problem.network))
+    arguments = (config, problem, store, derivatives, state.images, state.logits, state.step_size)
+    first = trajectory.matching_loss(*arguments, 7)
+    trajectory.matching_loss(*arguments, 3)
+    again = trajectory.matching_loss(*arguments, 7)
+    assert float(first[0]) == float(again[0])
+    assert first[1] == again[1]
+
+
+def test_matching_loss_is_the_published_ratio(setting):
+    config, problem, store = setting
+    state = distillation.begin(config, problem, store)
+    derivatives = plain(functional.label_loss(problem.network))
+    still = torch.zeros(())  # a student that does not move is as far as the expert went: the ratio is 1
+    loss, _ = trajectory.matching_loss(config, problem, store, derivatives, state.images, state.logits, still, 0)
+    assert float(loss) == pytest.approx(1.0)
+
+
+def test_batches_go_through_the_whole_set_before_any_image_returns(setting):
+    config, problem, _ = setting
+    config = replace(config, distil=replace(config.distil, batch_size=7, inner_steps=9))
+    steps = trajectory.draw_steps(config, problem, 20, seeds.generator(0, "x"))
+    assert len(steps) == 9
+    for first in (0, 3, 6):
+        rows = torch.cat([step.rows for step in steps[first : first + 3]])
+        assert sorted(rows.tolist()) == list(range(20))
+    assert all(len(step.drawing.parameters) == len(step.rows) for step in steps)
+
+
+def test_start_takes_solved_images_and_the_mean_of_those_who_solve_them(setting):
+    config, problem, store = setting
+    images, logits, labels = trajectory.start(config, problem, store)
+    assert labels.tolist() == [label for label in range(10) for _ in range(2)]
+    outputs = torch.stack([trajectory.expert_logits(problem, store, e, images) for e in range(2)])
+    first_solves = trajectory.expert_logits(problem, store, 0, problem.train.images).argmax(1) == problem.train.labels
+    for label in range(10):
+        rows = labels == label
+        solvable = int((first_solves & (problem.train.labels == label)).sum())
+        assert int((outputs[0][rows].argmax(1) == label).sum()) == min(solvable, 2)
+    for i, label in enumerate(labels.tolist()):
+        right = [o[i] for o in outputs if int(o[i].argmax()) == label] or [o[i] for o in outputs]
+        assert torch.allclose(logits[i], torch.stack(right).mean(0), atol=1e-6)
+
+
+def test_start_when_no_expert_solves_anything(setting):
+    """Trap 5 of the public code: labels of 0/0, and a loop that never ends."""
+    config, problem, store = setting
+
+    class Wrong:
+        def last(self, number):
+            theta, buffers = store.last(number)
+            return torch.zeros_like(theta), buffers  # always class 0, by a tie
+
+    images, logits, labels = trajectory.start(config, problem, Wrong())
+    assert bool(logits.isfinite().all())
+    assert len(images) == 20
+    assert labels.bincount().tolist() == [2] * 10
+
+
+def test_random_start_ignores_the_experts_judgement(setting):
+    config, problem, store = setting
+    config = replace(config, distil=replace(config.distil, start="random"))
+    images, _, labels = trajectory.start(config, problem, store)
+    order = torch.randperm(len(problem.train.labels), generator=seeds.generator(config.seed, "start"))
+    for label in range(10):
+        rows = [r for r in order.tolist() if int(problem.train.labels[r]) == label][:2]
+        assert torch.equal(images[labels == label], problem.train.images[rows])

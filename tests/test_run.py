@@ -1,0 +1,198 @@
+"""Whole runs on disk: from nothing to results, killed and continued, and what may not change in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import potstill
+from potstill import api, artefacts
+from potstill import run as stages
+from potstill.errors import PotstillError
+from tests.conftest import tiny
+
+
+def go(config, folder, experts=None):
+    run = stages.open_run(config, folder, experts)
+    api.exhaust(stages.train_experts(run))
+    api.exhaust(stages.distil(run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = go(tiny(), folder)
+    return run, api.exhaust(stages.evaluate(run))
+
+
+def test_results_keep_the_contract(finished):
+    run, results = finished
+    assert artefacts.plain(results) == artefacts.read_json(run.folder / "results.json")
+    assert set(results) >= {
+        "dataset", "ipc", "method", "network", "protocol", "accuracy", "recovered", "images", "compression", "seconds",
+        "peak_memory_bytes", "config", "environment", "version",
+    }  # fmt: skip
+    assert set(results["accuracy"]) == {"distilled", "random", "random_soft", "full"}
+    for figure in results["accuracy"].values():
+        assert set(figure) == {"mean", "std", "ci95", "per_seed"}
+        assert all(0 <= value <= 1 for value in figure["per_seed"])
+    assert set(results["seconds"]) == {"experts", "distill", "evaluate"}
+    assert all(seconds > 0 for seconds in results["seconds"].values())
+    assert results["images"] == 10
+    assert results["compression"] == pytest.approx(10 / 1438)
+    assert results["environment"]["torch"] == torch.__version__
+
+
+def test_metrics_have_a_line_an_iteration(finished):
+    run, _ = finished
+    lines = stages.read_metrics(run.folder / "metrics.jsonl")
+    assert [line["iteration"] for line in lines] == list(range(6))
+    assert all(line["start_epoch"] in (0, 1) for line in lines)
+
+
+def test_the_kept_set_is_the_best_judged(finished):
+    run, results = finished
+    judged = results["judged"]
+    assert [j["iteration"] for j in judged] == [0, 3, 6]
+    assert all(j["on"] == "validation" for j in judged)
+    kept = potstill.load(run.folder).provenance
+    assert kept["chosen_with_accuracy"] == max(j["accuracy"] for j in judged)
+
+
+def test_a_finished_run_given_again_does_nothing_new(finished):
+    run, results = finished
+    before = (run.folder / "distilled.safetensors").read_bytes()
+    again = go(tiny(), run.folder)
+    assert (run.folder / "distilled.safetensors").read_bytes() == before
+    found = api.exhaust(stages.evaluate(again))
+    assert found["accuracy"] == results["accuracy"]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished):
+    run, _ = finished
+    with pytest.raises(PotstillError, match=r"differs in distil\.lr_images: 10\.0, not 11\.0; ipc|ipc: 1, not 2"):
+        stages.open_run(tiny(ipc=2, distil={"lr_images": 11.0}), run.folder)
+    with pytest.raises(PotstillError, match=r"evaluation\.selection: 'validation', not 'test'"):
+        stages.open_run(tiny(evaluation={"protocol": "paper"}), run.folder)
+    stages.open_run(tiny(evaluation={"seeds": 3}, device="cpu"), run.folder)  # bears on no number of the set
+    stages.open_run(tiny(), run.folder)
+
+
+def test_experts_can_be_shared(finished, tmp_path):
+    run, _ = finished
+    other = stages.open_run(tiny(ipc=2, seed=5), tmp_path, run.folder / "experts")
+    distilled = api.exhaust(stages.distil(other))
+    assert len(distilled) == 20
+    assert not (tmp_path / "experts").exists()
+
+
+def test_a_window_beyond_the_shared_experts_is_refused(finished, tmp_path):
+    run, _ = finished
+    with pytest.raises(PotstillError, match=r"window \[0, 40\) \+ 2 epochs exceeds the 5 snapshots"):
+        api.exhaust(stages.distil(stages.open_run(tiny(window={"stop": 40}), tmp_path, run.folder / "experts")))
+    with pytest.raises(PotstillError, match="holds 2 finished experts, but 9 are asked for"):
+        api.exhaust(stages.distil(stages.open_run(tiny(expert={"count": 9}), tmp_path / "b", run.folder / "experts")))
+
+
+def test_paper_protocol_reports_the_best_test_evaluation(tmp_path, finished):
+    run, _ = finished
+    paper = stages.open_run(tiny(evaluation={"protocol": "paper", "seeds": 1}), tmp_path, run.folder / "experts")
+    api.exhaust(stages.distil(paper))
+    results = api.exhaust(stages.evaluate(paper))
+    assert results["protocol"]["selection"] == "test"
+    assert all(j["on"] == "test" for j in results["judged"])
+    assert results["accuracy"]["distilled"]["mean"] == max(j["accuracy"] for j in results["judged"])
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"ipc": 0}, "ipc 0"), ({"distil": {"iterations": 0}}, "distil.iterations 0"),
+    ({"distil": {"step_size": 0.0}}, "distil.step_size"), ({"expert": {"count": 0}}, "expert.count 0"),
+    ({"distil": {"micro_batch": 0}}, "distil.micro_batch 0"),
+])  # fmt: skip
+def test_values_that_no_stage_could_use(tmp_path, changes, word):
+    with pytest.raises(PotstillError) as error:
+        stages.open_run(tiny(**changes), tmp_path / "x")
+    assert word in str(error.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_more_images_than_a_class_has(tmp_path):
+    with pytest.raises(PotstillError, match=r"ipc 500: class '\d' has only \d+ training images .* lower --ipc"):
+        api.exhaust(stages.train_experts(stages.open_run(tiny(ipc=500), tmp_path)))
+
+
+def test_unknown_device():
+    with pytest.raises(PotstillError, match=r"device 'cuda:9': not available here|device 'warp'"):
+        stages.prepare(tiny(device="cuda:9"))
+    with pytest.raises(PotstillError, match="device 'warp': not available here"):
+        stages.prepare(tiny(device="warp"))
+
+
+# --- killed and continued ------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from potstill import api, experts, run
+from tests.conftest import tiny
+experts.CHECKPOINT_SECONDS = 0.0
+config = tiny(distil={"iterations": 40, "evaluations": 4, "checkpoint_seconds": 0.0}, expert={"epochs": 12})
+job = run.open_run(config, Path(sys.argv[1]))
+for stage in (run.train_experts, run.distil):
+    api.exhaust(stage(job), lambda event: print(event["stage"], event["done"], flush=True))
+"""
+
+
+def started(folder):
+    root = Path(__file__).parents[1]  # of the package tests
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, cwd=root)
+
+
+def kill_at(folder, line):
+    """Start the run and kill it without warning once it has printed a line."""
+    with started(folder) as process:
+        for printed in process.stdout:
+            if printed.strip() == line:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_twice_and_continued_is_bit_for_bit_an_undisturbed_run(tmp_path):
+    with started(tmp_path / "whole") as process:
+        process.communicate()
+    assert process.returncode == 0
+    kill_at(tmp_path / "killed", "experts 17")  # inside the second expert
+    kill_at(tmp_path / "killed", "distilling 25")
+    assert 0 < len(stages.read_metrics(tmp_path / "killed" / "metrics.jsonl")) < 40
+    with started(tmp_path / "killed") as process:
+        printed = process.communicate()[0]
+    assert "distilling 24" not in printed.splitlines()[-16:]  # it continued, and did not begin again
+    for name in ("distilled.safetensors", "metrics.jsonl", "experts/expert-01.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    states = [artefacts.load(tmp_path / k / "checkpoint.safetensors", "checkpoint")[0] for k in ("whole", "killed")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_last_line_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}\n{"iter')
+    assert [line["iteration"] for line in stages.read_metrics(path)] == [0, 1]
+    stages._truncate_metrics(path, 1)
+    assert path.read_text() == json.dumps({"iteration": 0}) + "\n"
+
+
+def test_more_patience_does_not_change_the_set(tmp_path, finished):
+    """The checkpoint interval, and how often a run sat down, bear on nothing."""
+    run, _ = finished
+    config = replace(tiny(), distil=replace(tiny().distil, checkpoint_seconds=0.0))
+    other = go(config, tmp_path)
+    assert torch.equal(potstill.load(other.folder).images, potstill.load(run.folder).images)

@@ -1,0 +1,189 @@
+"""The adjoints against each other, against finite differences, and against TESLA's formula, in float64."""
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill import augment, functional, seeds
+from potstill.config import DSA, NetworkConfig
+from potstill.errors import PotstillError
+from potstill.functional import label_loss, soft_cross_entropy
+from potstill.unroll import InnerStep, compiled, plain, unroll
+
+SHAPE, CLASSES, N = (3, 8, 8), 5, 6
+
+
+class Setting:
+    """A student, a synthetic set and eight augmented mini-batches, in float64."""
+
+    def __init__(self, norm="instance", steps=8, dtype=torch.float64, alpha=0.3, batch=4):
+        config = NetworkConfig(width=4, depth=2, norm=norm)
+        self.network = functional.flat_network(config, SHAPE, CLASSES)
+        self.network.module.to(dtype)
+        draws = seeds.generator(3, "test")
+        self.theta = functional.initial(config, SHAPE, CLASSES, 1).to(dtype)
+        self.target = self.theta + 0.05 * torch.randn(len(self.theta), generator=draws).to(dtype)
+        self.images = torch.randn(N, *SHAPE, generator=draws).to(dtype).requires_grad_()
+        self.logits = torch.randn(N, CLASSES, generator=draws).to(dtype).requires_grad_()
+        self.alpha = torch.tensor(alpha, dtype=dtype, requires_grad=True)
+        operations = itertools.cycle(DSA)
+        self.steps = [
+            InnerStep(torch.randperm(N, generator=draws)[:batch], augment.draw((op,), batch, SHAPE[1:], draws))
+            for op, _ in zip(operations, range(steps), strict=False)
+        ]
+        self.loss = label_loss(self.network)
+
+    def outer(self, **how):
+        theta = unroll(self.theta, self.images, self.logits, self.alpha, self.steps, self.loss, **how)
+        return (theta - self.target).square().sum()
+
+    def gradients(self, **how):
+        return torch.autograd.grad(self.outer(**how), (self.images, self.logits, self.alpha))
+
+
+def relative(found, expected):
+    return [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+@pytest.mark.parametrize("norm", ["instance", "none"])
+def test_exact_equals_direct(norm, micro_batch):
+    setting = Setting(norm)
+    assert max(relative(setting.gradients(micro_batch=micro_batch), setting.gradients(adjoint="direct"))) < 1e-12
+
+
+def test_exact_equals_direct_with_batch_norm():
+    setting = Setting("batch")
+    assert max(relative(setting.gradients(), setting.gradients(adjoint="direct"))) < 1e-10
+
+
+@pytest.mark.parametrize("which", ["images", "logits", "alpha"])
+def test_exact_equals_finite_differences(which):
+    setting = Setting()
+    exact = dict(zip(("images", "logits", "alpha"), setting.gradients(micro_batch=3), strict=True))[which]
+    value = getattr(setting, which)
+    direction = torch.randn(value.shape, generator=seeds.generator(0, which)).to(value)
+    slopes = []
+    for h in (1e-6, 5e-7):
+        with torch.no_grad():
+            ends = []
+            for sign in (1, -1):
+                setattr(setting, which, value + sign * h * direction)
+                ends.append(float(setting.outer()))
+            setattr(setting, which, value)
+        slopes.append((ends[0] - ends[1]) / (2 * h))
+    expected = float((exact * direction).sum())
+    assert min(abs(slope - expected) / abs(expected) for slope in slopes) < 1e-6
+
+
+def test_frozen_is_teslas_formula_and_not_exact():
+    """TESLA: every gᵢ as a function of its images alone, θᵢ held fixed: θ_N = θ₀ − α Σ gᵢ(xᵢ, zᵢ; θᵢ)."""
+    setting = Setting()
+    theta, total = setting.theta, torch.zeros_like(setting.theta)
+    for step in setting.steps:
+        here = theta.detach().requires_grad_()
+        x = augment.apply(setting.images[step.rows], step.drawing)
+        loss = setting.loss(here, x, setting.logits[step.rows]) / len(step.rows)
+        (gradient,) = torch.autograd.grad(loss, here, create_graph=True)
+        total = total + gradient
+        theta = (theta - setting.alpha * gradient).detach()
+    loss = (setting.theta - setting.alpha * total - setting.target).square().sum()
+    tesla = torch.autograd.grad(loss, (setting.images, setting.logits, setting.alpha))
+    frozen = setting.gradients(adjoint="frozen")
+    assert max(relative(frozen, tesla)) < 1e-12
+    assert min(relative(frozen, setting.gradients())) > 0.1
+
+
+def test_frozen_equals_exact_for_one_step():
+    setting = Setting(steps=1)
+    assert max(relative(setting.gradients(adjoint="frozen"), setting.gradients())) < 1e-14
+
+
+def test_truncated_differentiates_the_last_steps_alone():
+    setting = Setting()
+    begin = unroll(setting.theta, setting.images, setting.logits, setting.alpha, setting.steps[:5], setting.loss)
+    tail = Setting()
+    tail.theta, tail.steps = begin.detach(), setting.steps[5:]
+    assert max(relative(setting.gradients(adjoint="truncated", last=3), tail.gradients(adjoint="direct"))) < 1e-12
+    assert max(relative(setting.gradients(adjoint="truncated", last=8), setting.gradients())) < 1e-14
+
+
+def test_truncated_needs_a_length():
+    with pytest.raises(PotstillError, match="last 1 to 8 steps; got last=9"):
+        Setting().outer(adjoint="truncated", last=9)
+
+
+def test_gradient_in_the_start_of_the_student():
+    setting = Setting()
+    setting.theta.requires_grad_()
+    exact, direct = (
+        torch.autograd.grad(setting.outer(adjoint=adjoint), setting.theta)[0] for adjoint in ("exact", "direct")
+    )
+    assert relative([exact], [direct])[0] < 1e-12
+
+
+def test_the_inner_loss_is_the_mean_soft_cross_entropy():
+    setting = Setting(steps=1)
+    step = setting.steps[0]
+    x, z = augment.apply(setting.images[step.rows], step.drawing), setting.logits[step.rows]
+    theta = setting.theta.clone().requires_grad_()
+    mean = soft_cross_entropy(setting.network(theta, x), z.softmax(1)) / len(step.rows)
+    (gradient,) = torch.autograd.grad(mean, theta)
+    found = unroll(setting.theta, setting.images, setting.logits, setting.alpha, setting.steps, setting.loss)
+    assert torch.allclose(found, setting.theta - setting.alpha * gradient, atol=1e-15)
+
+
+def test_compiled_equals_plain():
+    pytest.importorskip("torch._inductor")
+    import shutil
+
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("needs a C++ compiler")
+    setting = Setting(batch=2, steps=3)
+    obvious, fast = plain(setting.loss), compiled(setting.loss)
+    assert max(relative(setting.gradients(derivatives=fast), setting.gradients(derivatives=obvious))) < 1e-10
+
+
+def test_low_precision_stays_near_float32():
+    """Loose bounds for a small network over many steps; float32 weights and sums keep the direction."""
+    reference = Setting(dtype=torch.float32, steps=20, alpha=0.05)
+    found = Setting(dtype=torch.float32, steps=20, alpha=0.05)
+    found.network = replace(found.network, precision=torch.bfloat16)
+    found.loss = label_loss(found.network)
+    for low, full in zip(found.gradients()[:2], reference.gradients()[:2], strict=True):
+        assert torch.nn.functional.cosine_similarity(low.flatten(), full.flatten(), 0) > 0.99
+
+
+MEMORY = """
+import resource, sys, torch
+from potstill import augment, functional
+from potstill.config import NetworkConfig
+from potstill.unroll import InnerStep, unroll
+steps = int(sys.argv[1])
+config = NetworkConfig(width=32, depth=3)
+network = functional.flat_network(config, (3, 32, 32), 10)
+theta = functional.initial(config, (3, 32, 32), 10, 0)
+images, logits = torch.randn(50, 3, 32, 32, requires_grad=True), torch.randn(50, 10, requires_grad=True)
+alpha = torch.tensor(0.01, requires_grad=True)
+drawn = [InnerStep(torch.arange(50), augment.Drawing(None, torch.zeros(50, 0)))] * steps
+for _ in range(2):
+    end = unroll(theta, images, logits, alpha, drawn, functional.label_loss(network), micro_batch=25)
+    torch.autograd.grad(end.square().sum(), (images, logits, alpha))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, len(theta) * 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
+def test_memory_does_not_grow_with_steps_beyond_the_stored_weights():
+    peaks = {}
+    for steps in (10, 100):
+        printed = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(steps)], capture_output=True, text=True, check=True
+        ).stdout
+        peak, weights = map(int, printed.split())
+        peaks[steps] = peak
+    assert peaks[100] <= 1.15 * peaks[10] + 101 * weights
