@@ -235,8 +235,8 @@ def _run(command: Run) -> None:
 
 def _experts(command: Experts) -> None:
     folder = command.out or Path("experts") / _name(command.config)
-    run = stages.Run(command.config, folder, folder)
     stages.check(command.config)
+    run = stages.Run(command.config, folder, folder)
     with _progress() as show:
         store = show(stages.train_experts(run))
     mean = sum(store.accuracies) / len(store)
@@ -257,6 +257,11 @@ def _distill(command: Distil) -> None:
 
 def _evaluate(command: Evaluate) -> None:
     distilled = load(command.path)
+    if protocol_of(command.evaluation).selection == "test":
+        raise PotstillError(
+            "protocol paper: it chooses the set on test data while distilling, so a finished set cannot be judged by "
+            "it; give it to `potstill run`, or judge by --protocol standard."
+        )
     config = api.configure("digits", None, None, _settings(distilled.provenance["config"]))
     config = replace(
         config, dataset=command.dataset or config.dataset, evaluation=command.evaluation, device=command.device
@@ -383,8 +388,8 @@ def _print_results(results: dict[str, Any]) -> None:
 def _progress(record: Callable[[dict[str, Any]], None] | None = None) -> Any:
     """A function that runs a stage to its end and shows how far it is, with the time left."""
     columns = (
-        TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[detail]}"),
     )  # fmt: skip
     live = Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=120)
 

@@ -11,9 +11,9 @@ import pytest
 os.environ["POTSTILL_CACHE"] = tempfile.mkdtemp(prefix="potstill-tests-")  # before anything reads it
 os.environ["OMP_NUM_THREADS"] = "1"  # for what the tests start; the networks here are too small for more
 
-import torch  # noqa: E402
+import torch
 
-from potstill import config  # noqa: E402
+from potstill import config
 
 torch.set_num_threads(1)
 

@@ -92,7 +92,7 @@ def test_colour_is_brightness_then_saturation_then_contrast():
 
 def test_every_operation_is_drawn_about_as_often():
     draws = seeds.generator(1, "many")
-    counts = {operation: 0 for operation in DSA}
+    counts = dict.fromkeys(DSA, 0)
     for _ in range(1200):
         counts[augment.draw(DSA, 1, (4, 4), draws).operation] += 1
     assert min(counts.values()) > 150

@@ -1,5 +1,6 @@
 """The outer loop: its step, its threshold, its way back from divergence, its checkpoints."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -66,7 +67,7 @@ def test_losses_above_the_threshold_are_not_stepped_on(monkeypatch):
         return (2.0 if iteration % 2 else 0.5) + 1e-6 * images.sum()
 
     states = iterate(monkeypatch, loss, iterations=4, threshold=1.0)
-    moved = [not torch.equal(a.images, b.images) for (a, _), (b, _) in zip(states, states[1:], strict=False)]
+    moved = [not torch.equal(a.images, b.images) for (a, _), (b, _) in itertools.pairwise(states)]
     assert moved == [False, True, False]
     assert states[-1][0].skipped == 2
     assert states[-1][1]["skipped"] == 2

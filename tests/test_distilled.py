@@ -21,9 +21,10 @@ def distilled():
     pixels = torch.randint(0, 256, (60, 3, 6, 5), generator=draws, dtype=torch.uint8)
     transform = whitening.fit("zca", pixels)
     return Distilled(
-        images=transform(pixels[:6]), logits=torch.randn(6, 3, generator=draws), labels=torch.tensor([0, 0, 1, 1, 2, 2]),
-        step_size=0.02, transform=transform, classes=("a", "b", "c/d"),
-        recipe={"network": {"name": "convnet", "width": 4, "depth": 1}, "augment": ["flip"]}, provenance={"iteration": 3},
+        images=transform(pixels[:6]), logits=torch.randn(6, 3, generator=draws),
+        labels=torch.tensor([0, 0, 1, 1, 2, 2]), step_size=0.02, transform=transform, classes=("a", "b", "c/d"),
+        recipe={"network": {"name": "convnet", "width": 4, "depth": 1}, "augment": ["flip"]},
+        provenance={"iteration": 3},
     )  # fmt: skip
 
 

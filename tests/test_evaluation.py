@@ -58,8 +58,8 @@ def as_set(problem, rows, labels=None):
     logits = torch.full((len(rows), 10), -20.0)
     logits[torch.arange(len(rows)), problem.train.labels[rows]] = 20.0
     return Distilled(
-        problem.train.images[rows], logits, problem.train.labels[rows], 0.01, problem.transform, problem.dataset.classes,
-        {"network": vars(problem.network_config), "augment": []}, {},
+        problem.train.images[rows], logits, problem.train.labels[rows], 0.01, problem.transform,
+        problem.dataset.classes, {"network": vars(problem.network_config), "augment": []}, {},
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_any_network_can_be_judged(setting, name, norm):
 
 
 def test_train_gives_back_a_network_that_predicts(setting):
-    problem, judge = setting
+    problem, _ = setting
     given = as_set(problem, evaluation.random_rows(problem, 5, 0))
     network = evaluation.train(given, epochs=30)
     with torch.no_grad():

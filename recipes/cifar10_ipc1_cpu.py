@@ -1,0 +1,28 @@
+"""CIFAR-10 at one image per class with the published network, on two CPU cores.
+
+    python recipes/cifar10_ipc1_cpu.py --data data/cifar10      # a folder with train.npz and test.npz, or Parquet
+
+What the paper spends 100 experts of 100 epochs and 10,000 iterations on, within a session: four plain experts of five
+epochs (the window uses no later one), fewer and shorter unrolls, a larger first step size to cover as much of the
+expert's path.  The full-set control is cut to one network of five epochs; the record says so.
+
+Should give at least 42 % (published: 46.9 % with the whole budget), where random images give about 15 %.
+"""
+
+from dataclasses import replace
+
+from common import cook
+
+from potstill.config import PRESETS, EvaluationConfig, ExpertConfig
+
+base = PRESETS["cifar10-ipc1"]
+CONFIG = replace(
+    base,
+    dataset="data/cifar10",
+    expert=ExpertConfig(count=4, epochs=5),
+    distil=replace(base.distil, iterations=800, inner_steps=40, step_size=0.02, lr_step_size=1e-5, evaluations=8),
+    evaluation=EvaluationConfig(full_epochs=5, full_seeds=1),
+)
+
+if __name__ == "__main__":
+    cook("cifar10-ipc1-cpu", CONFIG, __doc__ or "")

@@ -1,0 +1,205 @@
+"""The command line as users meet it: exit codes, one clear sentence, no traceback, nothing half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from potstill import cli
+from potstill.distilled import load
+
+SMALL = (
+    "--network.width 8 --expert.count 2 --expert.epochs 4 --expert.step-size 0.05 --window.stop 2 "
+    "--distil.iterations 4 --distil.inner-steps 3 --distil.evaluations 2 --evaluation.protocol quick --evaluation.epochs 3 "
+    "--evaluation.full-epochs 1 --evaluation.seeds 2"
+).split()
+
+
+def call(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert cli.main(["run", *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_run_leaves_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "checkpoint.safetensors", "distilled.safetensors", "results.json",
+                     "report.html", "experts", "start.safetensors"}  # fmt: skip
+    assert not [name for name in names if "tmp" in name]
+    assert len(load(finished)) == 10
+
+
+def test_run_again_continues_at_once(finished, capsys):
+    before = (finished / "distilled.safetensors").read_bytes()
+    code, out, _ = call(capsys, "run", *SMALL, "--out", finished)
+    assert code == 0
+    assert "distilled" in out
+    assert "random, soft labels" in out
+    assert (finished / "distilled.safetensors").read_bytes() == before
+
+
+def test_stages_one_at_a_time(finished, tmp_path, capsys):
+    code, out, _ = call(capsys, "experts", *SMALL, "--out", tmp_path / "experts")
+    assert (code, "2 experts" in out) == (0, True)
+    code, out, _ = call(capsys, "distill", *SMALL, "--experts", tmp_path / "experts", "--out", tmp_path / "run")
+    assert (code, "10 images" in out) == (0, True)
+    assert load(tmp_path / "run").images.equal(load(finished).images)
+
+
+def test_evaluate_another_network(finished, tmp_path, capsys):
+    code, out, _ = call(
+        capsys, "evaluate", finished / "distilled.safetensors", "--network", "mlp", "--width", 16,
+        "--protocol", "quick", "--epochs", 3, "--full-epochs", 1, "--seeds", 2, "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert code == 0
+    assert "mlp" in out
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["network"], len(found["accuracy"]["distilled"]["per_seed"])) == ("mlp", 2)
+    assert "random_soft" in found["accuracy"]  # the experts lie beside the set
+
+
+def test_evaluate_refuses_other_data_and_the_papers_protocol(finished, arrays, capsys):
+    import numpy as np
+
+    other = arrays(np.zeros((100, 8, 8), np.uint8), np.arange(100) % 10)
+    code, _, err = call(capsys, "evaluate", finished, "--dataset", other)
+    assert (code, "is not the data this set was distilled from" in err) == (1, True)
+    code, _, err = call(capsys, "evaluate", finished, "--protocol", "paper")
+    assert (code, "while distilling" in err) == (1, True)
+
+
+def test_report_show_and_export(finished, tmp_path, capsys):
+    assert call(capsys, "report", finished)[0] == 0
+    code, out, _ = call(capsys, "show", finished, "--out", tmp_path / "images.png")
+    assert (code, "10 images of 8×8 pixels, grey, 10 classes" in out) == (0, True)
+    assert (tmp_path / "images.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("set.npz", "set.parquet", "folder"):
+        assert call(capsys, "export", finished, "--out", tmp_path / name)[0] == 0
+        assert (tmp_path / name).exists()
+
+
+def test_forecast(capsys):
+    code, out, _ = call(capsys, "forecast", *SMALL)
+    assert code == 0
+    assert all(word in out for word in ("experts", "distilling", "evaluation", "in all", "peak memory"))
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_teaches(name, capsys):
+    code, out, _ = call(capsys, name, "--help")
+    assert code == 0
+    assert f"potstill {name}" in out
+
+
+def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
+    assert call(capsys)[0] == 0
+    code, _, err = call(capsys, "distil")
+    assert (code, "no such command; choose among run" in err) == (2, True)
+    assert call(capsys, "run", "--nonsense", "3")[0] == 2
+    assert call(capsys, "run", "--ipc", "many")[0] == 2
+    assert call(capsys, "--version")[1].startswith("potstill ")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["run", "--ipc", "0"], ["ipc 0", "raise --ipc"]),
+    (["run", "--ipc", "-3"], ["ipc -3"]),
+    (["run", "--preset", "cifar10-ipc11"], ["unknown", "cifar10-ipc10"]),
+    (["run", "--dataset", "/nowhere/at/all"], ["no such folder"]),
+    (["run", "--window.stop", "40"], ["exceeds the 31 snapshots", "lower --window.stop"]),
+    (["run", "--device", "cuda:9"], ["device 'cuda:9': not available here"]),
+    (["evaluate", "/nowhere.safetensors"], ["there is no such file"]),
+    (["report", "/nowhere"], ["no finished run"]),
+    (["distill", "--experts", "/nowhere"], ["holds no experts"]),
+])  # fmt: skip
+def test_bad_input_is_one_clear_sentence(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, *arguments)
+    assert code == 1
+    assert err.startswith("error:")
+    assert len(err.strip().splitlines()) == 1
+    for word in words:
+        assert word in err
+
+
+def test_an_offline_name(capsys, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def offline(name):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "run", "--dataset", "uoft-cs/cifar10")
+    assert (code, "neither a folder or file here" in err) == (1, True)
+
+
+def test_experts_of_another_network_name_the_field(finished, tmp_path, capsys):
+    code, _, err = call(
+        capsys, "distill", *SMALL, "--network.width", 9, "--experts", finished / "experts", "--out", tmp_path
+    )
+    assert (code, "network.width: 8, not 9" in err) == (1, True)
+
+
+def test_a_damaged_set(finished, tmp_path, capsys):
+    whole = (finished / "distilled.safetensors").read_bytes()
+    (tmp_path / "d.safetensors").write_bytes(whole[:-10])
+    code, _, err = call(capsys, "show", tmp_path / "d.safetensors")
+    assert (code, "not a readable safetensors file" in err) == (1, True)
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(finished, tmp_path, capsys, monkeypatch):
+    import errno
+
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    code, _, err = call(capsys, "run", *SMALL, "--out", tmp_path / "run")
+    assert (code, "nothing was half-written" in err) == (1, True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_flags_do_what_they_say(monkeypatch):
+    """Trap 9 of the public code: `--flag False` parsed as true."""
+    seen = []
+    monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
+    assert cli.main(["run", "--expert.no-keep-all", "--seed", "7", "--device", "cpu"]) == 0
+    assert cli.main(["run", "--expert.keep-all", "--preset", "cifar10-ipc10", "--ipc", "20"]) == 0
+    assert cli.main(["run", "--expert.keep-all", "False"]) == 2
+    first, second = seen
+    assert (first.config.expert.keep_all, first.config.seed, first.config.device) == (False, 7, "cpu")
+    assert (second.config.expert.keep_all, second.config.ipc, second.config.window.stop) == (True, 20, 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number):
+    command = [sys.executable, "-m", "potstill.cli", "run", *SMALL, "--distil.iterations", "400", "--out", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 5):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "The same command continues where it stopped" in err
+    assert "Traceback" not in err
+    done = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["iteration"]
+    from potstill import artefacts
+
+    _, header = artefacts.load(tmp_path / "run" / "checkpoint.safetensors", "checkpoint")
+    assert header["iteration"] in (done, done + 1)
+
+
+def test_tensorboard_is_only_asked_for_where_it_is_there(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, _, err = call(capsys, "run", *SMALL, "--tensorboard", "--out", tmp_path / "run")
+    assert (code, "pip install tensorboard" in err) == (1, True)

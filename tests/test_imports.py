@@ -1,0 +1,79 @@
+"""Imports point one way, and the core stands without the heavier libraries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import potstill
+
+PACKAGE = Path(potstill.__file__).parent
+# Upstream first: a module may import only modules of earlier rows.
+STREAM = [
+    {"errors", "seeds", "config"},
+    {"artefacts", "augment", "networks", "whitening", "window"},
+    {"functional", "data", "trajectories"},
+    {"unroll", "distilled"},
+    {"engine"},
+    {"training", "problem"},
+    {"experts", "methods.trajectory"},
+    {"methods", "evaluation"},
+    {"distillation"},
+    {"run"},
+    {"api", "forecasting", "report"},
+    {"", "cli"},
+]
+HEAVY = {"datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "PIL", "pandas", "tensorboard"}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def imported(path):
+    """Our own modules that a file imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "potstill":
+            module = (node.module or "").removeprefix("potstill").removeprefix(".")
+            for alias in node.names:
+                inner = f"{module}.{alias.name}".strip(".")
+                yield inner if (PACKAGE / f"{inner.replace('.', '/')}.py").exists() else module
+
+
+def test_every_module_has_its_place_and_imports_only_upstream():
+    place = {module: row for row, modules in enumerate(STREAM) for module in modules}
+    for path in PACKAGE.rglob("*.py"):
+        module = name_of(path)
+        assert module in place, f"{module} is not in the stream"
+        for other in imported(path):
+            assert place[other] < place[module], f"{module} imports {other} against the stream"
+
+
+def test_importing_potstill_pulls_in_torch_numpy_and_safetensors_only():
+    code = f"import sys, potstill; print(sorted({HEAVY!r} & {{name.split('.')[0] for name in sys.modules}}))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_the_core_runs_where_the_heavier_libraries_are_missing(tmp_path):
+    """As on a machine with torch, numpy and safetensors alone: arrays in, a distilled set out."""
+    code = f"""
+import sys
+for name in {sorted(HEAVY)!r}: sys.modules[name] = None
+import numpy as np, potstill
+rng = np.random.default_rng(0)
+np.savez("d.npz", images=rng.integers(0, 256, (120, 8, 8), dtype=np.uint8), labels=np.arange(120) % 3)
+distilled = potstill.distill(
+    "d.npz", 1, out="run", network={{"width": 4}}, expert={{"count": 1, "epochs": 2}}, window={{"stop": 1}},
+    distil={{"iterations": 2, "inner_steps": 2, "evaluations": 1}})
+print(len(distilled))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "3", done.stderr
+
+
+def test_every_function_fits_a_screen():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 64, f"{path.name}: {node.name}"
