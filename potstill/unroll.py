@@ -12,6 +12,7 @@ Its gradient needs no unrolled graph.  With λ_N = ∂L/∂θ_N and, from i = N�
 so what is kept is N + 1 weight vectors and the graph of one micro-batch of one step.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,14 +88,31 @@ def compiled(loss: BatchLoss) -> Derivatives:
     def slope(theta: Tensor, x: Tensor, z: Tensor) -> Tensor:
         return torch.func.grad(loss)(theta, x, z)
 
-    # fullgraph: a frame that cannot be traced is an error here, never a silent fall back to plain speed
-    gradient = torch.compile(slope, dynamic=False, fullgraph=True)
-    directional = torch.compile(both, dynamic=False, fullgraph=True)
+    # fullgraph: what cannot be traced whole is an error, which is told, and never a silent fall back to plain speed
+    obvious = plain(loss)
     return Derivatives(
-        lambda theta, x, z: gradient(theta.detach(), x.detach(), z.detach()),
-        lambda theta, x, z, v: directional(theta.detach(), x.detach(), z.detach(), v.detach()),
+        _or(torch.compile(slope, dynamic=False, fullgraph=True), obvious.gradient),
+        _or(torch.compile(both, dynamic=False, fullgraph=True), obvious.directional),
         compiled=True,
     )
+
+
+def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., Any]:
+    """``fast`` on detached arguments, or ``obvious`` for good once compiling has failed, with a warning."""
+    broken = False
+
+    def call(*tensors: Tensor) -> Any:
+        nonlocal broken
+        if not broken:
+            try:
+                return fast(*(tensor.detach() for tensor in tensors))
+            except torch._dynamo.exc.TorchDynamoException as error:  # the compiler's errors are kinds of it
+                broken = True
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(f"compiling failed ({reason}); running plainly, which is slower", stacklevel=2)
+        return obvious(*tensors)
+
+    return call
 
 
 def unroll(

@@ -20,7 +20,9 @@ CONFIG = replace(
     base,
     dataset="data/cifar10",
     expert=ExpertConfig(count=4, epochs=5),
-    distil=replace(base.distil, iterations=800, inner_steps=40, step_size=0.02, lr_step_size=1e-5, evaluations=8),
+    distil=replace(
+        base.distil, iterations=700, inner_steps=40, step_size=0.02, lr_step_size=1e-5, lr_images=200, evaluations=7
+    ),
     evaluation=EvaluationConfig(full_epochs=5, full_seeds=1),
 )
 

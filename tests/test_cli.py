@@ -14,7 +14,8 @@ from potstill.distilled import load
 
 SMALL = (
     "--network.width 8 --expert.count 2 --expert.epochs 4 --expert.step-size 0.05 --window.stop 2 "
-    "--distil.iterations 4 --distil.inner-steps 3 --distil.evaluations 2 --evaluation.protocol quick --evaluation.epochs 3 "
+    "--distil.iterations 4 --distil.inner-steps 3 --distil.evaluations 2 "
+    "--evaluation.protocol quick --evaluation.epochs 3 "
     "--evaluation.full-epochs 1 --evaluation.seeds 2"
 ).split()
 
