@@ -274,7 +274,7 @@ def _evaluate(command: Evaluate) -> None:
             "data by --dataset."
         )
     problem = replace(problem, transform=distilled.transform)
-    network = _chosen_network(command, config.network)
+    network = _chosen_network(command, problem.network_config)
     who = judge(problem, network, protocol_of(command.evaluation), config.augment)
     folder = command.path if command.path.is_dir() else command.path.parent
     with _progress() as show:

@@ -18,19 +18,19 @@ from potstill.trajectories import Trajectories, expert_path, partial_path
 CHECKPOINT_SECONDS = 30.0
 
 
-def subject(config: Config, problem: Problem) -> dict[str, Any]:
+def subject(problem: Problem) -> dict[str, Any]:
     """What experts must have in common with a student for their trajectory to mean anything to it."""
     return {
         "dataset": {"name": problem.dataset.name, "fingerprint": problem.dataset.fingerprint},
         "transform": problem.transform.kind,
-        "network": vars(config.network),
+        "network": vars(problem.network_config),
     }
 
 
 def identity(config: Config, problem: Problem) -> dict[str, Any]:
     """What makes one store of experts differ from another: every setting that changes a weight."""
     expert = {name: value for name, value in vars(config.expert).items() if name not in ("count", "keep_all")}
-    return {**subject(config, problem), "expert": expert, "augment": list(config.augment), "seed": config.seed}
+    return {**subject(problem), "expert": expert, "augment": list(config.augment), "seed": config.seed}
 
 
 def kept_epochs(config: Config) -> list[int]:
@@ -67,7 +67,7 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
     partial = partial_path(folder, number)
     dtype = getattr(torch, config.expert.storage)
     network.reset_buffers()
-    theta = functional.initial(config.network, problem.dataset.shape, len(problem.dataset.classes), seed)
+    theta = functional.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
     snapshots = {0: (theta, network.buffers)}
     epoch, before = 0, 0.0
     if partial.exists():

@@ -30,7 +30,7 @@ def forecast(config: Config) -> dict[str, Any]:
     protocol = evaluation.protocol_of(config.evaluation)
     real = len(problem.train.labels)
     shape = problem.dataset.shape
-    theta = functional.initial(config.network, shape, classes, 0).to(problem.device)
+    theta = functional.initial(problem.network_config, shape, classes, 0).to(problem.device)
     kept = len(experts.kept_epochs(config)) + 1
     width = 2 if config.expert.storage == "float16" else 4
     expert_epochs = config.expert.count * config.expert.epochs
@@ -86,7 +86,7 @@ def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 
     problem = job.problem
     classes = len(problem.dataset.classes)
     images, labels = problem.train.images[:batch], problem.train.labels[:batch]
-    theta = functional.initial(job.config.network, problem.dataset.shape, classes, 0).to(problem.device)
+    theta = functional.initial(problem.network_config, problem.dataset.shape, classes, 0).to(problem.device)
     recipe = Recipe(1, batch, 0.01, rho=rho, augment=job.config.augment)
     targets = one_hot(labels, classes)
     gradient = engine.training_gradient(

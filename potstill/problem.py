@@ -1,12 +1,12 @@
 """Data, transform and network on a device: what every stage works on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from potstill import data, functional, whitening
+from potstill import data, functional, networks, whitening
 from potstill.config import Config, NetworkConfig
 from potstill.data import Dataset, Split
 from potstill.engine import choose_precision
@@ -29,7 +29,7 @@ class Problem:
 
     dataset: Dataset
     transform: Transform
-    network_config: NetworkConfig
+    network_config: NetworkConfig  # with the depth that follows from the images, where none was given
     network: FlatNetwork
     device: torch.device
 
@@ -71,10 +71,12 @@ def prepare(config: Config) -> Problem:
             "images after the validation part is kept aside; lower --ipc."
         )
     device = choose_device(config.device)
-    network = functional.flat_network(config.network, dataset.shape, len(dataset.classes), device)
+    depth = config.network.depth or networks.depth_for(*dataset.shape[1:])
+    network_config = replace(config.network, depth=depth)
+    network = functional.flat_network(network_config, dataset.shape, len(dataset.classes), device)
     network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
     transform = whitening.fit(config.transform, dataset.train.images)
-    return Problem(dataset, transform, config.network, network, device)
+    return Problem(dataset, transform, network_config, network, device)
 
 
 def choose_device(name: str) -> torch.device:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from potstill import artefacts, distillation, engine, evaluation, experts, trajectories, window
-from potstill.config import Config, NetworkConfig, as_dict
+from potstill.config import Config, as_dict
 from potstill.distillation import State
 from potstill.distilled import FILE, Distilled
 from potstill.distilled import load as load_distilled
@@ -58,7 +58,7 @@ class Run:
     @property
     def trajectories(self) -> Trajectories:
         """The experts, held to this run's dataset, transform and network, and its window to their snapshots."""
-        store = trajectories.open_store(self.experts_folder, experts.subject(self.config, self.problem))
+        store = trajectories.open_store(self.experts_folder, experts.subject(self.problem))
         epochs = store.identity["expert"]["epochs"]
         span = self.config.distil.expert_epochs
         window.check(self.config.window, span, store.epochs, epochs, str(self.experts_folder))
@@ -179,7 +179,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
 def _selector(run: Run) -> Judge:
     """Who chooses between the states of one run: quick networks, or the protocol's own under "paper"."""
     protocol = evaluation.protocol_of(run.config.evaluation)
-    return _judge_of(run, run.config.network, protocol if protocol.selection == "test" else PROTOCOLS["quick"])
+    return _judge_of(run, protocol if protocol.selection == "test" else PROTOCOLS["quick"])
 
 
 def _judge(run: Run, who: Judge, state: State, judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -203,7 +203,7 @@ def _as_distilled(run: Run, state: State, accuracy: float, selection: str) -> Di
         step_size=float(state.step_size),
         transform=problem.transform,
         classes=problem.dataset.classes,
-        recipe={"network": as_dict(config.network), "augment": list(config.augment)},
+        recipe={"network": as_dict(problem.network_config), "augment": list(config.augment)},
         provenance={
             "config": as_dict(replace(config, evaluation=type(config.evaluation)())),
             "dataset": {"name": problem.dataset.name, "fingerprint": problem.dataset.fingerprint},
@@ -214,22 +214,21 @@ def _as_distilled(run: Run, state: State, accuracy: float, selection: str) -> Di
     )
 
 
-def _judge_of(run: Run, network: NetworkConfig, protocol: evaluation.Protocol) -> Judge:
-    return evaluation.judge(run.problem, network, protocol, run.config.augment, run.config.compile)
+def _judge_of(run: Run, protocol: evaluation.Protocol) -> Judge:
+    return evaluation.judge(run.problem, run.problem.network_config, protocol, run.config.augment, run.config.compile)
 
 
-def evaluate(run: Run, network: NetworkConfig | None = None) -> Generator[Event, None, dict[str, Any]]:
-    """Final figures of the run's set and its controls; written to results.json unless of another network."""
+def evaluate(run: Run) -> Generator[Event, None, dict[str, Any]]:
+    """Final figures of the run's set and its controls, written to results.json."""
     config = run.config
     protocol = evaluation.protocol_of(config.evaluation)
-    who = _judge_of(run, network or config.network, protocol)
+    who = _judge_of(run, protocol)
     distilled = load_distilled(run.folder / FILE)
     found = yield from evaluate_set(run.problem, distilled, config, who, run.experts_folder)
     if protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
         found["accuracy"]["distilled"] = evaluation.interval([distilled.provenance["chosen_with_accuracy"]])
     results = summary(run, run.problem, distilled, found, who)
-    if network is None or network == config.network:
-        artefacts.write_json(run.folder / "results.json", results)
+    artefacts.write_json(run.folder / "results.json", results)
     return results
 
 
@@ -239,7 +238,7 @@ def evaluate_set(
     """Figures of any set beside its controls; the soft-label control where its experts are at hand."""
     soft, identity = None, None
     if experts_folder is not None and (experts_folder / trajectories.MANIFEST).exists():
-        store = trajectories.open_store(experts_folder, experts.subject(config, problem))
+        store = trajectories.open_store(experts_folder, experts.subject(problem))
         count = min(config.expert.count, len(store))
         identity = [store.identity, count]
 

@@ -109,15 +109,15 @@ def test_experts_of_another_kind_are_refused(tmp_path, changes, word):
     assert "another folder" in str(error.value)
 
 
-def test_a_students_subject_is_checked_but_not_its_seed(tmp_path):
+def test_a_students_subject_is_checked(tmp_path):
     config = tiny(expert={"count": 1})
     problem, _ = train(config, tmp_path)
-    trajectories.open_store(tmp_path, experts.subject(replace(config, seed=7), problem))
+    trajectories.open_store(tmp_path, experts.subject(problem))
     other = replace(problem, transform=replace(problem.transform, kind="zca"))
     with pytest.raises(PotstillError, match="transform"):
-        trajectories.open_store(tmp_path, experts.subject(config, other))
+        trajectories.open_store(tmp_path, experts.subject(other))
     with pytest.raises(PotstillError, match=r"network\.width"):
-        trajectories.open_store(tmp_path, experts.subject(replace(config, network=NetworkConfig(width=9)), problem))
+        trajectories.open_store(tmp_path, experts.subject(replace(problem, network_config=NetworkConfig(width=9))))
 
 
 def test_a_folder_without_experts_and_a_foreign_manifest(tmp_path):
