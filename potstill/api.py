@@ -12,14 +12,15 @@ from potstill.errors import PotstillError
 
 
 def distill(
-    dataset: str | Path = "digits", ipc: int = 1, *, out: str | Path, preset: str | None = None,
+    dataset: str | Path | None = None, ipc: int | None = None, *, out: str | Path, preset: str | None = None,
     experts: str | Path | None = None, progress: Callable[[dict[str, Any]], None] | None = None, **settings: Any,
 ) -> Distilled:  # fmt: skip
     """Train experts, distil, and return the set; calling again with the same ``out`` continues or just loads.
 
     Args:
-        dataset: as ``--dataset`` of the command line: "digits", a folder, an .npz file or a Hugging Face name.
-        ipc: images per class.
+        dataset: as ``--dataset`` of the command line: "digits" (the default), a folder, an .npz file or a Hugging
+            Face name.
+        ipc: images per class; by default 1, or what the preset says.
         out: folder of the run.
         preset: name of a preset, e.g. "cifar10-ipc10"; by default the one nearest to the data.
         experts: folder of experts shared between runs; by default inside ``out``.
@@ -32,19 +33,19 @@ def distill(
     Example:
         >>> distilled = potstill.distill("digits", ipc=1, out="runs/mine", distil={"iterations": 50})
     """
-    config = configure(str(dataset), ipc, preset, settings)
+    config = configure(None if dataset is None else str(dataset), ipc, preset, settings)
     run = stages.open_run(config, Path(out), Path(experts) if experts else None)
     for stage in (stages.train_experts, stages.distil):
         result = exhaust(stage(run), progress)
     return result
 
 
-def configure(dataset: str, ipc: int | None, preset: str | None, settings: dict[str, Any]) -> Config:
+def configure(dataset: str | None, ipc: int | None, preset: str | None, settings: dict[str, Any]) -> Config:
     """The configuration that a preset (or the default for the data) and further settings make."""
     if preset is None:
-        config = default(dataset, 1 if ipc is None else ipc)
+        config = default(dataset or "digits", 1 if ipc is None else ipc)
     else:
-        config = replace(named_preset(preset), dataset=dataset)
+        config = named_preset(preset, dataset)
         config = config if ipc is None else replace(config, ipc=ipc)
     for name, value in settings.items():
         if not hasattr(config, name):
@@ -58,18 +59,20 @@ def configure(dataset: str, ipc: int | None, preset: str | None, settings: dict[
     return config
 
 
-def named_preset(name: str) -> Config:
-    """A preset by name.
+def named_preset(name: str, dataset: str | None) -> Config:
+    """A preset by name, on a dataset; those of the digits bring their own.
 
     Raises:
-        PotstillError: there is none of that name; the nearest names are suggested.
+        PotstillError: there is none of that name (the nearest names are suggested), or it needs a dataset.
     """
     import difflib
 
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 3) or list(PRESETS)
         raise PotstillError(f"preset {name!r}: unknown; did you mean {' or '.join(near)}? All: {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    if dataset is None and not name.startswith("digits-"):
+        raise PotstillError(f"preset {name!r}: holds settings, not images; say where they are by --dataset.")
+    return replace(PRESETS[name], dataset=dataset or "digits")
 
 
 def exhaust(events: Any, progress: Callable[[dict[str, Any]], None] | None = None) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +25,7 @@ from potstill.problem import prepare
 
 T = TypeVar("T")
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
 PLAIN_SECONDS = 15.0  # between lines of progress where the output is no terminal
 Flat = Annotated[Config, tyro.conf.arg(name="")]
 
@@ -153,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         out.print(f"potstill {artefacts.VERSION}")
         return 0
     if arguments[0] not in COMMANDS:
-        err.print(f"[bold red]error:[/] {arguments[0]!r}: no such command; choose among {', '.join(COMMANDS)}.")
+        _fail(f"{arguments[0]!r}: no such command; choose among {', '.join(COMMANDS)}.")
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
     engine.keep_freed_memory()
@@ -163,16 +165,30 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:  # tyro's: 0 after --help, 2 for wrong usage
         return end.code if isinstance(end.code, int) else 2
     except PotstillError as error:
-        err.print("[bold red]error:[/] ", end="")
-        err.print(str(error), markup=False, soft_wrap=True)
-        return 1
-    except MemoryError as error:
-        err.print(f"[bold red]error:[/] out of memory ({error}); lower --distil.batch-size or --distil.micro-batch.")
-        return 1
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}; choose another path or mend its rights."
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        return _fail("out of memory; lower --distil.batch-size, --distil.micro-batch or --distil.inner-steps.")
     except KeyboardInterrupt:
         err.print("\nInterrupted; what was done is kept. The same command continues where it stopped.")
         return 130
     return 0
+
+
+def _say(text: str) -> None:
+    """Print text as it stands: a path may hold what rich takes for markup."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def _fail(sentence: str) -> int:
+    err.print("[bold red]error:[/] ", end="")
+    err.print(sentence, markup=False, soft_wrap=True)
+    return 1
 
 
 def _interrupt(*_: Any) -> None:
@@ -199,8 +215,8 @@ def _parse(name: str, arguments: list[str]) -> Any:
         return tyro.cli(kind, args=arguments, prog=f"potstill {name}")
     given = _peek(arguments)
     if given.get("preset"):
-        config = api.named_preset(given["preset"])
-        config = replace(config, dataset=given.get("dataset", config.dataset))
+        only_asking = {"-h", "--help"} & set(arguments)
+        config = api.named_preset(given["preset"], given.get("dataset", "digits" if only_asking else None))
     else:
         ipc = given.get("ipc", "1")
         config = default(given.get("dataset", "digits"), int(ipc) if ipc.lstrip("-").isdigit() else 1)
@@ -229,8 +245,8 @@ def _run(command: Run) -> None:
         results = show(stages.evaluate(run))
     page = report.write(run.folder)
     _print_results(results)
-    out.print(f"\nthe set    {run.folder / FILE}\nthe page   {page}", soft_wrap=True)
-    out.print(f'train on it in Python:  network = potstill.train(potstill.load("{run.folder}"))', soft_wrap=True)
+    _say(f"\nthe set    {run.folder / FILE}\nthe page   {page}")
+    _say(f'train on it in Python:  network = potstill.train(potstill.load("{run.folder}"))')
 
 
 def _experts(command: Experts) -> None:
@@ -240,7 +256,7 @@ def _experts(command: Experts) -> None:
     with _progress() as show:
         store = show(stages.train_experts(run))
     mean = sum(store.accuracies) / len(store)
-    out.print(f"{len(store)} experts in {folder}, {mean:.1%} right on validation images", soft_wrap=True)
+    _say(f"{len(store)} experts in {folder}, {mean:.1%} right on validation images")
 
 
 def _distill(command: Distil) -> None:
@@ -248,10 +264,9 @@ def _distill(command: Distil) -> None:
     with _progress(_tensorboard(command.tensorboard, run.folder)) as show:
         distilled = show(stages.distil(run))
     chosen = distilled.provenance
-    out.print(
+    _say(
         f"{len(distilled)} images in {run.folder / FILE}, of iteration {chosen['iteration']}: "
         f"{chosen['chosen_with_accuracy']:.1%} on {chosen['chosen_on']} images. Judge it by `potstill evaluate`.",
-        soft_wrap=True,
     )
 
 
@@ -266,6 +281,7 @@ def _evaluate(command: Evaluate) -> None:
     config = replace(
         config, dataset=command.dataset or config.dataset, evaluation=command.evaluation, device=command.device
     )
+    _check_shape(command)
     problem = prepare(config)
     if problem.dataset.fingerprint != distilled.provenance["dataset"]["fingerprint"]:
         raise PotstillError(
@@ -284,7 +300,13 @@ def _evaluate(command: Evaluate) -> None:
     _print_results(results)
     if command.json:
         artefacts.write_json(command.json, results)
-        out.print(f"figures    {command.json}", soft_wrap=True)
+        _say(f"figures    {command.json}")
+
+
+def _check_shape(command: Evaluate) -> None:
+    for name in ("width", "depth"):
+        if (value := getattr(command, name)) is not None and value < 1:
+            raise PotstillError(f"{name} {value}: at least 1 is needed; raise --{name}.")
 
 
 def _chosen_network(command: Evaluate, own: NetworkConfig) -> NetworkConfig:
@@ -300,7 +322,7 @@ def _settings(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(command: Report) -> None:
-    out.print(f"the page   {report.write(command.run)}", soft_wrap=True)
+    _say(f"the page   {report.write(command.run)}")
 
 
 def _show(command: Show) -> None:
@@ -309,18 +331,17 @@ def _show(command: Show) -> None:
     artefacts.write_bytes(command.out, png(image))
     n, c, h, w = distilled.images.shape
     certain = float(distilled.soft_labels.max(1).values.mean())
-    out.print(
+    _say(
         f"{n} images of {w}×{h} pixels, {'grey' if c == 1 else 'colour'}, {len(distilled.classes)} classes; from "
         f"{distilled.provenance['dataset']['name']}, iteration {distilled.provenance['iteration']}; step size "
         f"{distilled.step_size:.4f}; {distilled.transform.kind}; mean largest label {certain:.2f}",
-        soft_wrap=True,
     )
-    out.print(f"picture    {command.out}", soft_wrap=True)
+    _say(f"picture    {command.out}")
 
 
 def _export(command: Export) -> None:
     load(command.path).export(command.out)
-    out.print(f"written    {command.out}", soft_wrap=True)
+    _say(f"written    {command.out}")
 
 
 def _forecast(command: Forecast) -> None:
@@ -349,7 +370,7 @@ _RUNNERS: dict[type[Any], Callable[[Any], None]] = {
 def _open(config: Config, folder: Path | None, experts: Path | None) -> stages.Run:
     folder = folder or Path("runs") / f"{_name(config)}-ipc{config.ipc}"
     run = stages.open_run(config, folder, experts)
-    out.print(f"{run.folder}: {config.dataset}, {config.ipc} images per class, seed {config.seed}", soft_wrap=True)
+    _say(f"{run.folder}: {config.dataset}, {config.ipc} images per class, seed {config.seed}")
     return run
 
 
@@ -369,11 +390,10 @@ def _size(count: float) -> str:
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    names = {"distilled": "distilled", "random": "random images", "random_soft": "random, soft labels", "full": "full"}
     protocol = results["protocol"]
     title = f"{results['dataset']}, {results['ipc']} images per class, {results['network']}, {protocol['name']}"
     table = Table("trained on", "accuracy", "95 % interval", "networks", title=title)
-    for name, label in names.items():
+    for name, label in report.NAMES.items():
         if name in results["accuracy"]:
             figure = results["accuracy"][name]
             low_high = figure["ci95"]
@@ -428,7 +448,7 @@ class _PlainLines:
         self.told = now
         fresh = done - self.first
         left = f", {_duration((now - self.began) / fresh * (total - done))} left" if fresh and done < total else ""
-        err.print(f"{event['stage']} {done}/{total}{left}  {_detail(event)}", soft_wrap=True)
+        err.print(f"{event['stage']} {done}/{total}{left}  {_detail(event)}", markup=False, soft_wrap=True)
 
 
 def _detail(event: dict[str, Any]) -> str:

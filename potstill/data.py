@@ -8,7 +8,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,8 @@ def load(
     Raises:
         PotstillError: the source cannot be read or does not hold images of one shape with labels in range.
     """
+    if resize is not None and resize < 1:
+        raise PotstillError(f"resize {resize}: at least 1 pixel is needed, or leave it out.")
     if not 0 < validation < 1:
         raise PotstillError(f"validation is a fraction between 0 and 1 of the training images; got {validation}.")
     name, classes, parts = _read(source, resize, label_column)
@@ -99,17 +103,18 @@ def _read(source: str, resize: int | None, column: str | None) -> tuple[str, tup
     if path.is_file():
         if path.suffix != ".npz":
             raise PotstillError(f"{source}: a file, but not .npz; give a folder, an .npz file or a dataset's name.")
-        return path.stem, *_cached([path], lambda: _arrays([path]), resize, "")
+        return path.stem, *_cached(_stamps([path]), resize, column, lambda: _arrays([path], resize))
     if not path.is_dir():
         if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
             raise PotstillError(f"{source}: there is no such folder; check the path.")
         return source, *_hub(source, resize, column)
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    for suffix, reader in ((".npz", _arrays), (".parquet", lambda found: _parquet(source, found, resize, column))):
-        found = [file for file in files if file.suffix == suffix]
-        if found:
-            return path.resolve().name, *_cached(found, lambda: reader(found), resize, column or "")  # noqa: B023
-    return path.resolve().name, *_cached(files, lambda: _folder(path, resize), resize, "")
+    name = path.resolve().name
+    if arrays := [file for file in files if file.suffix == ".npz"]:
+        return name, *_cached(_stamps(arrays), resize, column, lambda: _arrays(arrays, resize))
+    if tables := [file for file in files if file.suffix == ".parquet"]:
+        return name, *_cached(_stamps(tables), resize, column, lambda: _parquet(source, tables, resize, column))
+    return name, *_cached(_stamps(files), resize, column, lambda: _folder(path, resize))
 
 
 # --- the embedded dataset ------------------------------------------------------------------------------------------
@@ -175,6 +180,8 @@ def _decode(sources: Iterable[tuple[str, Any]], resize: int | None) -> Tensor:
             raise PotstillError(f"{name}: {_describe(array)}, but {first} is {_describe(arrays[0])}; {remedy}.")
         first = first or name
         arrays.append(array)
+    if not arrays:
+        raise PotstillError("a table without rows: there are no images to read; check its files.")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -189,7 +196,7 @@ def _decode_one(name: str, source: Any, resize: int | None) -> np.ndarray:
             if image.mode in ("I", "I;16", "F"):
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel; convert it to 8 bits")
             converted: Any = image.convert("L" if grey else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise PotstillError(f"{name}: not a readable image ({error}); replace it or remove it.") from error
     if resize:
         converted = ImageOps.fit(converted, (resize, resize), Image.Resampling.LANCZOS)
@@ -214,13 +221,7 @@ def _parquet(
         raise PotstillError(f"{source}: Parquet needs the package datasets; pip install datasets.") from error
     by_split: dict[str, list[str]] = {}
     for file in files:
-        words = " ".join(file.relative_to(source).parts).lower()
-        for split, names in (("test", _TEST), ("validation", _VALIDATION), ("train", _TRAIN)):
-            if any(name in words for name in names):
-                by_split.setdefault(split, []).append(str(file))
-                break
-        else:
-            by_split.setdefault("train", []).append(str(file))
+        by_split.setdefault(_split_of(str(file.relative_to(source))), []).append(str(file))
     datasets.disable_progress_bars()
     try:
         table = datasets.load_dataset("parquet", data_files=by_split)
@@ -228,6 +229,13 @@ def _parquet(
         cause = error.__cause__ or error
         raise PotstillError(f"{source}: its Parquet files cannot be read ({cause}); write them again.") from error
     return _table(source, table, resize, column)
+
+
+def _split_of(name: str) -> str:
+    """The split that the words of a file's name tell; training where none does."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    splits = {"train": _TRAIN, "test": _TEST, "validation": _VALIDATION}
+    return next((split for split, names in splits.items() if words & set(names)), "train")
 
 
 def _hub(name: str, resize: int | None, column: str | None) -> tuple[tuple[str, ...], dict[str, Split]]:
@@ -247,7 +255,8 @@ def _hub(name: str, resize: int | None, column: str | None) -> tuple[tuple[str, 
             f"{name}: neither a folder or file here nor a Hugging Face dataset that can be reached ({reason}); "
             "check the spelling and the network, or download it and give the folder."
         ) from error
-    return _table(name, table, resize, column)
+    content = [(key, table[key]._fingerprint) for key in table]
+    return _cached(content, resize, column, lambda: _table(name, table, resize, column))
 
 
 def _table(
@@ -272,14 +281,14 @@ def _table(
         classes = tuple(kind.names)
         index: dict[Any, int] = {label: label for label in range(len(classes))}
     else:
-        distinct = sorted(set(raw["train"]))
+        distinct = sorted({value for value in raw["train"] if value is not None}, key=str)
         classes, index = tuple(map(str, distinct)), {value: label for label, value in enumerate(distinct)}
     parts = {}
     for key, split in splits.items():
         encoded = table[split].cast_column(image_column, datasets.Image(decode=False))
         images = _decode(_rows(f"{name} {split}", encoded, image_column), resize)
         unknown = next((value for value in raw[key] if value not in index), None)
-        if unknown is not None or any(value is None for value in raw[key]):
+        if unknown is not None or None in raw[key]:
             raise PotstillError(
                 f"{name} {split}: label {unknown!r} is out of range for {len(classes)} classes; mend the column "
                 f"{label_column!r} or its class names."
@@ -315,7 +324,7 @@ def _label_column(name: str, features: Any, wanted: str | None) -> str:
 # --- arrays --------------------------------------------------------------------------------------------------------
 
 
-def _arrays(files: list[Path]) -> tuple[tuple[str, ...], dict[str, Split]]:
+def _arrays(files: list[Path], resize: int | None) -> tuple[tuple[str, ...], dict[str, Split]]:
     """One ``.npz`` with x_train, y_train (and x_test, y_test) or images and labels; or train.npz and test.npz."""
     parts: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
     names: list[str] | None = None
@@ -325,19 +334,24 @@ def _arrays(files: list[Path]) -> tuple[tuple[str, ...], dict[str, Split]]:
         if "x_train" in content:
             pairs = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
         else:
-            is_test = any(word in file.stem.lower() for word in (*_TEST, *_VALIDATION))
-            pairs = {"test" if is_test else "train": ("images", "labels")}
+            pairs = {_split_of(file.stem): ("images", "labels")}
         for part, (x, y) in pairs.items():
             if x in content and y in content:
+                if part in parts:
+                    raise PotstillError(
+                        f"{file}: a second file of {part} images beside {parts[part][2]}; join them into one .npz."
+                    )
                 parts[part] = (content[x], content[y], str(file))
-            elif part == "train" or "x_train" not in content:
+            elif part != "test" or "x_train" not in content:
                 raise PotstillError(
                     f"{file}: holds {sorted(content)}; expected images and labels, or x_train and y_train "
                     "(and x_test and y_test)."
                 )
     if "train" not in parts:
         raise PotstillError(f"{files[0].parent}: no training arrays; expected train.npz or x_train and y_train.")
-    splits = {part: _from_arrays(*values, names) for part, values in parts.items()}
+    test = parts.get("test", parts.get("validation"))  # a validation file serves as test where there is no other
+    chosen = {"train": parts["train"]} if test is None else {"train": parts["train"], "test": test}
+    splits = {part: _from_arrays(*values, names, resize) for part, values in chosen.items()}
     count = int(splits["train"].labels.max()) + 1
     return tuple(names or map(str, range(count))), splits
 
@@ -358,7 +372,9 @@ def _open_npz(file: Path) -> dict[str, np.ndarray]:
         raise PotstillError(f"{file}: not a readable .npz file ({error}); write it again.") from error
 
 
-def _from_arrays(images: np.ndarray, labels: np.ndarray, where: str, names: list[str] | None) -> Split:
+def _from_arrays(
+    images: np.ndarray, labels: np.ndarray, where: str, names: list[str] | None, resize: int | None
+) -> Split:
     if images.ndim == 3:
         images = images[:, None]
     if images.ndim != 4 or (images.shape[1] not in (1, 3) and images.shape[3] not in (1, 3)):
@@ -373,13 +389,26 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, where: str, names: list
     whole = np.issubdtype(labels.dtype, np.integer)
     if not whole and not (np.issubdtype(labels.dtype, np.floating) and np.array_equal(labels, np.round(labels))):
         raise PotstillError(f"{where}: labels of type {labels.dtype}; expected whole numbers from 0.")
-    if len(labels) and (labels.min() < 0 or (names is not None and labels.max() >= len(names))):
+    if not len(labels):
+        raise PotstillError(f"{where}: holds no images.")
+    if labels.min() < 0 or labels.max() >= (len(names) if names is not None else len(labels)):
         wrong = labels.min() if labels.min() < 0 else labels.max()
         top = len(names) - 1 if names is not None else "the number of classes less one"
         raise PotstillError(f"{where}: label {wrong} is out of range; labels count from 0 to {top}.")
     if images.dtype != np.uint8:
         images = _to_bytes(images, where)
+    if resize:
+        images = np.stack([_resized(image, resize) for image in images])
     return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    """One (C, H, W) uint8 image, its shorter side resized and its centre cropped."""
+    from PIL import Image, ImageOps
+
+    picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    array = np.asarray(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def _to_bytes(images: np.ndarray, where: str) -> np.ndarray:
@@ -439,12 +468,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("POTSTILL_CACHE", "~/.cache/potstill")).expanduser()
 
 
+def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """What tells that files are still the same: paths, sizes and times."""
+    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
 def _cached(
-    files: Sequence[Path], read: Any, resize: int | None, column: str
-) -> tuple[tuple[str, ...], dict[str, Split]]:  # fmt: skip
-    """What ``read`` gives, or what it gave when the files had the same paths, sizes and times."""
-    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = hashlib.sha256(json.dumps([stamps, resize, column]).encode()).hexdigest()[:24]
+    content: Any, resize: int | None, column: str | None, read: Callable[[], tuple[tuple[str, ...], dict[str, Split]]]
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """What ``read`` gives, or what it gave before for the same content, size and column."""
+    key = hashlib.sha256(json.dumps([content, resize, column]).encode()).hexdigest()[:24]
     path = cache_folder() / "data" / f"{key}.safetensors"
     try:
         tensors, header = artefacts.load(path, "data cache")
@@ -453,7 +486,10 @@ def _cached(
         tensors = {
             f"{part}.{name}": getattr(split, name) for part, split in parts.items() for name in ("images", "labels")
         }
-        artefacts.save(path, "data cache", tensors, {"classes": list(classes)})
+        try:
+            artefacts.save(path, "data cache", tensors, {"classes": list(classes)})
+        except (PotstillError, OSError) as error:  # a convenience only
+            warnings.warn(f"the decoded images are not kept for the next time: {error}", stacklevel=2)
         return classes, parts
     parts = {
         part: Split(tensors[f"{part}.images"], tensors[f"{part}.labels"])

@@ -98,7 +98,7 @@ def iterate(
             raise PotstillError(
                 f"distilling diverged {PATIENCE} times in a row at iteration {state.iteration}, each time undone; "
                 f"lower --distil.lr-images (now {config.distil.lr_images:g}) or --distil.step-size (now "
-                f"{config.distil.step_size:g}). The last good state is kept."
+                f"{config.distil.step_size:g}) in another --out; --experts takes the experts along."
             )
         yield state, {**metrics, "skipped": state.skipped, "rolled_back": state.rolled_back}
 

@@ -1,7 +1,8 @@
 """The artefact: a synthetic set that carries everything needed to train on it."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,6 @@ class Distilled:
             "recipe": self.recipe, "provenance": self.provenance,
         }  # fmt: skip
         artefacts.save(Path(path), KIND, {**tensors, **self.transform.tensors()}, header)
-
-    def half(self) -> "Distilled":
-        """The same set with images and logits rounded to float16, for a smaller file; trained on as float32."""
-        return replace(self, images=self.images.half(), logits=self.logits.half())
 
     def export(self, path: str | Path) -> None:
         """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
@@ -136,7 +133,7 @@ def _export(distilled: Distilled, path: Path) -> None:
     if path.suffix:
         raise PotstillError(f"{path}: cannot export to {path.suffix!r}; use .png, .npz, .parquet or a folder.")
     for number, (content, label) in enumerate(zip(encoded, distilled.labels.tolist(), strict=True)):
-        name = distilled.classes[label].replace("/", "_")
+        name = re.sub(r"[/\\]|^\.+$", "_", distilled.classes[label])  # a class named ".." stays inside the folder
         artefacts.write_bytes(path / name / f"{number:05d}.png", content)
     return artefacts.write_json(path / "soft_labels.json", distilled.soft_labels.tolist())
 

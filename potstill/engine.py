@@ -54,7 +54,14 @@ def choose_precision(
 ) -> torch.dtype:  # fmt: skip
     """The precision of convolutions and activations; "auto" lowers it where that is faster."""
     if wanted != "auto":
+        if network.batch_coupled and wanted != "float32":
+            raise PotstillError(
+                f"precision {wanted}: batch norm keeps float32 statistics; use --precision float32 or --network.norm "
+                "instance."
+            )
         return getattr(torch, wanted)
+    if network.batch_coupled:
+        return torch.float32
     units = device.type == "cuda" or (
         device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     )

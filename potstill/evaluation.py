@@ -21,10 +21,12 @@ from potstill.distilled import Distilled
 from potstill.engine import Compile, choose_precision
 from potstill.errors import PotstillError
 from potstill.functional import FlatNetwork
+from potstill.networks import depth_for
 from potstill.problem import Problem, Whitened
 from potstill.training import Recipe, one_hot, run_to_end, sgd
 
 Event = dict[str, Any]
+NUMERICS = 1  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
 CONTROL_STEP_SIZE = 0.01  # the published step size for real images, and for networks a set was not made with
 SoftLabels = Callable[[Tensor], Tensor]
 """Rows of the training set (n,) → soft labels (n, K) from the experts."""
@@ -74,6 +76,8 @@ def protocol_of(config: EvaluationConfig) -> Protocol:
     for name, value in changes.items():
         if value is not None and value < 1:
             raise PotstillError(f"evaluation.{name} {value}: at least 1 is needed.")
+    if config.full_seeds is not None and config.full_seeds < 0:
+        raise PotstillError(f"evaluation.full_seeds {config.full_seeds}: 0 leaves the control out; fewer cannot be.")
     given = {name: value for name, value in changes.items() if value is not None}
     return replace(PROTOCOLS[config.protocol], **given)
 
@@ -132,7 +136,7 @@ def judge(
     if config != problem.network_config:
         shape, classes = problem.dataset.shape, len(problem.dataset.classes)
         network = functional.flat_network(config, shape, classes, problem.device)
-        wanted = "auto" if problem.network.precision != torch.float32 else "float32"
+        wanted = "float32" if network.batch_coupled else problem.wanted_precision
         network = replace(network, precision=choose_precision(wanted, problem.device, network, shape))
     return Judge(problem, config, network, protocol, tuple(augment), compile)
 
@@ -191,8 +195,8 @@ def _plans(
     step_size = distilled.step_size if vars(judge.config) == distilled.recipe["network"] else CONTROL_STEP_SIZE
     hard = one_hot(problem.train.labels, len(problem.dataset.classes))
     common = [
-        artefacts.VERSION, problem.dataset.fingerprint, problem.transform.kind, vars(judge.config), vars(protocol),
-        list(judge.augment), str(judge.network.precision), device.type,
+        NUMERICS, problem.dataset.fingerprint, problem.transform.kind, vars(judge.config), protocol.batch_size,
+        protocol.momentum, protocol.weight_decay, list(judge.augment), str(judge.network.precision), device.type,
     ]  # fmt: skip
 
     def seed(number: int) -> int:
@@ -219,13 +223,13 @@ def _plans(
             problem.train.images, hard, protocol.full_epochs, CONTROL_STEP_SIZE, seed(number), test
         )  # fmt: skip
 
-    n = protocol.seeds
-    yield "distilled", n, [*common, "distilled", artefacts.fingerprint(images, targets, step_size)], of_distilled
-    yield "random", n, [*common, "random", ipc], of_random
+    n, synthetic = protocol.seeds, [*common, protocol.epochs]
+    yield "distilled", n, [*synthetic, "distilled", artefacts.fingerprint(images, targets, step_size)], of_distilled
+    yield "random", n, [*synthetic, "random", ipc], of_random
     if soft_labels is not None:
-        yield "random_soft", n, [*common, "random_soft", ipc, experts], of_random_soft
+        yield "random_soft", n, [*synthetic, "random_soft", ipc, experts], of_random_soft
     if full_seeds != 0:
-        yield "full", full_seeds or n, [*common, "full"], of_full
+        yield "full", full_seeds or n, [*common, protocol.full_epochs, "full"], of_full
 
 
 def random_rows(problem: Problem, ipc: int, number: int) -> Tensor:
@@ -269,9 +273,10 @@ def train(
         >>> predicted = network(distilled.transform(uint8_images)).argmax(1)
     """
     own = NetworkConfig(**distilled.recipe["network"])
-    config = network or own
-    protocol = PROTOCOLS["standard"]
     c, h, w = distilled.images.shape[1:]
+    config = network or own
+    config = replace(config, depth=config.depth or depth_for(h, w))
+    protocol = PROTOCOLS["standard"]
     flat = functional.flat_network(config, (c, h, w), len(distilled.classes), device)
     theta = functional.initial(config, (c, h, w), len(distilled.classes), seed).to(device)
     alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)

@@ -21,7 +21,7 @@ CHECKPOINT_SECONDS = 30.0
 def subject(problem: Problem) -> dict[str, Any]:
     """What experts must have in common with a student for their trajectory to mean anything to it."""
     return {
-        "dataset": {"name": problem.dataset.name, "fingerprint": problem.dataset.fingerprint},
+        "dataset": {"fingerprint": problem.dataset.fingerprint},
         "transform": problem.transform.kind,
         "network": vars(problem.network_config),
     }

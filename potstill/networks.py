@@ -102,7 +102,7 @@ def vgg11(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
     layers: list[nn.Module] = []
     channels, size = shape[0], min(shape[1:])
     for width, pool in ((64, 1), (128, 1), (256, 0), (256, 1), (512, 0), (512, 1), (512, 0), (512, 1)):
-        norm = config.norm if size > 1 or config.norm == "batch" else "none"  # one pixel has no variance
+        norm = config.norm if size > 1 else "none"  # one pixel has no variance
         layers += [nn.Conv2d(channels, width, 3, padding=1), _norm(norm, width), nn.ReLU()]
         channels = width
         if pool and size >= 2:

@@ -32,6 +32,7 @@ class Problem:
     network_config: NetworkConfig  # with the depth that follows from the images, where none was given
     network: FlatNetwork
     device: torch.device
+    wanted_precision: str = "auto"  # as configured; a network of another size may get another one
 
     @cached_property
     def train(self) -> Whitened:
@@ -59,8 +60,6 @@ def prepare(config: Config) -> Problem:
     Raises:
         PotstillError: whatever is wrong with the data, the device or the sizes.
     """
-    if config.ipc < 1:
-        raise PotstillError(f"ipc {config.ipc}: a set holds at least 1 image per class; raise --ipc.")
     dataset = data.load(
         config.dataset, validation=config.validation, resize=config.resize, label_column=config.label_column
     )
@@ -76,7 +75,7 @@ def prepare(config: Config) -> Problem:
     network = functional.flat_network(network_config, dataset.shape, len(dataset.classes), device)
     network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
     transform = whitening.fit(config.transform, dataset.train.images)
-    return Problem(dataset, transform, network_config, network, device)
+    return Problem(dataset, transform, network_config, network, device, config.precision)
 
 
 def choose_device(name: str) -> torch.device:

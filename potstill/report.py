@@ -53,7 +53,7 @@ def write(folder: Path) -> Path:
         transform=distilled.transform.kind,
         path=str(folder / FILE),
         settings=sorted(_flatten(results["config"]).items()),
-        manifest=_manifest(folder),
+        accuracies=_accuracies(folder),
     )
     artefacts.write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"
@@ -65,7 +65,7 @@ def _row(name: str, results: dict[str, Any]) -> dict[str, Any]:
     return {
         "key": name,
         "name": NAMES[name],
-        "images": results["images"] if name != "full" else round(results["images"] / results["compression"]),
+        "images": results["images"] if name != "full" else results["full_images"],
         "epochs": protocol["full_epochs"] if name == "full" else protocol["epochs"],
         "mean": f"{figure['mean']:.1%}",
         "interval": f"{low_high[0]:.1%} to {low_high[1]:.1%}" if low_high else "–",
@@ -105,9 +105,10 @@ def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]
     return shown
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def _accuracies(folder: Path) -> list[float]:
+    """Validation accuracies of the run's own experts; none where they lie elsewhere."""
     path = folder / "experts" / trajectories.MANIFEST
-    return artefacts.read_json(path) if path.exists() else None
+    return artefacts.read_json(path)["accuracies"] if path.exists() else []
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

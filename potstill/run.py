@@ -21,7 +21,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ from potstill.problem import Problem, prepare
 from potstill.trajectories import Trajectories
 from potstill.unroll import Derivatives
 
-# What may change between two sittings of one run: it bears on no number of the distilled set.
+# What may change between two sittings of one run: it bears on how the set is computed and judged, not on what it is.
 FREE = ("device", "compile", "evaluation", "distil.checkpoint_seconds", "expert.keep_all")
 
 
@@ -79,8 +79,10 @@ def open_run(config: Config, folder: Path, experts_folder: Path | None = None) -
     """
     check(config)
     path = folder / "config.json"
+    for leftover in (*folder.glob(".*.tmp"), *(folder / "experts").glob(".*.tmp")):  # of a killed process
+        leftover.unlink()
     wanted = artefacts.plain(as_dict(config))
-    if path.exists():
+    if path.exists() and any((folder / name).exists() for name in ("checkpoint.safetensors", FILE)):
         found = artefacts.read_json(path)["config"]
         if lines := artefacts.differences(_bound(found), _bound(wanted)):
             raise PotstillError(
@@ -105,11 +107,27 @@ def check(config: Config) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise PotstillError(f"{name} {value}: at least 1 is needed; raise --{name.replace('_', '-')}.")
+    optional = {
+        "distil.micro_batch": config.distil.micro_batch, "distil.label_experts": config.distil.label_experts,
+        "resize": config.resize,
+    }  # fmt: skip
+    for name, number in optional.items():
+        if number is not None and number < 1:
+            raise PotstillError(f"{name} {number}: at least 1 is needed, or leave it out.")
     if config.distil.step_size <= 0:
         raise PotstillError(f"distil.step_size {config.distil.step_size}: the inner step size is positive; raise it.")
-    if config.distil.micro_batch is not None and config.distil.micro_batch < 1:
-        raise PotstillError(f"distil.micro_batch {config.distil.micro_batch}: at least 1 is needed, or leave it out.")
+    check_choices(config)
     evaluation.protocol_of(config.evaluation)
+
+
+def check_choices(config: Any, prefix: str = "") -> None:
+    """Refuse values outside the choices of a field; the command line does so itself, Python does not."""
+    hints = get_type_hints(type(config))
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            check_choices(value, f"{prefix}{name}.")
+        elif get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
+            raise PotstillError(f"{prefix}{name} {value!r}: choose among {', '.join(get_args(hints[name]))}.")
 
 
 def _bound(config: dict[str, Any]) -> dict[str, Any]:
@@ -129,9 +147,17 @@ def _bound(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def train_experts(run: Run) -> Generator[Event, None, Trajectories]:
-    """Train the experts that the run's folder lacks."""
-    yield from experts.train(run.config, run.problem, run.experts_folder)
+    """Train the experts that the run lacks; experts of another run that are enough are taken as they are."""
+    own = run.experts_folder in (run.folder, run.folder / "experts")
+    if own or not _enough(run):
+        yield from experts.train(run.config, run.problem, run.experts_folder)
     return run.trajectories
+
+
+def _enough(run: Run) -> bool:
+    if not (run.experts_folder / trajectories.MANIFEST).exists():
+        return False
+    return len(trajectories.open_store(run.experts_folder)) >= run.config.expert.count
 
 
 def distil(run: Run) -> Generator[Event, None, Distilled]:
@@ -141,39 +167,79 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     the protocol ``paper``); the best one is the result.
     """
     config, problem, store = run.config, run.problem, run.trajectories
-    checkpoint = run.folder / "checkpoint.safetensors"
-    if checkpoint.exists():
-        state, header = distillation.load_state(checkpoint, problem.device)
-        judged = header["judged"]
-    else:
-        state, judged = distillation.begin(config, problem, store), []
-        tensors = {"images": state.images, "logits": state.logits}
-        artefacts.save(run.folder / "start.safetensors", "start", tensors, {})
-    _truncate_metrics(run.folder / "metrics.jsonl", state.iteration)
+    state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
     config = replace(config, distil=replace(config.distil, micro_batch=micro_batch))
     who = _selector(run)
     every = math.ceil(config.distil.iterations / config.distil.evaluations)
     total, saved = config.distil.iterations, time.monotonic()
-    iterations = distillation.iterate(config, problem, store, derivatives, state)
+
+    def due() -> bool:
+        return state.iteration % every == 0 or state.iteration == total
+
     try:
-        if not judged:
-            yield {"stage": "distilling", "done": 0, "total": total, "doing": "judging the start"}
-            judged = _judge(run, who, state, judged)
+        if due() and not log.has(state.iteration):  # the start, or a judging that an interruption cut short
+            yield {"stage": "distilling", "done": state.iteration, "total": total, "doing": "judging"}
+            log = _judge(run, who, state, log)
         with (run.folder / "metrics.jsonl").open("a") as lines:
-            for state, metrics in iterations:
+            for next_state, metrics in distillation.iterate(config, problem, store, derivatives, state):
                 lines.write(json.dumps(metrics) + "\n")
                 lines.flush()
-                if state.iteration % every == 0 or state.iteration == total:
-                    judged = _judge(run, who, state, judged)
+                state = next_state
+                if due():
+                    log = _judge(run, who, state, log)
                 if time.monotonic() - saved > config.distil.checkpoint_seconds:
-                    state.save(checkpoint, {"judged": judged})
+                    _checkpoint(run, state, log)
                     saved = time.monotonic()
-                yield {"stage": "distilling", "done": state.iteration, "total": total, **metrics, "judged": judged[-1]}
+                judged = log.judged[-1]
+                yield {"stage": "distilling", "done": state.iteration, "total": total, **metrics, "judged": judged}
     finally:
-        if judged:
-            state.save(checkpoint, {"judged": judged})
+        _checkpoint(run, state, log)
     return load_distilled(run.folder / FILE)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a checkpoint tells beside the state."""
+
+    experts: dict[str, Any]  # identity of the store, and how many of its experts are matched
+    judged: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each judging
+    judging_seconds: float = 0.0
+    peak_memory_bytes: int = 0  # over all sittings
+
+    def has(self, iteration: int) -> bool:
+        """Whether the state after so many iterations was judged."""
+        return any(entry["iteration"] == iteration for entry in self.judged)
+
+
+def _resume(run: Run, store: Trajectories) -> tuple[State, Log]:
+    """State and log of the last checkpoint, or of the start.
+
+    Raises:
+        PotstillError: the checkpoint comes from other experts (the differing fields are named).
+    """
+    checkpoint = run.folder / "checkpoint.safetensors"
+    experts_now = artefacts.plain({**store.identity, "count": run.config.expert.count})
+    if not checkpoint.exists():
+        state = distillation.begin(run.config, run.problem, store)
+        artefacts.save(
+            run.folder / "start.safetensors", "start", {"images": state.images, "logits": state.logits}, {}
+        )  # fmt: skip
+        return state, Log(experts_now)
+    state, header = distillation.load_state(checkpoint, run.problem.device)
+    found = header["log"]
+    if lines := artefacts.differences(found["experts"], experts_now):
+        raise PotstillError(
+            f"{run.folder}: was begun with other experts: {'; '.join(lines)}. Give the same --experts, or another "
+            "--out."
+        )
+    _truncate_metrics(run.folder / "metrics.jsonl", state.iteration)
+    return state, Log(**{**found, "judged": tuple(found["judged"])})
+
+
+def _checkpoint(run: Run, state: State, log: Log) -> None:
+    log = replace(log, peak_memory_bytes=max(log.peak_memory_bytes, peak_memory(run.problem.device)))
+    state.save(run.folder / "checkpoint.safetensors", {"log": dataclasses.asdict(log)})
 
 
 def _selector(run: Run) -> Judge:
@@ -182,18 +248,19 @@ def _selector(run: Run) -> Judge:
     return _judge_of(run, protocol if protocol.selection == "test" else PROTOCOLS["quick"])
 
 
-def _judge(run: Run, who: Judge, state: State, judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Judge a state; write it as the run's set if none before was better.  Returns the list with this one added."""
-    if judged and judged[-1]["iteration"] == state.iteration:
-        return judged
+def _judge(run: Run, who: Judge, state: State, log: Log) -> Log:
+    """Judge a state; write it as the run's set if none before was better.  Returns the log with this one added."""
+    began = time.monotonic()
     split = who.protocol.selection
     accuracy = evaluation.judge_state(who, state.images, state.logits, float(state.step_size), split)
-    if all(accuracy >= earlier["accuracy"] for earlier in judged):
-        _as_distilled(run, state, accuracy, split).save(run.folder / FILE)
-    return [*judged, {"iteration": state.iteration, "accuracy": accuracy, "on": split}]
+    if all(accuracy >= earlier["accuracy"] for earlier in log.judged):
+        _as_distilled(run, state, log, accuracy, split).save(run.folder / FILE)
+    entry = {"iteration": state.iteration, "accuracy": accuracy, "on": split}
+    seconds = log.judging_seconds + time.monotonic() - began
+    return replace(log, judged=(*log.judged, entry), judging_seconds=seconds)
 
 
-def _as_distilled(run: Run, state: State, accuracy: float, selection: str) -> Distilled:
+def _as_distilled(run: Run, state: State, log: Log, accuracy: float, selection: str) -> Distilled:
     problem, config = run.problem, run.config
     config = replace(config, device="auto", compile="auto")  # the machine is not part of what the set is
     return Distilled(
@@ -207,6 +274,7 @@ def _as_distilled(run: Run, state: State, accuracy: float, selection: str) -> Di
         provenance={
             "config": as_dict(replace(config, evaluation=type(config.evaluation)())),
             "dataset": {"name": problem.dataset.name, "fingerprint": problem.dataset.fingerprint},
+            "experts": log.experts,
             "iteration": state.iteration,
             "chosen_on": selection,
             "chosen_with_accuracy": accuracy,
@@ -257,10 +325,7 @@ def summary(
     config, accuracy = run.config, found["accuracy"]
     full = accuracy.get("full", {}).get("mean")
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
-    checkpoint = run.folder / "checkpoint.safetensors"
-    header: dict[str, Any] = {}
-    if checkpoint.exists():
-        _, header = artefacts.load(checkpoint, distillation.KIND)
+    header, log = _history(run.folder)
     return {
         "dataset": problem.dataset.name,
         "ipc": config.ipc,
@@ -270,22 +335,33 @@ def summary(
         "accuracy": accuracy,
         "recovered": accuracy["distilled"]["mean"] / full if full else None,
         "images": n,
+        "full_images": len(problem.dataset.train.labels),
         "compression": n / total,
         "seconds": {
             "experts": _expert_seconds(run.experts_folder),
-            "distill": header.get("seconds"),
+            "distill": header["seconds"] + log["judging_seconds"] if header else None,
             "evaluate": found["seconds"],
         },
-        "peak_memory_bytes": peak_memory(problem.device),
+        "peak_memory_bytes": max(log.get("peak_memory_bytes", 0), peak_memory(problem.device)),
         "iterations": {name: header.get(name) for name in ("iteration", "skipped", "rolled_back")},
-        "judged": header.get("judged"),
+        "judged": log.get("judged", []),
+        "experts": distilled.provenance["experts"],
         "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
         "step_size": distilled.step_size,
         "config": as_dict(config),
         "dataset_fingerprint": problem.dataset.fingerprint,
-        "environment": environment(problem.device),
+        "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
         "version": artefacts.VERSION,
     }
+
+
+def _history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and log of a run's checkpoint; both empty where a set lies alone."""
+    checkpoint = folder / "checkpoint.safetensors"
+    if not checkpoint.exists():
+        return {}, {}
+    _, header = artefacts.load(checkpoint, distillation.KIND)
+    return header, header["log"]
 
 
 def environment(device: torch.device) -> dict[str, Any]:

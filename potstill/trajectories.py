@@ -69,7 +69,8 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> Non
             fields are named.
     """
     identity = artefacts.plain(identity)
-    if (folder / MANIFEST).exists():
+    begun = any(folder.glob("expert-*.safetensors"))
+    if begun and (folder / MANIFEST).exists():
         found = _manifest(folder)
         check_identity(folder, found["identity"], identity)
         if missing := sorted(set(epochs) - set(found["epochs"])):

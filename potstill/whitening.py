@@ -4,6 +4,7 @@ It is fitted on the training images alone, applied to everything, and travels in
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -48,10 +49,16 @@ class Transform:
                 f"images have {flat.shape[1]} values each, the ZCA transform was fitted on {len(mean)}; "
                 "resize them to the shape of the training images."
             )
-        basis = self.basis.to(images)
-        matrix = (basis * (scale + EPSILON) ** (0.5 if inverse else -0.5)) @ basis.T
+        matrix = self._matrices[inverse].to(images)
         flat = flat @ matrix + mean if inverse else (flat - mean) @ matrix
         return flat.view_as(images)
+
+    @cached_property
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        """ZCA's T and its inverse, (C·H·W, C·H·W) each; made once, for they cost more than a batch."""
+        assert self.basis is not None
+        root = (self.scale + EPSILON).sqrt()
+        return (self.basis / root) @ self.basis.T, (self.basis * root) @ self.basis.T
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors to store."""

@@ -117,6 +117,7 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["run", "--ipc", "0"], ["ipc 0", "raise --ipc"]),
     (["run", "--ipc", "-3"], ["ipc -3"]),
     (["run", "--preset", "cifar10-ipc11"], ["unknown", "cifar10-ipc10"]),
+    (["run", "--preset", "cifar10-ipc10"], ["say where they are by --dataset"]),
     (["run", "--dataset", "/nowhere/at/all"], ["no such folder"]),
     (["run", "--window.stop", "40"], ["exceeds the 31 snapshots", "lower --window.stop"]),
     (["run", "--device", "cuda:9"], ["device 'cuda:9': not available here"]),
@@ -132,6 +133,31 @@ def test_bad_input_is_one_clear_sentence(arguments, words, capsys, tmp_path, mon
     assert len(err.strip().splitlines()) == 1
     for word in words:
         assert word in err
+
+
+def test_paths_that_cannot_be_written_and_strange_ones(finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    code, _, err = call(capsys, "run", *SMALL, "--out", tmp_path / "file")
+    assert (code, "choose another path" in err) == (1, True)
+    code, out, _ = call(capsys, "export", finished, "--out", tmp_path / "a[b]" / "set[/bold].npz")
+    assert (code, "set[/bold].npz" in out) == (0, True)
+
+
+def test_out_of_memory_is_said(capsys, monkeypatch):
+    import torch
+
+    for error in (
+        torch.OutOfMemoryError("x"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ):
+
+        def fail(_, error=error):
+            raise error
+
+        monkeypatch.setitem(cli._RUNNERS, cli.Run, fail)
+        code, _, err = call(capsys, "run")
+        assert (code, "out of memory; lower" in err) == (1, True)
 
 
 def test_an_offline_name(capsys, tmp_path, monkeypatch):

@@ -110,6 +110,29 @@ def test_folder_with_train_and_test_npz(tmp_path):
     assert (dataset.classes, sizes(dataset)) == (("a", "b"), (36, 4, 20))
 
 
+def test_npz_files_by_the_words_of_their_names(tmp_path):
+    """val.npz is the test part only where there is no test.npz; "interval" and "latest" name no split."""
+    for name, n in (("train-interval", 40), ("val", 10), ("latest/test", 20)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.savez(tmp_path / f"{name}.npz", images=pixels(n), labels=np.arange(n) % 2)
+    assert sizes(data.load(str(tmp_path))) == (36, 4, 20)
+    np.savez(tmp_path / "batch-2.npz", images=pixels(6), labels=np.arange(6) % 2)
+    refused(tmp_path, "a second file of train images", "join them into one .npz")
+
+
+def test_arrays_are_resized_on_request(arrays):
+    assert data.load(arrays(pixels(20, (12, 8, 3)), [0, 1] * 10), resize=6).shape == (3, 6, 6)
+    assert data.load(arrays(pixels(20, (12, 8, 1)), [0, 1] * 10), resize=6).shape == (1, 6, 6)
+    refused("digits", "resize -2", resize=-2)
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(arrays, monkeypatch):
+    source = arrays(pixels(20), [0, 1] * 10)
+    monkeypatch.setenv("POTSTILL_CACHE", "/proc/nowhere")
+    with pytest.warns(UserWarning, match="not kept for the next time"):
+        assert sum(sizes(data.load(source))) == 20
+
+
 def parquet(path, images, labels, names=("a", "b")):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
@@ -209,6 +232,21 @@ def test_sixteen_bits(tmp_path):
 @pytest.mark.parametrize(("labels", "word"), [([0, 1, -1, 1] * 5, "-1"), ([0, 1, 2, 5] * 5, "label 5")])
 def test_labels_out_of_range(arrays, labels, word):
     refused(arrays(pixels(20), labels, classes=np.array(["a", "b", "c"])), word, "out of range")
+
+
+def test_absurd_labels_empty_arrays_and_missing_labels(arrays, tmp_path):
+    refused(arrays(pixels(20), [0, 4_000_000_000] * 10), "label 4000000000 is out of range")
+    refused(arrays(np.zeros((0, 8, 8), np.uint8), np.zeros(0, int)), "holds no images")
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    png = (folder_of(tmp_path / "f", {"a": 1}) / "a" / "000.png").read_bytes()
+    rows = pa.array([{"bytes": png, "path": None}] * 4)
+    (tmp_path / "t").mkdir()
+    pq.write_table(
+        pa.table({"image": rows, "label": pa.array(["x", "y", None, "y"])}), tmp_path / "t" / "train.parquet"
+    )
+    refused(tmp_path / "t", "label None is out of range")
 
 
 def test_a_missing_class_among_numbers(arrays):

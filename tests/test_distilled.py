@@ -38,13 +38,6 @@ def test_round_trip(distilled, tmp_path):
         assert torch.equal(again.transform(torch.zeros(1, 3, 6, 5)), distilled.transform(torch.zeros(1, 3, 6, 5)))
 
 
-def test_half_is_smaller_and_close(distilled, tmp_path):
-    distilled.half().save(tmp_path / "half.safetensors")
-    again = potstill.load(tmp_path / "half.safetensors")
-    assert again.images.dtype == torch.float32
-    assert torch.allclose(again.images, distilled.images, atol=1e-2)
-
-
 def test_pixels_are_the_true_colours(distilled):
     draws = seeds.generator(0, "set")
     original = torch.randint(0, 256, (60, 3, 6, 5), generator=draws, dtype=torch.uint8)[:6]

@@ -56,3 +56,10 @@ def test_precision_is_what_was_asked_for():
     cpu = torch.device("cpu")
     assert engine.choose_precision("float16", cpu, network(), SHAPE) == torch.float16
     assert engine.choose_precision("auto", cpu, network(width=8), SHAPE) == torch.float32
+
+
+def test_batch_norm_stays_in_float32():
+    coupled, cpu = network(norm="batch"), torch.device("cpu")
+    assert engine.choose_precision("auto", cpu, coupled, SHAPE) == torch.float32
+    with pytest.raises(PotstillError, match="batch norm keeps float32 statistics"):
+        engine.choose_precision("bfloat16", cpu, coupled, SHAPE)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import potstill
-from potstill import api, artefacts
+from potstill import api, artefacts, config
 from potstill import run as stages
 from potstill.errors import PotstillError
 from tests.conftest import tiny
@@ -88,6 +88,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished):
 def test_experts_can_be_shared(finished, tmp_path):
     run, _ = finished
     other = stages.open_run(tiny(ipc=2, seed=5), tmp_path, run.folder / "experts")
+    assert api.exhaust(stages.train_experts(other)).folder == run.folder / "experts"
     distilled = api.exhaust(stages.distil(other))
     assert len(distilled) == 20
     assert not (tmp_path / "experts").exists()
@@ -196,3 +197,82 @@ def test_more_patience_does_not_change_the_set(tmp_path, finished):
     config = replace(tiny(), distil=replace(tiny().distil, checkpoint_seconds=0.0))
     other = go(config, tmp_path)
     assert torch.equal(potstill.load(other.folder).images, potstill.load(run.folder).images)
+
+
+# --- interrupted, refused, mixed up --------------------------------------------------------------------------------
+
+
+def test_an_interrupted_judging_is_done_when_the_run_goes_on(tmp_path, finished, monkeypatch):
+    run, _ = finished
+    whole = go(tiny(), tmp_path / "whole", run.folder / "experts")
+    stopped = stages.open_run(tiny(), tmp_path / "stopped", run.folder / "experts")
+    original, calls = stages.evaluation.judge_state, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(stages.evaluation, "judge_state", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.exhaust(stages.distil(stopped))
+    api.exhaust(stages.distil(stopped))
+    logs = [stages._history(r.folder)[1]["judged"] for r in (whole, stopped)]
+    assert logs[0] == logs[1]
+    assert [entry["iteration"] for entry in logs[1]] == [0, 3, 6]
+    assert potstill.load(whole.folder).images.equal(potstill.load(stopped.folder).images)
+
+
+def test_a_refused_command_does_not_hold_its_folder(tmp_path):
+    with pytest.raises(PotstillError, match="lower --window.stop"):
+        api.exhaust(stages.train_experts(stages.open_run(tiny(window={"stop": 40}), tmp_path)))
+    api.exhaust(stages.train_experts(stages.open_run(tiny(), tmp_path)))
+
+
+def test_experts_may_not_be_exchanged_on_the_way(tmp_path, finished):
+    run, _ = finished
+    go(tiny(), tmp_path / "run", run.folder / "experts")
+    other = stages.Run(tiny(expert={"step_size": 0.04}), tmp_path / "other", tmp_path / "other")
+    api.exhaust(stages.train_experts(other))
+    with pytest.raises(PotstillError, match=r"begun with other experts: expert\.step_size: 0\.05, not 0\.04"):
+        api.exhaust(stages.distil(stages.open_run(tiny(), tmp_path / "run", tmp_path / "other")))
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"transform": "pca"}, "transform 'pca': choose among auto, zca, standardise"),
+    ({"network": {"norm": "layer"}}, "network.norm 'layer'"), ({"distil": {"adjoint": "tesla"}}, "distil.adjoint"),
+    ({"distil": {"label_experts": 0}}, "distil.label_experts 0"), ({"resize": -1}, "resize -1"),
+    ({"evaluation": {"full_seeds": -1}}, "evaluation.full_seeds -1"),
+])  # fmt: skip
+def test_python_is_held_to_the_same_choices_as_the_command_line(tmp_path, changes, word):
+    with pytest.raises(PotstillError) as error:
+        stages.open_run(tiny(**changes), tmp_path)
+    assert word in str(error.value)
+
+
+def test_presets_say_how_but_not_on_what():
+    with pytest.raises(PotstillError, match="say where they are by --dataset"):
+        api.configure(None, None, "cifar10-ipc10", {})
+    config = api.configure("mine", None, "cifar10-ipc10", {"seed": 3, "distil": {"iterations": 5}})
+    assert (config.ipc, config.seed, config.distil.iterations, config.distil.inner_steps) == (10, 3, 5, 80)
+    assert api.configure(None, None, None, {}).dataset == "digits"
+    with pytest.raises(PotstillError, match="nonsense: no such setting"):
+        api.configure(None, 1, None, {"nonsense": 1})
+    with pytest.raises(PotstillError, match="not all among its fields"):
+        api.configure(None, 1, None, {"distil": {"nonsense": 1}})
+
+
+def test_distilled_digits_are_worth_more_than_random_ones(tmp_path):
+    """The main job, shortened: still clearly above its own controls."""
+    base = config.default("digits", 1)
+    short = replace(
+        base,
+        expert=replace(base.expert, count=3, epochs=12),
+        distil=replace(base.distil, iterations=40, evaluations=2),
+        evaluation=config.EvaluationConfig("quick", seeds=3, full_seeds=0),
+    )
+    run = go(short, tmp_path)
+    found = api.exhaust(stages.evaluate(run))["accuracy"]
+    assert found["distilled"]["mean"] > found["random"]["mean"] + 0.08
+    assert found["distilled"]["mean"] > found["random_soft"]["mean"] + 0.03

@@ -170,10 +170,13 @@ theta = functional.initial(config, (3, 32, 32), 10, 0)
 images, logits = torch.randn(50, 3, 32, 32, requires_grad=True), torch.randn(50, 10, requires_grad=True)
 alpha = torch.tensor(0.01, requires_grad=True)
 drawn = [InnerStep(torch.arange(50), augment.Drawing(None, torch.zeros(50, 0)))] * steps
+def resident():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = resident()
 for _ in range(2):
     end = unroll(theta, images, logits, alpha, drawn, functional.label_loss(network), micro_batch=25)
     torch.autograd.grad(end.square().sum(), (images, logits, alpha))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, len(theta) * 4)
+print(resident() - before, len(theta) * 4)
 """
 
 

@@ -1,0 +1,56 @@
+"""The records as one table, for records/README.md and the README.
+
+python recipes/table.py > records/README.md
+"""
+
+import json
+from pathlib import Path
+
+RECORDS = Path(__file__).parents[1] / "records"
+HEAD = """# Records
+
+What was really measured: every JSON file here is one run, with its configuration, commit, machine, seeds and all
+values. This page is made from them by `python recipes/table.py > records/README.md`.
+
+Test accuracy in per cent: mean of the networks, and the 95 % interval of that mean. Minutes are of experts,
+distilling and evaluation; memory is the peak of the process.
+
+| record | images | epochs | random | random, soft labels | distilled | full set (epochs) | minutes | memory | commit |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def figure(found: dict | None) -> str:
+    """A mean with its interval."""
+    if found is None:
+        return "–"
+    if not found["ci95"]:
+        return f"{100 * found['mean']:.1f}"
+    low, high = (100 * value for value in found["ci95"])
+    return f"{100 * found['mean']:.1f} ({low:.1f}–{high:.1f})"
+
+
+def row(name: str, record: dict) -> str:
+    """One line of the table."""
+    accuracy, seconds = record["accuracy"], record["seconds"]
+    minutes = " + ".join(f"{(seconds[stage] or 0) / 60:.1f}" for stage in ("experts", "distill", "evaluate"))
+    cells = [
+        f"[{name}]({name}.json)",
+        str(record["images"]),
+        str(record["protocol"]["epochs"]),
+        figure(accuracy.get("random")),
+        figure(accuracy.get("random_soft")),
+        f"**{figure(accuracy['distilled'])}**",
+        f"{figure(accuracy.get('full'))} ({record['protocol']['full_epochs']})",
+        minutes,
+        f"{record['peak_memory_bytes'] / 1e9:.1f} GB",
+        record["commit"],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    print(HEAD)
+    for path in sorted(RECORDS.glob("*.json")):
+        record = json.loads(path.read_text())
+        if "accuracy" in record:
+            print(row(path.stem, record))
