@@ -200,7 +200,7 @@ def test_flags_do_what_they_say(monkeypatch):
     seen = []
     monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
     assert cli.main(["run", "--expert.no-keep-all", "--seed", "7", "--device", "cpu"]) == 0
-    assert cli.main(["run", "--expert.keep-all", "--preset", "cifar10-ipc10", "--ipc", "20"]) == 0
+    assert cli.main(["run", "--expert.keep-all", "--preset", "cifar10-ipc10", "--dataset", "mine", "--ipc", "20"]) == 0
     assert cli.main(["run", "--expert.keep-all", "False"]) == 2
     first, second = seen
     assert (first.config.expert.keep_all, first.config.seed, first.config.device) == (False, 7, "cpu")
