@@ -77,7 +77,8 @@ def compiled(loss: BatchLoss) -> Derivatives:
     """
 
     def tangent(theta: Tensor, x: Tensor, z: Tensor, direction: Tensor) -> Tensor:
-        return torch.func.jvp(lambda t: loss(t, x, z), (theta,), (direction,))[1]
+        # the clone is fused away; without it, views of a row of the snapshots refuse a tangent of other offset
+        return torch.func.jvp(lambda t: loss(t.clone(), x, z), (theta,), (direction,))[1]
 
     def both(
         theta: Tensor, x: Tensor, z: Tensor, direction: Tensor
@@ -108,7 +109,7 @@ def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., 
                 return fast(*(tensor.detach() for tensor in tensors))
             except torch._dynamo.exc.TorchDynamoException as error:  # the compiler's errors are kinds of it
                 broken = True
-                reason = str(error).strip().splitlines()[0]
+                reason = " ".join(str(error).split()[:40])
                 warnings.warn(f"compiling failed ({reason}); running plainly, which is slower", stacklevel=2)
         return obvious(*tensors)
 

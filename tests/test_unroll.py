@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,9 @@ def test_compiled_equals_plain():
 
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("needs a C++ compiler")
+    warnings.filterwarnings(
+        "error", message="compiling failed"
+    )  # a compile that fails and runs plainly would prove nothing
     setting = Setting(batch=2, steps=3)
     obvious, fast = plain(setting.loss), compiled(setting.loss)
     assert max(relative(setting.gradients(derivatives=fast), setting.gradients(derivatives=obvious))) < 1e-10
