@@ -152,11 +152,12 @@ def test_compiled_equals_plain():
     assert max(relative(setting.gradients(derivatives=fast), setting.gradients(derivatives=obvious))) < 1e-10
 
 
-def test_low_precision_stays_near_float32():
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_low_precision_stays_near_float32(precision):
     """Loose bounds for a small network over many steps; float32 weights and sums keep the direction."""
     reference = Setting(dtype=torch.float32, steps=20, alpha=0.05)
     found = Setting(dtype=torch.float32, steps=20, alpha=0.05)
-    found.network = replace(found.network, precision=torch.bfloat16)
+    found.network = replace(found.network, precision=precision)
     found.loss = label_loss(found.network)
     for low, full in zip(found.gradients()[:2], reference.gradients()[:2], strict=True):
         assert torch.nn.functional.cosine_similarity(low.flatten(), full.flatten(), 0) > 0.99
