@@ -87,6 +87,9 @@ class DistilConfig:
     """Outer learning rate of the label logits."""
     lr_step_size: float = 1e-5
     """Outer learning rate of the inner step size; 0 keeps it fixed."""
+    cooldown: float = 0.0
+    """Last part of the iterations, a fraction, over which the outer rates fall to nothing; 0 keeps them, as published.
+    Helps where iterations are few and rates high: at a constant rate the images end in its noise."""
     threshold: float = 1.0
     """Matching losses above this are not stepped on."""
     start: Literal["correct", "random"] = "correct"

@@ -120,17 +120,23 @@ def _step(config: Config, state: State, gradients: tuple[Tensor, ...]) -> State:
     decay = (MOMENTUM_IMAGES, MOMENTUM_LOGITS, MOMENTUM_STEP_SIZE)
     momenta = tuple(d * v + g for d, v, g in zip(decay, state.momenta, gradients, strict=True))
     images, logits, step_size = momenta
-    distil = config.distil
-    factor = (-distil.lr_step_size * step_size / state.step_size).clamp(-math.log(2), math.log(2)).exp()
+    distil, warmth = config.distil, _warmth(config, state.iteration)
+    factor = (-warmth * distil.lr_step_size * step_size / state.step_size).clamp(-math.log(2), math.log(2)).exp()
     return replace(
         state,
-        images=state.images - distil.lr_images * images,
-        logits=state.logits - distil.lr_logits * logits,
+        images=state.images - warmth * distil.lr_images * images,
+        logits=state.logits - warmth * distil.lr_logits * logits,
         step_size=state.step_size * factor,
         momenta=momenta,
         previous=(state.images, state.logits, state.step_size),
         in_a_row=0,
     )
+
+
+def _warmth(config: Config, iteration: int) -> float:
+    """What is left of the outer rates: 1, then falling linearly over the cooldown, never quite to 0."""
+    last = config.distil.cooldown * config.distil.iterations
+    return min(1.0, (config.distil.iterations - iteration) / last) if last > 0 else 1.0
 
 
 def _roll_back(state: State) -> State:

@@ -116,6 +116,8 @@ def check(config: Config) -> None:
             raise PotstillError(f"{name} {number}: at least 1 is needed, or leave it out.")
     if config.distil.step_size <= 0:
         raise PotstillError(f"distil.step_size {config.distil.step_size}: the inner step size is positive; raise it.")
+    if not 0 <= config.distil.cooldown <= 1:
+        raise PotstillError(f"distil.cooldown {config.distil.cooldown}: a fraction of the iterations, from 0 to 1.")
     check_choices(config)
     evaluation.protocol_of(config.evaluation)
 

@@ -62,6 +62,16 @@ def test_step_size_follows_the_published_step_and_stays_positive(monkeypatch):
     assert float(states[0][0].step_size) == pytest.approx(0.005)
 
 
+def test_rates_fall_over_the_cooldown(monkeypatch):
+    def slope(images, logits, step_size, iteration):
+        return 1e-3 * logits.sum()
+
+    monkeypatch.setattr(distillation, "MOMENTUM_LOGITS", 0.0)
+    states = [state(), *(s for s, _ in iterate(monkeypatch, slope, iterations=8, cooldown=0.5, lr_logits=100.0))]
+    steps = [float((a.logits - b.logits).mean()) for a, b in itertools.pairwise(states)]
+    assert steps == pytest.approx([0.1 * part for part in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)], rel=1e-4)
+
+
 def test_losses_above_the_threshold_are_not_stepped_on(monkeypatch):
     def loss(images, logits, step_size, iteration):
         return (2.0 if iteration % 2 else 0.5) + 1e-6 * images.sum()
