@@ -9,8 +9,9 @@ from pathlib import Path
 RECORDS = Path(__file__).parents[1] / "records"
 HEAD = """# Records
 
-What was really measured: every JSON file in the table is one run, with its configuration, commit, machine, seeds and all
-values; cifar10-ipc1-rates.json holds trials, not a finished run. This page is made from them by `python recipes/table.py > records/README.md`.
+What was really measured. Every JSON file in the table is one run, with its configuration, commit, machine, seeds and
+all values; cifar10-ipc1-rates.json holds trials, not a finished run. This page is made from the records by
+`python recipes/table.py > records/README.md`.
 
 Test accuracy in per cent: mean of the networks, and the 95 % interval of that mean. Minutes are of experts,
 distilling and evaluation; memory is the peak of the process.
