@@ -1,10 +1,11 @@
-"""Speed and memory of the inner loop and of training, ours against the plain reference in the same process.
+"""Speed and memory of the inner loop, of experts and of evaluation, ours against the plain reference.
 
-    python -m bench            the small set, a few minutes
-    python -m bench --full     larger batches as well
+    python -m bench              the small set, under five minutes
+    python -m bench --full       longer and float32 cases too, how time and memory grow, and the machine's limits
+    python -m bench --record records/bench-NAME.json     keep what was measured
 
-The reference is the definition: float32, eager, the graph of the whole unroll, as public code has it.  Both are run in
-turn, a pair a round; what is printed is the median of each and of the ratio.  One JSON line a case goes to stdout.
+Ours and the reference run in turn in the same process, a pair a round; what is printed is the median of each and of the
+ratio.  Each case has a process of its own, for its own peak of memory.  One JSON line a case goes to stdout.
 """
 
 import argparse
@@ -13,88 +14,36 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from potstill import augment, engine, functional, seeds
-from potstill.config import DSA, NetworkConfig
-from potstill.functional import label_loss, target_loss
+from bench import cases
+from bench.cases import CUDA, FULL, SMALL, Bench
+from bench.limits import limits, wait
+from potstill import artefacts, engine
 from potstill.run import environment, peak_memory
-from potstill.unroll import InnerStep, unroll
 
-SHAPE, CLASSES = (3, 32, 32), 10
-
-
-def students(width: int, device: torch.device) -> tuple[functional.FlatNetwork, functional.FlatNetwork, torch.Tensor]:
-    """The network as ours computes it, as the reference does, and parameters."""
-    config = NetworkConfig(width=width, depth=3)
-    obvious = functional.flat_network(config, SHAPE, CLASSES, device)
-    precision = engine.choose_precision("auto", device, obvious, SHAPE)
-    ours = functional.flat_network(config, SHAPE, CLASSES, device, precision)
-    return ours, obvious, functional.initial(config, SHAPE, CLASSES, 0).to(device)
+GROWTH = [(steps, batch, width) for width in (64, 128) for batch in (10, 100, 1000) for steps in (10, 40, 100)]
 
 
-def iteration(batch: int, steps: int, width: int, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A whole iteration: unroll, matching loss, gradients in images, logits and step size."""
-    ours, obvious, theta = students(width, device)
-    draws = seeds.generator(0, "bench")
-    images = torch.randn(batch, *SHAPE, generator=draws).to(device).requires_grad_()
-    logits = torch.randn(batch, CLASSES, generator=draws).to(device).requires_grad_()
-    alpha = torch.tensor(0.01, device=device, requires_grad=True)
-    drawn = [
-        InnerStep(torch.arange(batch, device=device), augment.draw(DSA, batch, SHAPE[1:], draws).to(device))
-        for _ in range(steps)
-    ]
-    derivatives, micro_batch = engine.inner_derivatives(ours, SHAPE, batch, 1e9, "auto", None)
-
-    def run(loss: Any, **how: Any) -> Any:
-        end = unroll(theta, images, logits, alpha, drawn, loss, **how)
-        return torch.autograd.grad((end - theta).square().sum(), (images, logits, alpha))
-
-    return (
-        lambda: run(label_loss(ours), derivatives=derivatives, micro_batch=micro_batch),
-        lambda: run(label_loss(obvious), adjoint="direct"),
-    )
-
-
-def training(batch: int, width: int, device: torch.device) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The gradient of one step of an expert."""
-    ours, obvious, theta = students(width, device)
-    draws = seeds.generator(0, "bench")
-    images = torch.randn(batch, *SHAPE, generator=draws).to(device)
-    targets = torch.eye(CLASSES, device=device)[torch.arange(batch, device=device) % CLASSES]
-    fast = engine.training_gradient(ours, SHAPE, batch, 1e9, "auto")
-    plain = engine.mean_gradient(target_loss(obvious))
-    return lambda: fast(theta, images, targets), lambda: plain(theta, images, targets)
-
-
-CASES: dict[str, Callable[[torch.device], tuple[Callable[[], Any], Callable[[], Any]]]] = {
-    "iteration, batch 10, 5 steps": lambda device: iteration(10, 5, 128, device),
-    "expert step, batch 256": lambda device: training(256, 128, device),
-    "evaluation step, batch 10": lambda device: training(10, 128, device),
-}
-FULL: dict[str, Callable[[torch.device], tuple[Callable[[], Any], Callable[[], Any]]]] = {
-    "iteration, batch 100, 2 steps": lambda device: iteration(100, 2, 128, device),
-    "iteration, batch 10, 40 steps": lambda device: iteration(10, 40, 128, device),
-}
-
-
-def measure(case: str, rounds: int, device: torch.device) -> dict[str, Any]:
+def compare(case: str, rounds: int, device: torch.device) -> dict[str, Any]:
     """Seconds of ours and of the reference over interleaved rounds, after one that does not count."""
-    ours, reference = {**CASES, **FULL}[case](device)
+    base = peak_memory(device)
+    ours, reference = {**SMALL, **FULL, **CUDA}[case](Bench(device))
     began = time.perf_counter()
     ours()
     first = time.perf_counter() - began
+    peak = peak_memory(device)
     reference()
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
     for _ in range(rounds):
         for name, action in (("ours", ours), ("reference", reference)):
+            wait(device)
             began = time.perf_counter()
             action()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             seconds[name].append(time.perf_counter() - began)
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["reference"], strict=True)]
     return {
@@ -104,32 +53,94 @@ def measure(case: str, rounds: int, device: torch.device) -> dict[str, Any]:
         "reference": statistics.median(seconds["reference"]),
         "first": first,
         "seconds": seconds,
-        "peak_memory_bytes": peak_memory(device),
+        "peak_bytes_of_ours": peak - base,
+        "peak_bytes": peak_memory(device) - base,
     }
+
+
+def grow(steps: int, batch: int, width: int, device: torch.device) -> dict[str, Any]:
+    """Seconds and memory of one iteration of ours, after a short one that compiles."""
+    warm, _ = cases.iteration(Bench(device), batch, 1, width)
+    warm()
+    base = peak_memory(device)
+    ours, _ = cases.iteration(Bench(device), batch, steps, width)
+    began = time.perf_counter()
+    ours()
+    wait(device)
+    seconds = time.perf_counter() - began
+    parameters = Bench(device).networks(width)[2].numel()
+    return {
+        "case": "growth", "steps": steps, "batch": batch, "width": width, "seconds": seconds,
+        "peak_bytes_above_one_step": peak_memory(device) - base,
+        "weights_bytes": 4 * parameters * (steps + 1),
+    }  # fmt: skip
+
+
+def one(given: argparse.Namespace) -> None:
+    """One case, in this process."""
+    engine.keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if given.grow:
+        found = grow(*given.grow, device)
+    elif given.limits:
+        found = {"case": "limits", **limits(device)}
+    else:
+        found = compare(given.case, given.rounds, device)
+    print(json.dumps({**found, "environment": environment(device)}))
+
+
+def apart(*arguments: str) -> dict[str, Any]:
+    """One case, in a process of its own."""
+    command = [sys.executable, "-m", "bench", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout.strip().splitlines()[-1], flush=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="larger batches and more steps as well")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--full", action="store_true", help="everything; about half an hour on two cores")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved pairs of each case (default: %(default)s)")
+    parser.add_argument("--record", type=Path, help="write all that was measured to this JSON file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--limits", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--grow", type=int, nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    engine.keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if given.case:
-        print(json.dumps({**measure(given.case, given.rounds, device), "environment": environment(device)}))
+    if given.case or given.limits or given.grow:
+        one(given)
         return
-    print(f"{'case':32} {'ours':>10} {'reference':>10} {'faster':>8} {'first call':>11}", file=sys.stderr)
-    for case in [*CASES, *(FULL if given.full else [])]:  # each in a process of its own, for its own peak memory
-        command = [sys.executable, "-m", "bench", "--case", case, "--rounds", str(given.rounds)]
-        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
-        found = json.loads(line)
-        print(line, flush=True)
-        print(
-            f"{case:32} {found['ours'] * 1e3:7.0f} ms {found['reference'] * 1e3:7.0f} ms {found['ratio']:7.1f}× "
-            f"{found['first']:9.1f} s",
-            file=sys.stderr,
+    lines = []
+    tell(f"{'case':40} {'ours':>10} {'reference':>10} {'faster':>8} {'first call':>11} {'peak, ours':>11}")
+    for case in [*SMALL, *(FULL if given.full else []), *(CUDA if torch.cuda.is_available() else [])]:
+        found = apart("--case", case, "--rounds", str(given.rounds))
+        lines.append(found)
+        tell(
+            f"{case:40} {found['ours'] * 1e3:7.0f} ms {found['reference'] * 1e3:7.0f} ms {found['ratio']:7.1f}× "
+            f"{found['first']:9.1f} s {found['peak_bytes_of_ours'] / 1e6:8.0f} MB"
         )
+    lines.append(found := apart("--limits"))
+    for name, speed in found.items():
+        if isinstance(speed, float):
+            tell(f"at most: {name:45} {speed / 1e9:7.0f} × 10⁹")
+    if given.full:
+        tell(f"\n{'steps':>6} {'batch':>6} {'width':>6} {'iteration':>11} {'a step':>9} {'memory':>9} {'weights':>9}")
+        for steps, batch, width in GROWTH:
+            lines.append(found := apart("--grow", str(steps), str(batch), str(width)))
+            tell(
+                f"{steps:6} {batch:6} {width:6} {found['seconds']:9.2f} s {found['seconds'] / steps * 1e3:6.0f} ms "
+                f"{found['peak_bytes_above_one_step'] / 1e6:6.0f} MB {found['weights_bytes'] / 1e6:6.0f} MB"
+            )
+    if given.record:
+        artefacts.write_json(given.record, {"commit": _commit(), "lines": lines})
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -163,6 +163,35 @@ def test_low_precision_stays_near_float32(precision):
         assert torch.nn.functional.cosine_similarity(low.flatten(), full.flatten(), 0) > 0.99
 
 
+def test_bfloat16_keeps_the_direction_over_forty_steps_of_the_published_setting():
+    """Ten images, depth 3, DSA, forty steps: the cosine to the float32 gradient that the design promises."""
+    config, shape = NetworkConfig(width=64, depth=3), (3, 32, 32)
+    full = functional.flat_network(config, shape, 10)
+    theta = functional.initial(config, shape, 10, 0)
+    draws = seeds.generator(0, "test")
+
+    def drawn(steps, batch):
+        return [InnerStep(torch.arange(batch), augment.draw(DSA, batch, shape[1:], draws)) for _ in range(steps)]
+
+    real = torch.randn(40, 3, 8, 8, generator=draws).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    hard = 20 * torch.eye(10)[torch.arange(40) % 10]
+    end = unroll(theta, real, hard, torch.tensor(0.01), drawn(60, 40), label_loss(full))
+    steps, logits = drawn(40, 10), torch.randn(10, 10, generator=draws)
+
+    def gradients(network):
+        leaves = [tensor.clone().requires_grad_() for tensor in (real[:10] + 0.1, logits)]
+        student = unroll(theta, *leaves, torch.tensor(0.01), steps, label_loss(network))
+        return torch.autograd.grad((student - end).square().sum(), leaves)
+
+    low = gradients(replace(full, precision=torch.bfloat16))
+    of_images, of_logits = (
+        float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), 0))
+        for a, b in zip(low, gradients(full), strict=True)
+    )
+    assert of_images > 0.995
+    assert of_logits > 0.9999
+
+
 MEMORY = """
 import resource, sys, torch
 from potstill import augment, functional
