@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from potstill import api, artefacts, engine, forecasting, report
+from potstill import api, artefacts, atlas, engine, exploring, figures, forecasting, lossless, report
 from potstill import run as stages
 from potstill.config import Architecture, Config, EvaluationConfig, NetworkConfig, Norm, default
 from potstill.distilled import FILE, grid, load, png
@@ -132,6 +132,51 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """Match early, middle and late parts of the trajectories at several sizes: what networks gain over random images.
+
+    Leaves a page with the figure, the table and the images side by side. Resumable.
+    """
+
+    config: Flat = field(default_factory=Config)
+    ipcs: tuple[int, ...] = (1, 10, 30)
+    """Images per class to try."""
+    starts: tuple[int, ...] | None = None
+    """First start epoch of each part; omitted: an early, a middle and the last one."""
+    width: int = 3
+    """Start epochs in a part."""
+    out: Path | None = None
+    """Folder of the exploration; omitted: runs/DATASET-stages."""
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """Leave out or change one part of the method at a time: what each is worth, in one table with intervals.
+
+    Labels fixed or learned, growing window, start, number of experts, exact or frozen gradients. Resumable.
+    """
+
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell; other flags change single ones."""
+    out: Path | None = None
+    """Folder of the exploration; omitted: runs/DATASET-ipcN-ablations."""
+
+
+@dataclass(frozen=True)
+class Lossless:
+    """Find the smallest set that trains as well as the full data: doubling, then bisection, over resumable runs."""
+
+    config: Flat = field(default_factory=Config)
+    most: int | None = None
+    """Images per class at which to give up; omitted: half of the smallest class."""
+    margin: float = 0.0
+    """How much accuracy may be lost, as a fraction of 1; 0: none that is significant."""
+    out: Path | None = None
+    """Folder of the search; omitted: runs/DATASET-lossless."""
+
+
+@dataclass(frozen=True)
 class Forecast:
     """Time, memory and disk of a run before it starts, from a few timed steps."""
 
@@ -142,7 +187,8 @@ class Forecast:
 
 COMMANDS: dict[str, type[Any]] = {
     "run": Run, "experts": Experts, "distill": Distil, "evaluate": Evaluate, "report": Report, "show": Show,
-    "export": Export, "forecast": Forecast,
+    "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
+    "lossless": Lossless,
 }  # fmt: skip
 
 
@@ -154,13 +200,16 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         out.print(f"potstill {artefacts.VERSION}")
         return 0
-    if arguments[0] not in COMMANDS:
-        _fail(f"{arguments[0]!r}: no such command; choose among {', '.join(COMMANDS)}.")
+    words = 2 if arguments[0] == "explore" else 1
+    name, arguments = " ".join(arguments[:words]), arguments[words:]
+    if name not in COMMANDS:
+        near = [command for command in COMMANDS if command.startswith(name.split()[0])] or list(COMMANDS)
+        _fail(f"{name!r}: no such command; choose among {', '.join(near)}.")
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
     engine.keep_freed_memory()
     try:
-        command = _parse(arguments[0], arguments[1:])
+        command = _parse(name, arguments)
         _RUNNERS[type(command)](command)
     except SystemExit as end:  # tyro's: 0 after --help, 2 for wrong usage
         return end.code if isinstance(end.code, int) else 2
@@ -213,7 +262,8 @@ def _parse(name: str, arguments: list[str]) -> Any:
     kind = COMMANDS[name]
     if "config" not in kind.__dataclass_fields__:
         return tyro.cli(kind, args=arguments, prog=f"potstill {name}")
-    given = _peek(arguments)
+    given = {"ipc": "10"} if kind is Stages else {}  # whose experts go far enough for late parts
+    given |= _peek(arguments)
     if given.get("preset"):
         only_asking = {"-h", "--help"} & set(arguments)
         config = api.named_preset(given["preset"], given.get("dataset", "digits" if only_asking else None))
@@ -358,9 +408,55 @@ def _forecast(command: Forecast) -> None:
     out.print(f"peak memory about {_size(found['memory_bytes'])} on {found['device']}; {found['engine']}")
 
 
+def _stages(command: Stages) -> None:
+    cells = exploring.stage_cells(command.config, command.ipcs, command.starts, command.width)
+    _explored("stages", cells, command.out or Path("runs") / f"{_name(command.config)}-stages", atlas.stages_finding)
+
+
+def _ablations(command: Ablations) -> None:
+    cells = exploring.ablation_cells(command.config)
+    folder = command.out or Path("runs") / f"{_name(command.config)}-ipc{command.config.ipc}-ablations"
+    _explored("ablations", cells, folder, atlas.ablations_finding)
+
+
+def _explored(
+    kind: str, cells: list[exploring.Cell], folder: Path, finding: Callable[[dict[str, Any]], str]
+) -> None:  # fmt: skip
+    for cell in cells:
+        stages.check(cell.config)
+    _say(f"{folder}: {len(cells)} runs")
+    with _progress() as show:
+        record = show(exploring.explore(kind, cells, folder))
+    _print_exploration(record, folder, finding(record))
+
+
+def _lossless(command: Lossless) -> None:
+    config = lossless.with_full_control(command.config)
+    stages.check(config)
+    folder = command.out or Path("runs") / f"{_name(config)}-lossless"
+    most = command.most or prepare(config).smallest_class // 2
+    if most < config.ipc:
+        raise PotstillError(f"--most {most}: is less than --ipc {config.ipc}, where the search begins; raise it.")
+    _say(f"{folder}: from {config.ipc} to at most {most} images per class")
+    with _progress() as show:
+        record = show(lossless.search(config, folder, most, command.margin))
+    _print_exploration(record, folder, atlas.lossless_finding(record))
+
+
+def _print_exploration(record: dict[str, Any], folder: Path, finding: str) -> None:
+    page = atlas.write(record, folder)
+    heads, rows = atlas.table(record)
+    printed = Table(*heads, title=record["dataset"])
+    for row in rows:
+        printed.add_row(*row["cells"], style="bold" if row["best"] else None)
+    out.print(printed)
+    _say(f"{finding}.")
+    _say(f"\nthe page    {page}\nthe figure  {page.with_suffix('.png')}\nfigures     {page.with_suffix('.json')}")
+
+
 _RUNNERS: dict[type[Any], Callable[[Any], None]] = {
     Run: _run, Experts: _experts, Distil: _distill, Evaluate: _evaluate, Report: _report, Show: _show,
-    Export: _export, Forecast: _forecast,
+    Export: _export, Forecast: _forecast, Stages: _stages, Ablations: _ablations, Lossless: _lossless,
 }  # fmt: skip
 
 
@@ -393,7 +489,7 @@ def _print_results(results: dict[str, Any]) -> None:
     protocol = results["protocol"]
     title = f"{results['dataset']}, {results['ipc']} images per class, {results['network']}, {protocol['name']}"
     table = Table("trained on", "accuracy", "95 % interval", "networks", title=title)
-    for name, label in report.NAMES.items():
+    for name, label in figures.NAMES.items():
         if name in results["accuracy"]:
             figure = results["accuracy"][name]
             low_high = figure["ci95"]
@@ -456,7 +552,7 @@ def _detail(event: dict[str, Any]) -> str:
     parts: Iterable[tuple[str, str]] = (
         ("doing", "{}"), ("expert", "expert {}"), ("epoch", "epoch {}"), ("start_epoch", "from epoch {}"),
         ("loss", "loss {:.3f}"), ("step_size", "step size {:.4f}"),
-        ("judged", "{0[on]} {0[accuracy]:.1%}"), ("set", "{}"), ("network", "network {}"),
+        ("cell", "{}"), ("judged", "{0[on]} {0[accuracy]:.1%}"), ("set", "{}"), ("network", "network {}"),
     )  # fmt: skip
     words = [text.format(event[name]) for name, text in parts if name in event]
     counts = (("skipped", "skipped"), ("rolled_back", "undone"))

@@ -65,6 +65,9 @@ class WindowConfig:
     """One past the last start epoch at iteration 0 (T); omitted: fully open from the start."""
     expand: int = 1000
     """Iterations over which the window opens from initial to stop."""
+    mode: Literal["given", "auto"] = "given"
+    """given: the four numbers below; auto (also written --window auto): found by measuring, before distilling, which
+    part of the trajectories a set of this size can follow; finds inner steps and learning rates as well."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class DistilConfig:
     """Matching losses above this are not stepped on."""
     start: Literal["correct", "random"] = "correct"
     """Begin from real images that the first expert classifies correctly, or from any."""
+    labels: Literal["learned", "soft", "hard"] = "learned"
+    """learned: soft labels of the experts, then learned; soft: the same, kept fixed; hard: one class each, fixed."""
     label_experts: int | None = None
     """Experts whose logits start the labels: the mean of those that are right; omitted: all experts."""
     adjoint: Literal["exact", "direct", "frozen"] = "exact"
@@ -102,6 +107,10 @@ class DistilConfig:
     """Images differentiated at once; omitted: chosen for the device.  Changes memory and speed, not the result."""
     evaluations: int = 5
     """How often, evenly spaced, the set is judged on validation data; the best one is kept."""
+    keep: Literal["best", "last"] = "best"
+    """The set that becomes the result: the best one on validation data, the start included, or the last one."""
+    snapshots: int = 10
+    """How often, evenly spaced, some images are kept to show how they change; 0 keeps none."""
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints."""
 
@@ -238,6 +247,18 @@ def default(dataset: str = "digits", ipc: int = 1) -> Config:
             distil=replace(base.distil, iterations=1000, inner_steps=40, evaluations=5),
         )
     return replace(base, dataset=dataset, ipc=ipc)
+
+
+def rebase(given: Any, base: Any, onto: Any) -> Any:
+    """``onto`` with whatever ``given`` has changed from ``base``, nested configurations field by field."""
+    changes = {}
+    for item in dataclasses.fields(given):
+        mine, was, other = (getattr(value, item.name) for value in (given, base, onto))
+        if dataclasses.is_dataclass(mine):
+            changes[item.name] = rebase(mine, was, other)
+        else:
+            changes[item.name] = other if mine == was else mine
+    return replace(onto, **changes)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

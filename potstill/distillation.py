@@ -45,6 +45,8 @@ class State:
         tensors = {name: getattr(self, name) for name in _TENSORS}
         for group in _GROUPS:
             tensors |= {f"{group}.{i}": tensor for i, tensor in enumerate(getattr(self, group))}
+        # at the start and after a rollback the state shares its memory with the one before, which the format refuses
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         artefacts.save(path, KIND, tensors, {**counts, **header})
 
 
@@ -121,11 +123,12 @@ def _step(config: Config, state: State, gradients: tuple[Tensor, ...]) -> State:
     momenta = tuple(d * v + g for d, v, g in zip(decay, state.momenta, gradients, strict=True))
     images, logits, step_size = momenta
     distil, warmth = config.distil, _warmth(config, state.iteration)
+    lr_logits = distil.lr_logits if distil.labels == "learned" else 0.0
     factor = (-warmth * distil.lr_step_size * step_size / state.step_size).clamp(-math.log(2), math.log(2)).exp()
     return replace(
         state,
         images=state.images - warmth * distil.lr_images * images,
-        logits=state.logits - warmth * distil.lr_logits * logits,
+        logits=state.logits - warmth * lr_logits * logits,
         step_size=state.step_size * factor,
         momenta=momenta,
         previous=(state.images, state.logits, state.step_size),

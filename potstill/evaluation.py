@@ -96,6 +96,23 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": std, "ci95": [mean - half, mean + half], "per_seed": list(values)}
 
 
+def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Mean of ``a`` less that of ``b`` (figures of :func:`interval`), with Welch's 95 % interval.
+
+    The degrees of freedom are rounded down, which makes the interval wider.  None where either is of one network.
+    """
+    mean = a["mean"] - b["mean"]
+    if a["std"] is None or b["std"] is None:
+        return {"mean": mean, "ci95": None}
+    parts = [(figure["std"] ** 2 / len(figure["per_seed"]), len(figure["per_seed"])) for figure in (a, b)]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return {"mean": mean, "ci95": [mean, mean]}
+    freedom = variance**2 / sum(part**2 / (n - 1) for part, n in parts)
+    half = T_QUANTILES[min(max(int(freedom), 1), len(T_QUANTILES)) - 1] * math.sqrt(variance)
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
+
+
 @dataclass(frozen=True)
 class Judge:
     """A problem, the network that is trained (perhaps another than the student's), and the protocol."""

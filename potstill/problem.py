@@ -34,6 +34,11 @@ class Problem:
     device: torch.device
     wanted_precision: str = "auto"  # as configured; a network of another size may get another one
 
+    @property
+    def smallest_class(self) -> int:
+        """Training images of the class that has fewest."""
+        return int(torch.bincount(self.dataset.train.labels, minlength=len(self.dataset.classes)).min())
+
     @cached_property
     def train(self) -> Whitened:
         """Training images."""

@@ -1,25 +1,19 @@
 """Records → figures, tables and one self-contained HTML page."""
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from potstill import artefacts, trajectories
+from potstill import artefacts, patterns, trajectories
 from potstill.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
+from potstill.figures import COLOURS, NAMES, axes, data_uri, page, svg
+from potstill.patterns import Snapshot
 from potstill.run import read_metrics
 
-COLOURS = {"distilled": "#0b6e4f", "random": "#8a8f98", "random_soft": "#c98a1b", "full": "#2b4c7e"}
-NAMES = {
-    "distilled": "distilled set",
-    "random": "random real images",
-    "random_soft": "random, soft labels",
-    "full": "full training set",
-}
 MOST_IMAGES = 10  # of each class that are drawn with their labels
+MOST_NAMES = 20  # classes that are named at an axis
 TOP = 3  # soft labels shown for an image
 
 
@@ -33,15 +27,12 @@ def write(folder: Path) -> Path:
         raise PotstillError(
             f"{folder}: holds no finished run (results.json is missing); run `potstill run --out {folder}` to its end."
         )
-    import jinja2
-
     results = artefacts.read_json(folder / "results.json")
     metrics = read_metrics(folder / "metrics.jsonl")
     distilled = load(folder / FILE)
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        Path(__file__).with_name("report.html.j2").read_text()
-    )
-    text = template.render(
+    snapshots = patterns.read(folder)
+    text = page(
+        "report",
         results=results,
         rows=[_row(name, results) for name in NAMES if name in results["accuracy"]],
         accuracy_figure=_accuracy_figure(results),
@@ -52,8 +43,12 @@ def write(folder: Path) -> Path:
         most=MOST_IMAGES,
         transform=distilled.transform.kind,
         path=str(folder / FILE),
-        settings=sorted(_flatten(results["config"]).items()),
+        settings=sorted(flatten(results["config"]).items()),
         accuracies=_accuracies(folder),
+        film=film(snapshots) if snapshots else None,
+        animation=data_uri(patterns.animation(snapshots), "image/gif") if snapshots else None,
+        moved_figure=_moved_figure(snapshots) if snapshots else None,
+        labels_figure=_labels_figure(distilled),
     )
     artefacts.write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"
@@ -93,8 +88,8 @@ def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]
             values, indices = soft[row].topk(min(TOP, len(distilled.classes)))
             images.append(
                 {
-                    "before": _data_uri(png(before[row], scale)),
-                    "after": _data_uri(png(after[row], scale)),
+                    "before": data_uri(png(before[row], scale)),
+                    "after": data_uri(png(after[row], scale)),
                     "labels": [
                         (distilled.classes[k], round(100 * v))
                         for k, v in zip(indices.tolist(), values.tolist(), strict=True)
@@ -111,100 +106,105 @@ def _accuracies(folder: Path) -> list[float]:
     return artefacts.read_json(path)["accuracies"] if path.exists() else []
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def _axes(x: str, y: str, height: float = 2.9) -> tuple[Any, Any]:
-    """A bare figure; built without pyplot, so that no global state or display is touched."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    """A figure as a data URI that holds its own fonts' outlines."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "potstill"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _data_uri(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
 def _accuracy_figure(results: dict[str, Any]) -> str:
     """Accuracy of each set: every network a dot, the mean a bar, the interval a line."""
-    figure, axes = _axes("test accuracy (%)", "", 2.4)
+    figure, plot = axes("test accuracy (%)", "", 2.4)
     names = [name for name in reversed(NAMES) if name in results["accuracy"]]
     for y, name in enumerate(names):
         found = results["accuracy"][name]
         values = [100 * value for value in found["per_seed"]]
-        axes.barh(y, 100 * found["mean"], color=COLOURS[name], alpha=0.35, height=0.6)
-        axes.plot(values, [y] * len(values), "o", color=COLOURS[name], markersize=4)
+        plot.barh(y, 100 * found["mean"], color=COLOURS[name], alpha=0.35, height=0.6)
+        plot.plot(values, [y] * len(values), "o", color=COLOURS[name], markersize=4)
         if found["ci95"]:
-            axes.plot([100 * v for v in found["ci95"]], [y, y], color=COLOURS[name], linewidth=2.5)
-        axes.annotate(
+            plot.plot([100 * v for v in found["ci95"]], [y, y], color=COLOURS[name], linewidth=2.5)
+        plot.annotate(
             f"{100 * found['mean']:.1f}", (100 * found["mean"], y), (8, 10), textcoords="offset points", fontsize=9
         )
-    axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
-    axes.grid(axis="x", color="#e4e6ea", linewidth=0.8)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, 105)
-    return _svg(figure)
+    plot.set_yticks(range(len(names)), [NAMES[name] for name in names])
+    plot.grid(axis="x", color="#e4e6ea", linewidth=0.8)
+    plot.grid(axis="y", visible=False)
+    plot.set_xlim(0, 105)
+    return svg(figure)
 
 
 def _loss_figure(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
     """Matching loss by iteration, coloured by the start epoch of the segment."""
-    figure, axes = _axes("iteration", "matching loss")
+    figure, plot = axes("iteration", "matching loss")
     finite = [line for line in metrics if line["loss"] == line["loss"] and abs(line["loss"]) < 1e6]
-    points = axes.scatter(
+    points = plot.scatter(
         [line["iteration"] for line in finite],
         [line["loss"] for line in finite],
         c=[line["start_epoch"] for line in finite],
         cmap="viridis",
         s=9,
     )
-    axes.axhline(results["config"]["distil"]["threshold"], color="#b3261e", linewidth=1, linestyle="--")
-    axes.set_yscale("log")
+    plot.axhline(results["config"]["distil"]["threshold"], color="#b3261e", linewidth=1, linestyle="--")
+    plot.set_yscale("log")
     if finite:
-        figure.colorbar(points, ax=axes, label="start epoch")
-    return _svg(figure)
+        figure.colorbar(points, ax=plot, label="start epoch")
+    return svg(figure)
 
 
 def _judged_figure(results: dict[str, Any], distilled: Distilled) -> str:
     """Accuracy on the split that chose the set, by iteration."""
     split = distilled.provenance["chosen_on"]
-    figure, axes = _axes("iteration", f"accuracy on {split} images (%)")
+    figure, plot = axes("iteration", f"accuracy on {split} images (%)")
     judged = results["judged"] or []
-    axes.plot([j["iteration"] for j in judged], [100 * j["accuracy"] for j in judged], "o-", color="#0b6e4f")
-    axes.axvline(distilled.provenance["iteration"], color="#0b6e4f", linewidth=1, linestyle=":")
-    return _svg(figure)
+    plot.plot([j["iteration"] for j in judged], [100 * j["accuracy"] for j in judged], "o-", color="#0b6e4f")
+    plot.axvline(distilled.provenance["iteration"], color="#0b6e4f", linewidth=1, linestyle=":")
+    return svg(figure)
 
 
 def _window_figure(metrics: list[dict[str, Any]]) -> str:
     """The start epochs that were drawn, and the learned step size."""
-    figure, axes = _axes("iteration", "start epoch drawn")
+    figure, plot = axes("iteration", "start epoch drawn")
     iterations = [line["iteration"] for line in metrics]
-    axes.plot(iterations, [line["start_epoch"] for line in metrics], ".", color="#2b4c7e", markersize=4)
-    right = axes.twinx()
+    plot.plot(iterations, [line["start_epoch"] for line in metrics], ".", color="#2b4c7e", markersize=4)
+    right = plot.twinx()
     right.plot(iterations, [line["step_size"] for line in metrics], color="#c98a1b", linewidth=1.5)
     right.set_ylabel("learned step size", color="#c98a1b")
     right.spines[["top"]].set_visible(False)
-    return _svg(figure)
+    return svg(figure)
+
+
+def film(snapshots: list[Snapshot], title: str = "") -> dict[str, Any]:
+    """Snapshots as the frames of a slider."""
+    frames = [{"iteration": s.iteration, "picture": data_uri(png(s.picture))} for s in snapshots]
+    return {"title": title, "frames": frames}
+
+
+def _moved_figure(snapshots: list[Snapshot]) -> str:
+    """How far images and labels are from where they began."""
+    found = patterns.moved(snapshots)
+    figure, plot = axes("iteration", "images: distance (% of pixel range)")
+    plot.plot(found["iteration"], [100 * v for v in found["images"]], "o-", color=COLOURS["distilled"], markersize=4)
+    right = plot.twinx()
+    right.plot(found["iteration"], [100 * v for v in found["labels"]], "o-", color="#c98a1b", markersize=4)
+    right.set_ylabel("labels: probability moved (%)", color="#c98a1b")
+    right.spines[["top"]].set_visible(False)
+    return svg(figure)
+
+
+def _labels_figure(distilled: Distilled) -> str:
+    """Mean soft label of each class, as a picture of classes by classes."""
+    names = distilled.classes
+    soft = torch.stack([distilled.soft_labels[distilled.labels == k].mean(0) for k in range(len(names))])
+    figure, plot = axes("probability of", "images of", 3.6)
+    shown = plot.imshow(soft.numpy(), cmap="Greens", vmin=0, vmax=1, aspect="auto")
+    plot.grid(visible=False)
+    if len(names) <= MOST_NAMES:
+        plot.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        plot.set_yticks(range(len(names)), names)
+    figure.colorbar(shown, ax=plot, label="probability")
+    return svg(figure)

@@ -5,6 +5,7 @@ runs/NAME/
   experts/                 trajectories (or another folder, shared between runs)
   start.safetensors        images and logits before the first iteration
   metrics.jsonl            a line an iteration
+  snapshots/               some of the images now and then, to see how they change
   checkpoint.safetensors   the state of distilling
   distilled.safetensors    the best set so far
   results.json             figures, times, environment
@@ -26,7 +27,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from potstill import artefacts, distillation, engine, evaluation, experts, trajectories, window
+from potstill import artefacts, distillation, engine, evaluation, experts, patterns, trajectories, window
 from potstill.config import Config, as_dict
 from potstill.distillation import State
 from potstill.distilled import FILE, Distilled
@@ -173,14 +174,17 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     derivatives, micro_batch = inner_engine(run)
     config = replace(config, distil=replace(config.distil, micro_batch=micro_batch))
     who = _selector(run)
-    every = math.ceil(config.distil.iterations / config.distil.evaluations)
     total, saved = config.distil.iterations, time.monotonic()
 
-    def due() -> bool:
-        return state.iteration % every == 0 or state.iteration == total
+    def due(times: int) -> bool:
+        return times > 0 and (state.iteration % math.ceil(total / times) == 0 or state.iteration == total)
 
     try:
-        if due() and not log.has(state.iteration):  # the start, or a judging that an interruption cut short
+        if state.iteration == 0 and config.distil.snapshots:
+            patterns.keep(run.folder, problem.transform, state)
+        if due(config.distil.evaluations) and not log.has(
+            state.iteration
+        ):  # the start, or a judging that an interruption cut short
             yield {"stage": "distilling", "done": state.iteration, "total": total, "doing": "judging"}
             log = _judge(run, who, state, log)
         with (run.folder / "metrics.jsonl").open("a") as lines:
@@ -188,7 +192,9 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
                 lines.write(json.dumps(metrics) + "\n")
                 lines.flush()
                 state = next_state
-                if due():
+                if due(config.distil.snapshots):
+                    patterns.keep(run.folder, problem.transform, state)
+                if due(config.distil.evaluations):
                     log = _judge(run, who, state, log)
                 if time.monotonic() - saved > config.distil.checkpoint_seconds:
                     _checkpoint(run, state, log)
@@ -255,7 +261,7 @@ def _judge(run: Run, who: Judge, state: State, log: Log) -> Log:
     began = time.monotonic()
     split = who.protocol.selection
     accuracy = evaluation.judge_state(who, state.images, state.logits, float(state.step_size), split)
-    if all(accuracy >= earlier["accuracy"] for earlier in log.judged):
+    if run.config.distil.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in log.judged):
         _as_distilled(run, state, log, accuracy, split).save(run.folder / FILE)
     entry = {"iteration": state.iteration, "accuracy": accuracy, "on": split}
     seconds = log.judging_seconds + time.monotonic() - began

@@ -11,7 +11,7 @@ PACKAGE = Path(potstill.__file__).parent
 # Upstream first: a module may import only modules of earlier rows.
 STREAM = [
     {"errors", "seeds", "config"},
-    {"artefacts", "augment", "networks", "whitening", "window"},
+    {"artefacts", "augment", "networks", "whitening", "window", "figures"},
     {"functional", "data", "trajectories"},
     {"unroll", "distilled"},
     {"engine"},
@@ -19,8 +19,10 @@ STREAM = [
     {"experts", "methods.trajectory"},
     {"methods", "evaluation"},
     {"distillation"},
+    {"patterns"},
     {"run"},
-    {"api", "forecasting", "report"},
+    {"api", "forecasting", "report", "exploring"},
+    {"atlas", "lossless"},
     {"", "cli"},
 ]
 HEAVY = {"datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "PIL", "pandas", "tensorboard"}

@@ -2,16 +2,14 @@
 
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from potstill import api, report
 from potstill import run as stages
 from potstill.errors import PotstillError
+from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def test_page_says_what_was_done(page):
                   "full training set", "95 % interval", "potstill.load", "distil.lr_images",
                   "Matching loss"):  # fmt: skip
         assert words in text
-    assert text.count("<figcaption>") == 4
+    assert text.count("<figcaption>") == 6
     assert text.count('alt="before"') == text.count('alt="after"') == 20
 
 
@@ -47,23 +45,31 @@ def test_an_unfinished_run_is_refused(tmp_path):
         report.write(tmp_path)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_run_without_snapshots_has_no_slider(page, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(page.parent, folder)
+    shutil.rmtree(folder / "snapshots")
+    text = report.write(folder).read_text()
+    assert 'type="range"' not in text
+    assert 'type="range"' in page.read_text()
+
+
+@needs_chromium
 def test_page_opens_in_a_browser(page, tmp_path):
     """The browser lays the page out, decodes every picture, and reports no error."""
-    probe = """<script>window.addEventListener("load", () => {
-      const images = [...document.images];
-      document.title = JSON.stringify({images: images.length, decoded: images.filter(i => i.naturalWidth > 0).length,
-        wide: document.documentElement.scrollWidth > window.innerWidth, rows: document.querySelectorAll("tr").length});
-    });</script></body>"""
-    (tmp_path / "probe.html").write_text(page.read_text().replace("</body>", probe))
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --window-size=1000,800 --virtual-time-budget=4000 --dump-dom"
-    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/probe.html"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    import html
-    import json
-
-    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))
-    assert found["images"] == found["decoded"] == 44
+    found = in_browser(
+        page.read_text(),
+        """{images: images.length, decoded: images.filter(i => i.naturalWidth > 0).length,
+        wide: document.documentElement.scrollWidth > innerWidth, rows: document.querySelectorAll("tr").length}""",
+        tmp_path,
+    )
+    assert found["images"] == found["decoded"] == 47
     assert not found["wide"]
     assert found["rows"] > 30
+
+
+@needs_chromium
+def test_the_slider_moves_through_the_snapshots(page, tmp_path):
+    found = in_browser(page.read_text(), SLIDE, tmp_path)
+    assert found["says"] == ["iteration 6", "iteration 0"]
+    assert found["pictures"][0] != found["pictures"][1]

@@ -13,8 +13,11 @@ from torch import Tensor
 from potstill import augment, functional, seeds, window
 from potstill.config import Config
 from potstill.problem import Problem
+from potstill.training import one_hot
 from potstill.trajectories import Trajectories
 from potstill.unroll import Derivatives, InnerStep, unroll
+
+CERTAIN = 20.0  # the logit of a hard label, whose softmax is 1 to eight digits
 
 
 def matching_loss(
@@ -72,6 +75,8 @@ def start(config: Config, problem: Problem, experts: Trajectories) -> tuple[Tens
     order = order[rank.argsort(stable=True)]
     rows = torch.cat([order[labels[order] == label][: config.ipc] for label in range(classes)])
     images, truth = problem.train.images[rows], labels[rows]
+    if config.distil.labels == "hard":
+        return images.clone(), CERTAIN * one_hot(truth, classes), truth.clone()
     count = min(config.distil.label_experts or config.expert.count, config.expert.count)
     return images.clone(), mean_logits(problem, experts, count, images, truth), truth.clone()
 

@@ -1,0 +1,240 @@
+"""Explorations as pages: one figure, one table, the images beside each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill import artefacts, patterns
+from potstill.figures import COLOURS, NAMES, STAGES, axes, page, render, svg
+from potstill.report import film, flatten
+
+Row = dict[str, Any]  # {"cells": texts, "best": whether to mark it}
+
+
+def write(record: dict[str, Any], out: Path) -> Path:
+    """Write KIND.html and KIND.png of an exploration beside its runs; returns the page's path."""
+    kind = record["kind"]
+    drawn = FIGURES[kind](record)
+    artefacts.write_bytes(out / f"{kind}.png", render(drawn, "png"))
+    heads, rows = table(record)
+    values = {
+        "record": record, "heads": heads, "rows": rows, "figure": svg(drawn), "notes": _notes(record),
+        "patterns": _patterns(record, out), "settings": sorted(flatten(record["config"]).items()), **_words(record),
+    }  # fmt: skip
+    artefacts.write_bytes(out / f"{kind}.html", page("exploration", **values).encode())
+    return out / f"{kind}.html"
+
+
+def percent(figure: dict[str, Any], sign: str = "") -> str:
+    """A mean with its interval, in per cent."""
+    mean = f"{100 * figure['mean']:{sign}.1f}"
+    low_high = figure["ci95"]
+    return f"{mean} ({100 * low_high[0]:{sign}.1f} to {100 * low_high[1]:{sign}.1f})" if low_high else mean
+
+
+def table(record: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """The record's cells as texts; the best ones are marked."""
+    return _TABLES[record["kind"]](record["cells"])
+
+
+def _stages_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Row]]:
+    heads = ["images per class", "start epochs", "random", "random, soft labels", "distilled", "gain over random"]
+    rows = []
+    for cell in cells:
+        accuracy = cell["accuracy"]
+        best = max(c["accuracy"]["distilled"]["mean"] for c in cells if c["ipc"] == cell["ipc"])
+        soft = percent(accuracy["random_soft"]) if "random_soft" in accuracy else "–"
+        rows.append({
+            "cells": [str(cell["ipc"]), stage_name(cell), percent(accuracy["random"]), soft,
+                      percent(accuracy["distilled"]), percent(cell["gain"], "+")],
+            "best": accuracy["distilled"]["mean"] == best,
+        })  # fmt: skip
+    return heads, rows
+
+
+def _ablations_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Row]]:
+    rows = []
+    for number, cell in enumerate(cells):
+        name = f"{cell['part']}: {cell['variant']}" if cell["variant"] else cell["part"]
+        over = percent(cell["over_base"], "+") if number else "–"
+        minutes = f"{(cell['seconds']['distill'] or 0) / 60:.1f}"
+        rows.append({"cells": [name, percent(cell["accuracy"]["distilled"]), over, minutes], "best": number == 0})
+    return ["what is changed", "distilled", "over the run as given", "minutes of distilling"], rows
+
+
+def _lossless_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Row]]:
+    heads = ["images per class", "random", "random, soft labels", "distilled", "full set", "full set over distilled"]
+    rows = []
+    for cell in cells:
+        accuracy = cell["accuracy"]
+        texts = [percent(accuracy[name]) if name in accuracy else "–" for name in ("random", "random_soft")]
+        texts += [percent(accuracy["distilled"]), percent(accuracy["full"]), percent(cell["lost"], "+")]
+        rows.append({"cells": [str(cell["ipc"]), *texts], "best": cell["lossless"]})
+    return heads, rows
+
+
+_TABLES = {"stages": _stages_table, "ablations": _ablations_table, "lossless": _lossless_table}
+
+
+def stage_name(cell: dict[str, Any]) -> str:
+    """A window's start epochs, as "8–10"."""
+    last = cell["stop"] - 1
+    return str(cell["start"]) if last == cell["start"] else f"{cell['start']}–{last}"
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def _stages_figure(record: dict[str, Any]) -> Any:
+    """Gain over random images, a group an IPC, a bar a stage."""
+    cells = record["cells"]
+    ipcs = list(dict.fromkeys(cell["ipc"] for cell in cells))
+    starts = list(dict.fromkeys(cell["start"] for cell in cells))
+    figure, plot = axes(
+        "images per class", "gain over random images (points of accuracy)", 3.4,
+        f"Which part of the experts' path to match: {record['dataset']}",
+    )  # fmt: skip
+    width = 0.8 / len(starts)
+    for number, start in enumerate(starts):
+        column = [cell for cell in cells if cell["start"] == start]
+        places = [ipcs.index(cell["ipc"]) + (number - (len(starts) - 1) / 2) * width for cell in column]
+        gains = [100 * cell["gain"]["mean"] for cell in column]
+        colour = STAGES[number % len(STAGES)]
+        plot.bar(places, gains, width * 0.92, color=colour, label=f"epochs {stage_name(column[0])}")
+        for place, cell in zip(places, column, strict=True):
+            if cell["gain"]["ci95"]:
+                plot.plot([place, place], [100 * v for v in cell["gain"]["ci95"]], color="#1c2026", linewidth=1.2)
+    plot.axhline(0, color="#1c2026", linewidth=0.8)
+    plot.set_xticks(range(len(ipcs)), [str(ipc) for ipc in ipcs])
+    plot.legend(frameon=False, title="start epochs matched", fontsize=9, title_fontsize=9)
+    return figure
+
+
+def _ablations_figure(record: dict[str, Any]) -> Any:
+    """Accuracy of every variant with its interval, and the run as given as a line."""
+    cells = record["cells"]
+    figure, plot = axes("test accuracy (%)", "", 0.9 + 0.36 * len(cells), f"One thing changed: {record['dataset']}")
+    for y, cell in enumerate(reversed(cells)):
+        found = cell["accuracy"]["distilled"]
+        plot.plot(100 * found["mean"], y, "o", color=COLOURS["distilled"])
+        if found["ci95"]:
+            plot.plot([100 * v for v in found["ci95"]], [y, y], color=COLOURS["distilled"], linewidth=2)
+    plot.axvline(100 * cells[0]["accuracy"]["distilled"]["mean"], color="#8a8f98", linewidth=1, linestyle="--")
+    names = [f"{c['part']}: {c['variant']}" if c["variant"] else c["part"] for c in reversed(cells)]
+    plot.set_yticks(range(len(cells)), names)
+    plot.grid(axis="x", color="#e4e6ea", linewidth=0.8)
+    return figure
+
+
+def _lossless_figure(record: dict[str, Any]) -> Any:
+    """Accuracy against images per class, with the full set as a band."""
+    cells = record["cells"]
+    figure, plot = axes(
+        "images per class", "test accuracy (%)", 3.6, f"How many images lose nothing: {record['dataset']}"
+    )
+    sizes = [cell["ipc"] for cell in cells]
+    for name in ("distilled", "random_soft", "random"):
+        if any(name not in cell["accuracy"] for cell in cells):
+            continue
+        found = [cell["accuracy"][name] for cell in cells]
+        plot.plot(sizes, [100 * f["mean"] for f in found], "o-", color=COLOURS[name], label=NAMES[name], markersize=4)
+        if all(f["ci95"] for f in found):
+            low, high = ([100 * f["ci95"][side] for f in found] for side in (0, 1))
+            plot.fill_between(sizes, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    full = cells[-1]["accuracy"]["full"]
+    plot.axhline(100 * full["mean"], color=COLOURS["full"], label=NAMES["full"])
+    if full["ci95"]:
+        plot.axhspan(*(100 * v for v in full["ci95"]), color=COLOURS["full"], alpha=0.12, linewidth=0)
+    if record["ipc"]:
+        plot.axvline(record["ipc"], color=COLOURS["distilled"], linewidth=1, linestyle=":")
+    plot.set_xscale("log", base=2)
+    plot.set_xticks(sizes, [str(size) for size in sizes])
+    plot.legend(frameon=False, fontsize=9)
+    return figure
+
+
+FIGURES = {"stages": _stages_figure, "ablations": _ablations_figure, "lossless": _lossless_figure}
+
+
+# --- words ---------------------------------------------------------------------------------------------------------
+
+
+def _words(record: dict[str, Any]) -> dict[str, str]:
+    """Title, finding and caption."""
+    dataset = record["dataset"]
+    if record["kind"] == "stages":
+        return {
+            "title": f"Which part of the path to match: {dataset}",
+            "finding": stages_finding(record),
+            "caption": "What networks gain in test accuracy when they are trained on the distilled set instead of as "
+            "many random real images, in points, by the part of the experts' trajectories that was matched; lines are "
+            "95 % intervals. Below zero, distilling did harm. Every set is the one after the last iteration.",
+        }
+    if record["kind"] == "ablations":
+        return {
+            "title": f"What each part of the method is worth: {dataset}",
+            "finding": ablations_finding(record),
+            "caption": "Test accuracy of the run as given (first, and dashed) and of the same run with one thing "
+            "changed; lines are 95 % intervals.",
+        }
+    return {
+        "title": f"How many images lose nothing: {dataset}",
+        "finding": lossless_finding(record),
+        "caption": "Test accuracy by images per class (logarithmic) of networks trained on the distilled set, on as "
+        "many random images with soft and with hard labels, and on the full set (line; bands are 95 % intervals). The "
+        "dotted line marks the smallest set found that loses nothing.",
+    }
+
+
+def stages_finding(record: dict[str, Any]) -> str:
+    """The best stage of each size, in a sentence."""
+    cells = record["cells"]
+    best: dict[int, dict[str, Any]] = {}
+    for cell in cells:
+        if cell["ipc"] not in best or cell["gain"]["mean"] > best[cell["ipc"]]["gain"]["mean"]:
+            best[cell["ipc"]] = cell
+    parts = [f"epochs {stage_name(cell)} at {ipc}" for ipc, cell in best.items()]
+    return f"Best matched: {', '.join(parts)} images per class"
+
+
+def ablations_finding(record: dict[str, Any]) -> str:
+    """How many changes make a difference that is not chance."""
+    changed = [c for c in record["cells"][1:] if (ci := c["over_base"]["ci95"]) and not ci[0] <= 0 <= ci[1]]
+    if not changed:
+        return "No change makes a difference beyond chance"
+    words = [f"{c['part']}: {c['variant']} ({100 * c['over_base']['mean']:+.1f})" for c in changed]
+    return f"Differences beyond chance: {', '.join(words)}"
+
+
+def lossless_finding(record: dict[str, Any]) -> str:
+    """The size that was found, and how large the full set is."""
+    if record["ipc"] is None:
+        return f"None up to {record['cells'][-1]['ipc']} images per class: every set loses"
+    of = f"of about {record['full_per_class']:.0f}"
+    how = f"within {100 * record['margin']:.1f} points" if record["margin"] else "the difference is not significant"
+    return f"{record['ipc']} images per class {of} train as well as the full set ({how})"
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    named = ("ipc", "start", "part", "variant")
+    told = [cell for cell in record["cells"] if cell.get("diverged")]
+    names = [" ".join(f"{name} {cell[name]}" for name in named if cell.get(name, "") != "") for cell in told]
+    return [f"{name}: distilling diverged; what was judged is the last set that was kept." for name in names]
+
+
+def _patterns(record: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """The images of the first and the last stage side by side, a section a size."""
+    if record["kind"] != "stages":
+        return []
+    parts = []
+    for ipc in dict.fromkeys(cell["ipc"] for cell in record["cells"]):
+        row = [cell for cell in record["cells"] if cell["ipc"] == ipc]
+        films = []
+        for word, cell in (("early", row[0]), ("late", row[-1])):
+            if kept := patterns.read(out / f"ipc{ipc}-from{cell['start']}"):
+                films.append(film(kept, f"{word}: epochs {stage_name(cell)}"))
+        if films:
+            sentence = ("Move the slider: early parts write the shapes that a class shares, late parts touch single "
+                        "features.")  # fmt: skip
+            parts.append({"title": f"What they write, at {ipc} images per class", "sentence": sentence, "films": films})
+    return parts

@@ -1,0 +1,169 @@
+"""The paper's findings on any data: many small runs that differ in one thing, side by side.
+
+``stages`` matches early, middle and late parts of the trajectories at several images per class (the paper's first
+figure); ``ablations`` leaves out or changes one part of the method at a time (its section 4.3).  Every cell is a run
+in a folder of its own, all share their experts, and whatever is finished is not done again.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from potstill import artefacts
+from potstill import run as stages_of
+from potstill.config import Config, WindowConfig, as_dict, default, rebase
+from potstill.errors import PotstillError
+from potstill.evaluation import Event, difference
+from potstill.run import Run
+
+T = TypeVar("T")
+DISTILLING = 0.75  # of a cell's time, roughly; the rest is evaluation
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an exploration."""
+
+    name: str  # of its folder
+    labels: dict[str, Any]  # what tells it from the others
+    config: Config
+
+
+# --- which cells ---------------------------------------------------------------------------------------------------
+
+
+def stage_cells(given: Config, ipcs: Sequence[int], starts: Sequence[int] | None, width: int) -> list[Cell]:
+    """Each size of the set against each part of the trajectories.
+
+    Args:
+        given: settings; those that are not the default for the data hold for every size.
+        ipcs: images per class.
+        starts: first start epoch of each window; by default an early, a middle and a late one.
+        width: start epochs in a window.
+
+    Raises:
+        PotstillError: a window lies outside the experts' epochs.
+    """
+    latest = given.expert.epochs - given.distil.expert_epochs + 1 - width
+    if latest < 0:
+        raise PotstillError(
+            f"--width {width}: experts of {given.expert.epochs} epochs have no {width} start epochs with "
+            f"{given.distil.expert_epochs} epochs after them; raise --expert.epochs or lower --width."
+        )
+    starts = sorted({0, latest // 3, latest} if starts is None else set(starts))
+    if starts[0] < 0 or starts[-1] > latest:
+        raise PotstillError(
+            f"--starts {' '.join(map(str, starts))}: a window of {width} start epochs begins between 0 and {latest} "
+            f"with experts of {given.expert.epochs} epochs; choose others, or raise --expert.epochs."
+        )
+    cells = []
+    for ipc in ipcs:
+        config = sized(given, ipc)
+        for start in starts:
+            labels = {"ipc": ipc, "start": start, "stop": start + width}
+            window = WindowConfig(start, start + width)
+            distil = replace(config.distil, keep="last", evaluations=1)  # a stage that harms shall be seen to
+            cells.append(Cell(f"ipc{ipc}-from{start}", labels, replace(config, window=window, distil=distil)))
+    return cells
+
+
+def sized(given: Config, ipc: int) -> Config:
+    """The settings at another size: those of the data's default there, but for what was given; experts are shared."""
+    config = rebase(given, default(given.dataset, given.ipc), default(given.dataset, ipc))
+    return replace(config, ipc=ipc, expert=replace(given.expert, keep_all=True))
+
+
+def ablation_cells(given: Config) -> list[Cell]:
+    """The run as given, and the same with one thing changed."""
+    given = replace(given, expert=replace(given.expert, keep_all=True))
+    distil, window = given.distil, given.window
+    first = window.start + max(1, (window.stop - window.start) // 2)
+    grown = replace(window, initial=None) if window.initial else replace(
+        window, initial=first, expand=max(1, distil.iterations // 2)
+    )  # fmt: skip
+    variants: list[tuple[str, str, dict[str, Any]]] = [
+        ("as given", "", {}),
+        ("labels", "soft, not learned", {"distil": {"labels": "soft"}}),
+        ("labels", "hard", {"distil": {"labels": "hard"}}),
+        ("window", "open from the start" if window.initial else "growing", {"window": vars(grown)}),
+        ("start", "any real images", {"distil": {"start": "random"}}),
+        ("experts", "1", {"expert": {"count": 1}}),
+        ("gradient", "frozen (TESLA)", {"distil": {"adjoint": "frozen"}}),
+    ]
+    if given.expert.count > 3:
+        variants.insert(-1, ("experts", str(given.expert.count // 2), {"expert": {"count": given.expert.count // 2}}))
+    cells = []
+    for part, variant, changes in variants:
+        config = replace(given, **{name: replace(getattr(given, name), **new) for name, new in changes.items()})
+        name = "-".join("".join(c if c.isalnum() else " " for c in f"{part} {variant}").split())
+        cells.append(Cell(name, {"part": part, "variant": variant}, config))
+    return cells
+
+
+# --- running them --------------------------------------------------------------------------------------------------
+
+
+def explore(kind: str, cells: Sequence[Cell], out: Path) -> Generator[Event, None, dict[str, Any]]:
+    """Run every cell, and write what they gave to out/KIND.json: a record as complete as a run's results."""
+    first = Run(max((cell.config for cell in cells), key=lambda config: config.expert.count), out, out / "experts")
+    yield from stages_of.train_experts(first)
+    found: list[dict[str, Any]] = []
+    for number, cell in enumerate(cells):
+        results = yield from run_cell(kind, cell, out, number, len(cells))
+        found.append({**cell.labels, **_figures(results)})
+    for entry in found:
+        entry["over_base"] = difference(entry["accuracy"]["distilled"], found[0]["accuracy"]["distilled"])
+    record = {
+        "kind": kind,
+        "dataset": results["dataset"],
+        "protocol": results["protocol"],
+        "network": results["network"],
+        "cells": found,
+        "config": artefacts.plain(as_dict(cells[0].config)),
+        "environment": results["environment"],
+        "version": artefacts.VERSION,
+    }
+    artefacts.write_json(out / f"{kind}.json", record)
+    return record
+
+
+def run_cell(kind: str, cell: Cell, out: Path, number: int, total: int) -> Generator[Event, None, dict[str, Any]]:
+    """Distil and evaluate one cell; its events tell how far all of them are."""
+    told = " ".join(f"{name} {value}" for name, value in cell.labels.items() if value != "")
+    run = stages_of.open_run(cell.config, out / cell.name, out / "experts")
+    diverged = None
+    try:
+        yield from _within(stages_of.distil(run), kind, told, number, total, 0.0, DISTILLING)
+    except PotstillError as error:  # a window that cannot be matched is a finding, not the end of the exploration
+        if "diverged" not in str(error):
+            raise
+        diverged = str(error)
+    results = yield from _within(stages_of.evaluate(run), kind, told, number, total, DISTILLING, 1.0)
+    return {**results, "diverged": diverged}
+
+
+def _within(
+    events: Iterator[Event], kind: str, told: str, number: int, total: int, begin: float, end: float
+) -> Generator[Event, None, Any]:
+    """The events of one stage of one cell as events of the whole, in hundredths of a cell."""
+    generator: Any = events
+    while True:
+        try:
+            event = next(generator)
+        except StopIteration as stop:
+            return stop.value
+        part = begin + (end - begin) * event["done"] / max(event["total"], 1)
+        yield {**event, "stage": kind, "done": round(100 * (number + part)), "total": 100 * total, "cell": told}
+
+
+def _figures(results: dict[str, Any]) -> dict[str, Any]:
+    accuracy = results["accuracy"]
+    return {
+        "accuracy": accuracy,
+        "gain": difference(accuracy["distilled"], accuracy["random"]),
+        "iterations": results["iterations"],
+        "step_size": results["step_size"],
+        "seconds": results["seconds"],
+        "diverged": results["diverged"],
+    }

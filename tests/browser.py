@@ -1,0 +1,36 @@
+"""Opens a page in headless Chromium and brings back what a script finds there."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+SLIDE = """(() => {
+  const slider = document.querySelector(".slider input"), shown = document.querySelector(".slider output");
+  const pictures = [document.querySelector(".film img").src], says = [shown.value];
+  slider.value = 0;
+  slider.dispatchEvent(new Event("input"));
+  pictures.push(document.querySelector(".film img").src);
+  says.push(shown.value);
+  return {pictures, says};
+})()"""
+
+
+def in_browser(text, expression, folder):
+    """The value of a JavaScript expression once the page is laid out; ``images`` are the page's pictures."""
+    probe = f"""<script>window.addEventListener("load", () => {{
+      const images = [...document.images];
+      document.title = JSON.stringify({expression});
+    }});</script></body>"""
+    (folder / "probe.html").write_text(text.replace("</body>", probe))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --window-size=1000,800 --virtual-time-budget=4000 --dump-dom"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={folder}/profile", f"file://{folder}/probe.html"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))

@@ -1,0 +1,59 @@
+"""The search for the smallest set without loss."""
+
+import pytest
+
+from potstill import api, artefacts, atlas, lossless
+from tests.conftest import tiny
+
+
+def searched(smallest, least, most):
+    asked = []
+
+    def loses(ipc):
+        asked.append(ipc)
+        yield {}
+        return ipc < smallest
+
+    return api.exhaust(lossless.bisect(loses, least, most)), asked
+
+
+def test_doubles_then_bisects():
+    assert searched(11, 1, 100) == (11, [1, 2, 4, 8, 16, 11, 9])
+    assert searched(1, 1, 100) == (1, [1])
+    assert searched(3, 1, 100) == (3, [1, 2, 4, 3])
+
+
+def test_none_is_found_where_all_lose():
+    assert searched(200, 1, 100)[0] is None
+
+
+@pytest.mark.parametrize("smallest", range(1, 64))
+def test_what_is_found_does_not_lose_and_is_close_to_the_smallest(smallest):
+    found, asked = searched(smallest, 1, 64)
+    assert smallest <= found <= max(smallest, smallest * lossless.CLOSE + 1)
+    assert len(asked) == len(set(asked)) <= lossless.MOST_RUNS
+
+
+def test_lossless_means_not_significantly_worse_or_within_the_margin():
+    assert lossless.is_lossless({"mean": 0.01, "ci95": [-0.001, 0.02]}, 0.0)
+    assert not lossless.is_lossless({"mean": 0.01, "ci95": [0.001, 0.02]}, 0.0)
+    assert lossless.is_lossless({"mean": 0.01, "ci95": [0.001, 0.02]}, 0.01)
+    assert lossless.is_lossless({"mean": -0.1, "ci95": None}, 0.0)
+    assert not lossless.is_lossless({"mean": 0.1, "ci95": None}, 0.0)
+
+
+def test_a_search_leaves_its_runs_a_record_and_a_page(tmp_path):
+    given = tiny(distil={"iterations": 1, "inner_steps": 1}, evaluation={"epochs": 1})
+    record = api.exhaust(lossless.search(given, tmp_path, 2, margin=0.0))
+    assert record == artefacts.read_json(tmp_path / "lossless.json")
+    sizes = [cell["ipc"] for cell in record["cells"]]
+    assert sizes[0] == 1
+    for cell in record["cells"]:
+        assert {"distilled", "random", "random_soft", "full"} <= cell["accuracy"].keys()
+        assert (tmp_path / f"ipc{cell['ipc']}" / "distilled.safetensors").exists()
+    text = atlas.write(record, tmp_path).read_text()
+    assert "How many images lose nothing: digits" in text
+
+
+def test_the_full_control_cannot_be_left_out():
+    assert lossless.with_full_control(tiny(evaluation={"full_seeds": 0})).evaluation.full_seeds is None
