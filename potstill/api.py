@@ -47,6 +47,8 @@ def configure(dataset: str | None, ipc: int | None, preset: str | None, settings
     else:
         config = named_preset(preset, dataset)
         config = config if ipc is None else replace(config, ipc=ipc)
+    if "window" in settings and isinstance(settings["window"], dict):  # numbers that are given are meant
+        settings = {**settings, "window": {"mode": "given", **settings["window"]}}
     for name, value in settings.items():
         if not hasattr(config, name):
             raise PotstillError(f"{name}: no such setting; choose among {sorted(vars(config))}.")

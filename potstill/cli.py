@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -260,6 +260,7 @@ def _help() -> int:
 def _parse(name: str, arguments: list[str]) -> Any:
     """The command's dataclass, its defaults first set by --preset, --dataset and --ipc."""
     kind = COMMANDS[name]
+    arguments = list(_window_mode(arguments))
     if "config" not in kind.__dataclass_fields__:
         return tyro.cli(kind, args=arguments, prog=f"potstill {name}")
     given = {"ipc": "10"} if kind is Stages else {}  # whose experts go far enough for late parts
@@ -272,6 +273,16 @@ def _parse(name: str, arguments: list[str]) -> Any:
         config = default(given.get("dataset", "digits"), int(ipc) if ipc.lstrip("-").isdigit() else 1)
     required = {"experts": tyro.MISSING} if kind is Distil else {}
     return tyro.cli(kind, args=arguments, prog=f"potstill {name}", default=kind(config=config, **required))
+
+
+def _window_mode(arguments: list[str]) -> Iterator[str]:
+    """``--window auto`` spelt as its field, and numbers of a window taken as given where nothing says otherwise."""
+    names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    for argument, name in zip(arguments, names, strict=True):
+        yield argument.replace("--window", "--window.mode", 1) if name == "--window" else argument
+    numbers = {"--window.start", "--window.stop", "--window.initial", "--window.expand"}
+    if numbers & set(names) and not {"--window", "--window.mode"} & set(names):
+        yield "--window.mode=given"
 
 
 def _peek(arguments: list[str]) -> dict[str, str]:

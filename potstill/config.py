@@ -84,6 +84,9 @@ class DistilConfig:
     """Synthetic images an inner step; all of them where the set is smaller."""
     step_size: float = 0.01
     """Initial value of the learned inner step size."""
+    rates: Literal["given", "auto"] = "given"
+    """given: the three rates below; auto: set before distilling so that a first step moves images, logits and step size
+    by a small part of their size, whatever the data (--window auto sets them so as well)."""
     lr_images: float = 100.0
     """Outer learning rate of the images."""
     lr_logits: float = 5.0
@@ -232,21 +235,16 @@ def nearest(names: list[str], ipc: int) -> str:
 def default(dataset: str = "digits", ipc: int = 1) -> Config:
     """The configuration of a run for which neither a preset nor a flag was given.
 
-    ``digits`` takes its own preset of the nearest size.  Any other data takes the window and step sizes of the
-    CIFAR-10 cell of the nearest size, at a budget for one machine: ten plain experts, a thousand iterations.
+    ``digits`` takes its own preset of the nearest size.  For any other data the difficulty, the inner steps and the
+    rates are found by measuring, at a budget for one machine: ten experts of twenty epochs, a thousand iterations.
     """
-    family = "digits-" if dataset == "digits" else "cifar10-"
-    base = PRESETS[nearest([name for name in PRESETS if name.startswith(family)], max(ipc, 1))]
-    if dataset != "digits":
-        epochs = base.window.stop - 1 + base.distil.expert_epochs
-        base = replace(
-            base,
-            transform="auto",
-            network=NetworkConfig(),
-            expert=ExpertConfig(count=10, epochs=epochs),
-            distil=replace(base.distil, iterations=1000, inner_steps=40, evaluations=5),
-        )
-    return replace(base, dataset=dataset, ipc=ipc)
+    presets = [name for name in PRESETS if name.startswith("digits-")]
+    if dataset == "digits":
+        return replace(PRESETS[nearest(presets, max(ipc, 1))], ipc=ipc)
+    return Config(
+        dataset=dataset, ipc=ipc, expert=ExpertConfig(count=10, epochs=20), window=WindowConfig(mode="auto"),
+        distil=DistilConfig(rates="auto"),
+    )  # fmt: skip
 
 
 def rebase(given: Any, base: Any, onto: Any) -> Any:

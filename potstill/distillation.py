@@ -86,7 +86,7 @@ def iterate(
     """
     while state.iteration < config.distil.iterations:
         began = time.perf_counter()
-        loss, gradients, drawn = _differentiate(config, problem, experts, derivatives, state)
+        loss, gradients, drawn = differentiate(config, problem, experts, derivatives, state)
         metrics = {"iteration": state.iteration, "loss": loss, "step_size": float(state.step_size), **drawn}
         if not all(math.isfinite(value) for value in (loss, *(float(g.square().sum()) for g in gradients))):
             next_state = _roll_back(state)
@@ -105,9 +105,10 @@ def iterate(
         yield state, {**metrics, "skipped": state.skipped, "rolled_back": state.rolled_back}
 
 
-def _differentiate(
+def differentiate(
     config: Config, problem: Problem, experts: Trajectories, derivatives: Derivatives, state: State
 ) -> tuple[float, tuple[Tensor, ...], dict[str, Any]]:  # fmt: skip
+    """The loss of one iteration, its gradients in images, logits and step size, and what was drawn."""
     leaves = [tensor.detach().requires_grad_() for tensor in (state.images, state.logits, state.step_size)]
     loss, drawn = METHODS[config.method].loss(config, problem, experts, derivatives, *leaves, state.iteration)
     return float(loss.detach()), torch.autograd.grad(loss, leaves), drawn

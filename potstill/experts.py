@@ -35,7 +35,7 @@ def identity(config: Config, problem: Problem) -> dict[str, Any]:
 
 def kept_epochs(config: Config) -> list[int]:
     """The epochs whose snapshots are stored: those the window can use, or all."""
-    if config.expert.keep_all:
+    if config.expert.keep_all or config.window.mode == "auto":
         return list(range(config.expert.epochs + 1))
     return list(window.epochs_used(config.window, config.distil.expert_epochs))
 

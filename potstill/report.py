@@ -8,7 +8,7 @@ import torch
 from potstill import artefacts, patterns, trajectories
 from potstill.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
-from potstill.figures import COLOURS, NAMES, axes, data_uri, page, svg
+from potstill.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
 from potstill.patterns import Snapshot
 from potstill.run import read_metrics
 
@@ -49,6 +49,9 @@ def write(folder: Path) -> Path:
         animation=data_uri(patterns.animation(snapshots), "image/gif") if snapshots else None,
         moved_figure=_moved_figure(snapshots) if snapshots else None,
         labels_figure=_labels_figure(distilled),
+        found=found if (found := results["difficulty"]) and "survey" in found else None,
+        survey_figure=_survey_figure(found) if found and "survey" in found else None,
+        race_figure=_race_figure(found) if found and "survey" in found else None,
     )
     artefacts.write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"
@@ -207,4 +210,44 @@ def _labels_figure(distilled: Distilled) -> str:
         plot.set_xticks(range(len(names)), names, rotation=45, ha="right")
         plot.set_yticks(range(len(names)), names)
     figure.colorbar(shown, ax=plot, label="probability")
+    return svg(figure)
+
+
+def _survey_figure(found: dict[str, Any]) -> str:
+    """What the set leaves unexplained of each part of the trajectories, before anything is learned."""
+    figure, plot = axes("start epoch", "matching loss of the start")
+    chosen = found["settings"]["distil"]
+    epochs = [row["start"] for row in found["survey"]]
+    for number, alpha in enumerate(sorted({entry["step_size"] for entry in found["survey"][0]["losses"]})):
+        losses = [
+            next(
+                entry["loss"] for entry in row["losses"]
+                if entry["step_size"] == alpha
+                and all(entry[name] == chosen[name] for name in ("inner_steps", "expert_epochs"))
+            )
+            for row in found["survey"]
+        ]  # fmt: skip
+        width = 2.4 if alpha == chosen["step_size"] else 1.2
+        label = f"step size {alpha:g}"
+        plot.plot(epochs, losses, "o-", color=STAGES[number], label=label, linewidth=width, markersize=4)
+            epochs, losses, "o-", color=STAGES[number], label=f"step size {alpha:g}", linewidth=width, markersize=4
+        )
+    plot.axhline(found["follows"], color="#b3261e", linewidth=1, linestyle="--")
+    plot.axvspan(-0.3, found["limit"] + 0.3, color=COLOURS["distilled"], alpha=0.07, linewidth=0)
+    plot.set_ylim(0, 1.5)
+    plot.legend(frameon=False, fontsize=9)
+    return svg(figure)
+
+
+def _race_figure(found: dict[str, Any]) -> str:
+    """Accuracy on validation images of every band after each round."""
+    figure, plot = axes("iteration", "accuracy on validation images (%)")
+    for band, window in enumerate(found["bands"]):
+        rounds = [entry for entry in found["rounds"] if entry["band"] == band]
+        name = f"epochs {window['start']}–{window['stop'] - 1}" + (", won" if band == found["winner"] else "")
+        plot.plot(
+            [entry["iteration"] for entry in rounds], [100 * entry["accuracy"] for entry in rounds], "o-",
+            color=STAGES[band % len(STAGES)], label=name, linewidth=2.4 if band == found["winner"] else 1.2,
+        )  # fmt: skip
+    plot.legend(frameon=False, fontsize=9)
     return svg(figure)

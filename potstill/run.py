@@ -4,6 +4,7 @@ runs/NAME/
   config.json              what was asked for
   experts/                 trajectories (or another folder, shared between runs)
   start.safetensors        images and logits before the first iteration
+  difficulty.json          what --window auto measured and chose (difficulty/ holds the states of its race)
   metrics.jsonl            a line an iteration
   snapshots/               some of the images now and then, to see how they change
   checkpoint.safetensors   the state of distilling
@@ -27,7 +28,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from potstill import artefacts, distillation, engine, evaluation, experts, patterns, trajectories, window
+from potstill import artefacts, difficulty, distillation, engine, evaluation, experts, patterns, trajectories, window
 from potstill.config import Config, as_dict
 from potstill.distillation import State
 from potstill.distilled import FILE, Distilled
@@ -55,6 +56,12 @@ class Run:
     def problem(self) -> Problem:
         """Data, transform and network; read at first use."""
         return prepare(self.config)
+
+    @property
+    def settled(self) -> Config:
+        """The configuration, with window, steps and rates as ``--window auto`` found them."""
+        found = difficulty.found_in(self.folder) if difficulty.wanted(self.config) else None
+        return difficulty.apply(self.config, found["settings"]) if found else self.config
 
     @property
     def trajectories(self) -> Trajectories:
@@ -169,10 +176,10 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     The set is judged ``evaluations`` times, evenly spaced and at the start, on validation data (on test data under
     the protocol ``paper``); the best one is the result.
     """
-    config, problem, store = run.config, run.problem, run.trajectories
+    problem, store = run.problem, run.trajectories
     state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
-    config = replace(config, distil=replace(config.distil, micro_batch=micro_batch))
+    config = replace(run.settled, distil=replace(run.settled.distil, micro_batch=micro_batch))
     who = _selector(run)
     total, saved = config.distil.iterations, time.monotonic()
 
@@ -187,6 +194,11 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
         ):  # the start, or a judging that an interruption cut short
             yield {"stage": "distilling", "done": state.iteration, "total": total, "doing": "judging"}
             log = _judge(run, who, state, log)
+        if state.iteration == 0 and difficulty.wanted(run.config):
+            config = replace(run.config, distil=replace(run.config.distil, micro_batch=micro_batch))
+            race = difficulty.Race(config, problem, store, derivatives, who, run.folder)
+            config, state = yield from difficulty.find(race, state)
+            derivatives, _ = inner_engine(run)  # for the number of inner steps that was found
         with (run.folder / "metrics.jsonl").open("a") as lines:
             for next_state, metrics in distillation.iterate(config, problem, store, derivatives, state):
                 lines.write(json.dumps(metrics) + "\n")
@@ -269,7 +281,7 @@ def _judge(run: Run, who: Judge, state: State, log: Log) -> Log:
 
 
 def _as_distilled(run: Run, state: State, log: Log, accuracy: float, selection: str) -> Distilled:
-    problem, config = run.problem, run.config
+    problem, config = run.problem, run.settled
     config = replace(config, device="auto", compile="auto")  # the machine is not part of what the set is
     return Distilled(
         images=state.images,
@@ -330,7 +342,7 @@ def summary(
     run: Run, problem: Problem, distilled: Distilled, found: dict[str, Any], who: Judge
 ) -> dict[str, Any]:  # fmt: skip
     """results.json: the contract for scripts."""
-    config, accuracy = run.config, found["accuracy"]
+    config, accuracy = run.settled, found["accuracy"]
     full = accuracy.get("full", {}).get("mean")
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
     header, log = _history(run.folder)
@@ -353,6 +365,7 @@ def summary(
         "peak_memory_bytes": max(log.get("peak_memory_bytes", 0), peak_memory(problem.device)),
         "iterations": {name: header.get(name) for name in ("iteration", "skipped", "rolled_back")},
         "judged": log.get("judged", []),
+        "difficulty": difficulty.found_in(run.folder),
         "experts": distilled.provenance["experts"],
         "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
         "step_size": distilled.step_size,
@@ -429,7 +442,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def inner_engine(run: Run) -> tuple[Derivatives, int | None]:
     """How the inner loop of this run is differentiated, and how many images at once."""
-    config, problem = run.config, run.problem
+    config, problem = run.settled, run.problem
     batch = min(config.distil.batch_size, config.ipc * len(problem.dataset.classes))
     images = batch * config.distil.inner_steps * config.distil.iterations
     return engine.inner_derivatives(

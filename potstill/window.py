@@ -10,6 +10,8 @@ import torch
 from potstill.config import WindowConfig
 from potstill.errors import PotstillError
 
+AUTO_EPOCHS = 5  # of experts, below which there is nothing to choose between
+
 
 def upper(window: WindowConfig, iteration: int) -> int:
     """One past the last start epoch that may be drawn: min(T + ⌊(T⁺ − T) · k / expand⌋, T⁺)."""
@@ -41,6 +43,18 @@ def check(window: WindowConfig, span: int, stored: Collection[int] | None, epoch
     Raises:
         PotstillError: with the value, the reason and the remedy.
     """
+    if window.mode == "auto":
+        if epochs < AUTO_EPOCHS:
+            raise PotstillError(
+                f"window auto: experts of {epochs} epochs have hardly a difficulty to choose; raise --expert.epochs to "
+                f"{AUTO_EPOCHS} or more, or give --window.mode given with --window.start and --window.stop."
+            )
+        if stored is not None and (missing := set(range(epochs + 1)) - set(stored)):
+            raise PotstillError(
+                f"window auto needs every snapshot, but {where} does not keep that of epoch {min(missing)}; train "
+                "experts in another folder with --window auto or --expert.keep-all."
+            )
+        return
     if span < 1:
         raise PotstillError(f"expert_epochs {span}: a segment covers at least 1 epoch; raise --distil.expert-epochs.")
     initial = window.stop if window.initial is None else window.initial

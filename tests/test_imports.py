@@ -19,7 +19,7 @@ STREAM = [
     {"experts", "methods.trajectory"},
     {"methods", "evaluation"},
     {"distillation"},
-    {"patterns"},
+    {"patterns", "difficulty"},
     {"run"},
     {"api", "forecasting", "report", "exploring"},
     {"atlas", "lossless"},

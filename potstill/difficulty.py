@@ -1,0 +1,268 @@
+"""Automatic difficulty: which part of the experts' path a set of this size can follow, found by measuring.
+
+A survey asks how much of each part the set explains before anything is learned: the matching loss by start epoch,
+over inner steps, expert epochs and step sizes (a student's path is walked once for all of them).  Parts that it cannot
+follow at all are left out; the rest is cut into bands from easy to hard.  The bands then race: each distils for a few
+iterations at rates that move images and labels by the same small fraction, whatever the data; the worse half on
+validation images drops out, and the winner's iterations are the first of the run.
+"""
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill import artefacts, distillation, evaluation, functional, seeds
+from potstill.config import Config, WindowConfig
+from potstill.distillation import State
+from potstill.evaluation import Event, Judge
+from potstill.methods.trajectory import draw_steps
+from potstill.problem import Problem
+from potstill.trajectories import Trajectories
+from potstill.unroll import Derivatives, unroll
+
+FILE = "difficulty.json"
+STARTS = 8  # start epochs that are surveyed, evenly spaced
+STEP_SIZES = (0.5, 1.0, 2.0)  # of the student, in step sizes of the experts
+SPANS = (1, 2, 3)  # epochs of the expert (M)
+PARTS = (0.5, 1.0)  # of the inner steps (N)
+FOLLOWS = 0.97  # matching loss below which a part can be followed at all
+AS_GOOD = 0.02  # loss that half as many inner steps may cost
+BANDS = 5
+ROUND = 0.03  # of the iterations that a band runs before the worse half drops out
+SHORTEST = 4  # iterations of such a round
+MOVES = {
+    "images": 0.05,
+    "logits": 0.005,
+    "step_size": 0.02,
+}  # root mean square of a first step, over that of what moves
+COOLDOWN = 0.5
+TOTAL = STARTS + BANDS + BANDS // 2  # of the progress bar
+
+
+@dataclass(frozen=True)
+class Race:
+    """What the bands need to run: all that distilling needs, and a judge."""
+
+    config: Config
+    problem: Problem
+    experts: Trajectories
+    derivatives: Derivatives
+    judge: Judge
+    folder: Path  # of what is found, piece by piece, so that an interrupted search goes on
+
+
+def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State]]:
+    """The configuration with window, steps and rates found, and the state that the winning band has reached.
+
+    The measurements lie in folder/difficulty.json; whatever it already holds is not measured again.
+    """
+    path = race.folder / FILE
+    if race.config.window.mode == "given":
+        found = replace(race.config, distil=replace(race.config.distil, **scale_free(race.config, race, start)))
+        artefacts.write_json(path, {"settings": artefacts.plain(settings(found))})
+        return found, start
+    record = artefacts.read_json(path) if path.exists() else {"survey": [], "rounds": []}
+    for number, epoch in enumerate(starts(race.config, race.experts)):
+        yield {"stage": "difficulty", "done": number, "total": TOTAL, "doing": f"matching loss from epoch {epoch}"}
+        if number >= len(record["survey"]):
+            record["survey"].append({"start": epoch, "losses": survey(race, start, epoch)})
+            artefacts.write_json(path, record)
+    config, limit = settle(race.config, record["survey"])
+    entrants = bands(limit, config.distil.expert_epochs, race.experts)
+    record |= {"limit": limit, "follows": FOLLOWS, "bands": [asdict(band) for band in entrants]}
+    step_size = torch.full_like(start.step_size, config.distil.step_size)
+    start = replace(start, step_size=step_size, previous=(start.images, start.logits, step_size))
+    winner, state = yield from _race(replace(race, config=config), record, entrants, start)
+    window = opening(entrants[winner], config.distil.iterations)
+    found = replace(config, window=window, distil=replace(config.distil, **_rates(record, winner)))
+    artefacts.write_json(path, {**record, "winner": winner, "settings": artefacts.plain(settings(found))})
+    yield {"stage": "difficulty", "done": TOTAL, "total": TOTAL}
+    return found, state
+
+
+def wanted(config: Config) -> bool:
+    """Whether anything is to be found by measuring."""
+    return "auto" in (config.window.mode, config.distil.rates)
+
+
+def found_in(folder: Path) -> dict[str, Any] | None:
+    """The finished record of a search; None where there is none."""
+    record = artefacts.read_json(folder / FILE) if (folder / FILE).exists() else {}
+    return record if "settings" in record else None
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What was found, as settings."""
+    names = ("inner_steps", "expert_epochs", "step_size", "lr_images", "lr_logits", "lr_step_size", "cooldown")
+    return {"window": asdict(config.window), "distil": {name: getattr(config.distil, name) for name in names}}
+
+
+def apply(config: Config, found: dict[str, Any]) -> Config:
+    """The configuration with settings that were found, and so given."""
+    return replace(
+        config,
+        window=WindowConfig(**found["window"]),
+        distil=replace(config.distil, rates="given", **found["distil"]),
+    )
+
+
+# --- the survey ----------------------------------------------------------------------------------------------------
+
+
+def starts(config: Config, experts: Trajectories) -> list[int]:
+    """The start epochs to survey, from 0 to the last with an epoch after it."""
+    last = experts.identity["expert"]["epochs"] - max(SPANS)
+    return sorted({round(last * i / (STARTS - 1)) for i in range(STARTS)})
+
+
+@torch.no_grad()
+def survey(race: Race, start: State, epoch: int) -> list[dict[str, float]]:
+    """Matching losses of the start from one epoch on, for every step size, number of inner steps and span.
+
+    One walk of the student serves them all: its end is compared on the way and with several targets.
+    """
+    config, found = race.config, []
+    device = race.problem.device
+    begin = race.experts.segment(0, epoch, 0)[0].to(device)
+    targets = [race.experts.segment(0, epoch, span)[1].to(device) for span in SPANS]
+    steps = draw_steps(config, race.problem, len(start.images), seeds.generator(config.seed, "survey", epoch))
+    loss = functional.label_loss(race.problem.network)
+    for factor in STEP_SIZES:
+        alpha = torch.tensor(factor * config.expert.step_size, device=device)
+        theta, walked = begin, 0
+        for part in PARTS:
+            n = max(1, math.ceil(part * len(steps)))
+            theta = unroll(
+                theta, start.images, start.logits, alpha, steps[walked:n], loss, derivatives=race.derivatives,
+                micro_batch=config.distil.micro_batch,
+            )  # fmt: skip
+            walked = n
+            for span, target in zip(SPANS, targets, strict=True):
+                apart = float((theta - target).square().sum() / (begin - target).square().sum())
+                apart = apart if math.isfinite(apart) else 1e9
+                found.append({"step_size": float(alpha), "inner_steps": n, "expert_epochs": span, "loss": apart})
+    return found
+
+
+def settle(config: Config, surveyed: Sequence[dict[str, Any]]) -> tuple[Config, int]:
+    """Inner steps, expert epochs and step size that explain most over all parts, and the last start that is followed.
+
+    Losses above 1, where standing still is better, count as 1.  Half of the inner steps are enough where they explain
+    nearly as much.
+    """
+    keys = ("inner_steps", "expert_epochs", "step_size")
+    choices = [{key: entry[key] for key in keys} for entry in surveyed[0]["losses"]]
+    columns = list(zip(*([entry["loss"] for entry in row["losses"]] for row in surveyed), strict=True))
+    means = [sum(min(loss, 1.0) for loss in column) / len(column) for column in columns]
+    best = min(means)
+    fewest = min(
+        choice["inner_steps"] for choice, mean in zip(choices, means, strict=True) if mean <= best + AS_GOOD
+    )  # fmt: skip
+    index = min((i for i, c in enumerate(choices) if c["inner_steps"] == fewest), key=lambda i: means[i])
+    same = [i for i, c in enumerate(choices) if all(c[key] == choices[index][key] for key in keys[:2])]
+    follows = [row["start"] for row in surveyed if min(row["losses"][i]["loss"] for i in same) < FOLLOWS]
+    chosen = {**choices[index], "cooldown": config.distil.cooldown or COOLDOWN}
+    return replace(config, distil=replace(config.distil, **chosen)), max(follows, default=0)
+
+
+# --- the race ------------------------------------------------------------------------------------------------------
+
+
+def _race(
+    race: Race, record: dict[str, Any], entrants: Sequence[WindowConfig], start: State
+) -> Generator[Event, None, tuple[int, State]]:  # fmt: skip
+    """Successive halving (Jamieson and Talwalkar, AISTATS 2016) on validation accuracy: the winner and its state."""
+    number, states = 0, dict.fromkeys(range(len(entrants)), start)
+    while True:
+        scores: dict[int, float] = {}
+        for band in states:
+            done = min(STARTS + BANDS * number + len(scores), TOTAL - 1)
+            first, last = entrants[band].start, entrants[band].stop - 1
+            yield {
+                "stage": "difficulty", "done": done, "total": TOTAL,
+                "doing": f"epochs {first}–{last}, round {number + 1}",
+            }  # fmt: skip
+            states[band], scores[band] = _run(race, record, entrants[band], band, number, states[band])
+            artefacts.write_json(race.folder / FILE, record)
+        best = sorted(scores, key=lambda band: -scores[band])[: max(1, len(scores) // 2)]
+        if len(best) == 1:
+            return best[0], states[best[0]]
+        states = {band: states[band] for band in sorted(best)}
+        number += 1
+
+
+def bands(limit: int, span: int, experts: Trajectories) -> list[WindowConfig]:
+    """Windows from easy to hard over the start epochs 0 to ``limit``."""
+    limit = min(limit, experts.identity["expert"]["epochs"] - span)
+    edges = sorted({round((limit + 1) * i / BANDS) for i in range(BANDS + 1)})
+    return [WindowConfig(first, stop) for first, stop in pairwise(edges)]
+
+
+def opening(window: WindowConfig, iterations: int) -> WindowConfig:
+    """The window that opens from its first half over the first half of the iterations, in DATM's way."""
+    half = window.start + math.ceil((window.stop - window.start) / 2)
+    return replace(window, initial=half, expand=max(1, iterations // 2))
+
+
+def _run(
+    race: Race, record: dict[str, Any], window: WindowConfig, band: int, number: int, state: State
+) -> tuple[State, float]:  # fmt: skip
+    """One round of one band: its state and its accuracy on validation images; read back where it was run before."""
+    path = race.folder / "difficulty" / f"band{band}-round{number}.safetensors"
+    for entry in record["rounds"]:
+        if (entry["band"], entry["round"]) == (band, number) and path.exists():
+            return distillation.load_state(path, race.problem.device)[0], entry["accuracy"]
+    iterations = race.config.distil.iterations
+    length = max(1, min(max(SHORTEST, round(ROUND * iterations)), iterations // SHORTEST))
+    config = replace(race.config, window=window)
+    rates = scale_free(config, race, state) if number == 0 else _rates(record, band)
+    config = replace(config, distil=replace(config.distil, **rates))
+    losses = []
+    going = distillation.iterate(config, race.problem, race.experts, race.derivatives, state)
+    for reached, metrics in islice(going, length):
+        state = reached
+        losses.append(metrics["loss"])
+    accuracy = evaluation.judge_state(race.judge, state.images, state.logits, float(state.step_size))
+    state.save(path, {})
+    record["rounds"].append(
+        {"band": band, "round": number, "iteration": state.iteration, "losses": losses, "accuracy": accuracy, **rates}
+    )
+    return state, accuracy
+
+
+def scale_free(config: Config, race: Race, state: State) -> dict[str, Any]:
+    """Outer rates at which a first step moves images, logits and step size by a set fraction of their size.
+
+    The size of a gradient depends on the data, the number of images and the part that is matched over orders of
+    magnitude; the median over three segments says what it is here.
+    """
+    norms: list[list[float]] = []
+    for iteration in range(3):
+        replayed = replace(state, iteration=iteration)
+        _, gradients, _ = distillation.differentiate(config, race.problem, race.experts, race.derivatives, replayed)
+        norms.append([_rms(gradient) for gradient in gradients])
+    medians = [sorted(column)[1] for column in zip(*norms, strict=True)]
+    sizes = (_rms(state.images), _rms(state.logits), float(state.step_size))
+    names = ("lr_images", "lr_logits", "lr_step_size")
+    rates = [
+        move * size / median if median > 0 and math.isfinite(median) else 0.0
+        for move, size, median in zip(MOVES.values(), sizes, medians, strict=True)
+    ]
+    learned = (True, config.distil.labels == "learned", config.distil.lr_step_size > 0)
+    return {name: rate if learns else 0.0 for name, rate, learns in zip(names, rates, learned, strict=True)}
+
+
+def _rates(record: dict[str, Any], band: int) -> dict[str, Any]:
+    """The outer rates that a band found in its first round."""
+    first = next(entry for entry in record["rounds"] if (entry["band"], entry["round"]) == (band, 0))
+    return {name: first[name] for name in ("lr_images", "lr_logits", "lr_step_size")}
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.detach().float().square().mean().sqrt())

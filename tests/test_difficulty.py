@@ -1,0 +1,186 @@
+"""What --window auto measures, chooses and keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill import api, artefacts, config, difficulty, distillation, report
+from potstill import run as stages
+from potstill.config import WindowConfig
+from potstill.errors import PotstillError
+from tests.conftest import tiny
+
+
+def auto(**changes):
+    base = tiny(
+        ipc=2, window={"mode": "auto"}, expert={"epochs": 7, "count": 2}, distil={"iterations": 16, "inner_steps": 4}
+    )
+    return replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = stages.open_run(auto(), tmp_path_factory.mktemp("auto"))
+    seen = []
+    for stage in (stages.train_experts, stages.distil, stages.evaluate):
+        results = api.exhaust(stage(run), seen.append)
+    return run, seen, results
+
+
+def row(start, *losses):
+    """A survey's row of one span: step sizes 1 and 2, inner steps 5 and 10."""
+    keys = [(a, n) for a in (1.0, 2.0) for n in (5, 10)]
+    entries = [
+        {"step_size": a, "inner_steps": n, "expert_epochs": 2, "loss": loss}
+        for (a, n), loss in zip(keys, losses, strict=True)
+    ]
+    return {"start": start, "losses": entries}
+
+
+def test_a_run_finds_its_window_and_goes_on_from_the_winner(finished):
+    run, seen, results = finished
+    record = artefacts.read_json(run.folder / "difficulty.json")
+    found = record["settings"]
+    assert len(record["survey"]) == len(difficulty.starts(run.config, run.trajectories)) == 5
+    assert found["window"]["mode"] == "given"
+    assert 0 <= found["window"]["start"] < found["window"]["initial"] <= found["window"]["stop"] <= 6
+    assert results["config"]["window"] == found["window"]
+    assert results["config"]["distil"]["lr_images"] == found["distil"]["lr_images"] > 0
+    lines = stages.read_metrics(run.folder / "metrics.jsonl")
+    raced = max(entry["iteration"] for entry in record["rounds"] if entry["band"] == record["winner"])
+    assert [line["iteration"] for line in lines] == list(range(raced, 16))
+    assert all(found["window"]["start"] <= line["start_epoch"] < found["window"]["stop"] for line in lines)
+    assert any(event["stage"] == "difficulty" for event in seen)
+
+
+def test_the_report_explains_the_choice(finished):
+    run, _, _ = finished
+    text = report.write(run.folder).read_text()
+    assert "How the difficulty was found" in text
+    assert text.count("<figcaption>") == 8
+
+
+def test_an_interrupted_search_ends_in_the_same_set(finished, tmp_path):
+    run, _, _ = finished
+    begun = stages.Run(run.config, tmp_path, run.experts_folder)
+    stages.open_run(run.config, tmp_path, run.experts_folder)
+    events = stages.distil(begun)
+    for event in events:
+        if event["stage"] == "difficulty" and "round" in event.get("doing", ""):
+            break
+    next(events)
+    events.close()
+    for leftover in ("checkpoint.safetensors",):  # as after a kill that left no checkpoint
+        (tmp_path / leftover).unlink()
+    distilled = api.exhaust(stages.distil(begun))
+    from potstill.distilled import load
+
+    assert distilled.images.equal(load(run.folder).images)
+
+
+def test_settle_takes_the_step_size_that_explains_most():
+    surveyed = [row(0, 0.9, 0.7, 0.7, 0.3), row(5, 0.9, 0.8, 0.8, 0.5)]
+    found, limit = difficulty.settle(tiny(), surveyed)
+    assert (found.distil.step_size, found.distil.inner_steps, found.distil.expert_epochs) == (2.0, 10, 2)
+    assert limit == 5
+
+
+def test_settle_takes_half_of_the_steps_where_they_do_as_well():
+    found, _ = difficulty.settle(tiny(), [row(0, 0.9, 0.31, 0.32, 3.0)])
+    assert (found.distil.step_size, found.distil.inner_steps) == (2.0, 5)
+
+
+def test_parts_that_cannot_be_followed_are_left_out():
+    surveyed = [row(0, 0.9, 0.9, 0.9, 0.5), row(4, 0.9, 0.9, 0.9, 0.9), row(9, 1.2, 1.3, 1.4, 2.0)]
+    assert difficulty.settle(tiny(), surveyed)[1] == 4
+
+
+def test_bands_cover_what_can_be_followed_from_easy_to_hard(finished):
+    run, _, _ = finished
+    found = difficulty.bands(5, 2, run.trajectories)
+    assert [(band.start, band.stop) for band in found] == [(0, 1), (1, 2), (2, 4), (4, 5), (5, 6)]
+    assert [(band.start, band.stop) for band in difficulty.bands(0, 2, run.trajectories)] == [(0, 1)]
+
+
+def test_the_window_opens_from_its_half():
+    assert difficulty.opening(WindowConfig(4, 10), 200) == WindowConfig(4, 10, 7, 100)
+    assert difficulty.opening(WindowConfig(3, 4), 200).initial == 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_scale_free_rates_move_by_the_same_part(finished, scale):
+    """Whatever the size of the gradients, a first step moves images and logits by the same part of their size."""
+    run, _, _ = finished
+    given = replace(run.config, window=WindowConfig(0, 2))
+    state = distillation.begin(given, run.problem, run.trajectories)
+
+    class Scaled:
+        gradient = staticmethod(difficulty_derivatives(run).gradient)
+
+        @staticmethod
+        def directional(*tensors):
+            return tuple(scale * tensor for tensor in difficulty_derivatives(run).directional(*tensors))
+
+    one_step = replace(given, distil=replace(given.distil, inner_steps=1))
+    race = difficulty.Race(one_step, run.problem, run.trajectories, Scaled(), None, run.folder)
+    rates = difficulty.scale_free(one_step, race, state)
+    _, gradients, _ = distillation.differentiate(one_step, run.problem, run.trajectories, Scaled(), state)
+    moved = rates["lr_images"] * gradients[0].square().mean().sqrt() / state.images.square().mean().sqrt()
+    assert 0.3 * difficulty.MOVES["images"] < float(moved) < 3 * difficulty.MOVES["images"]
+
+
+def difficulty_derivatives(run):
+    from potstill.functional import label_loss
+    from potstill.unroll import plain
+
+    return plain(label_loss(run.problem.network))
+
+
+def test_labels_that_are_not_learned_get_no_rate(finished):
+    run, _, _ = finished
+    given = replace(run.config, window=WindowConfig(0, 2), distil=replace(run.config.distil, labels="soft"))
+    state = distillation.begin(given, run.problem, run.trajectories)
+    race = difficulty.Race(given, run.problem, run.trajectories, difficulty_derivatives(run), None, run.folder)
+    assert difficulty.scale_free(given, race, state)["lr_logits"] == 0
+
+
+def test_rates_alone_can_be_found(finished, tmp_path):
+    run, _, _ = finished
+    given = replace(run.config, window=WindowConfig(1, 3), distil=replace(run.config.distil, rates="auto"))
+    only = stages.open_run(given, tmp_path, run.experts_folder)
+    api.exhaust(stages.distil(only))
+    assert only.settled.window == WindowConfig(1, 3)
+    assert only.settled.distil.lr_images != given.distil.lr_images
+    assert only.settled.distil.rates == "given"
+
+
+def test_short_experts_are_refused():
+    with pytest.raises(PotstillError, match="raise --expert.epochs to 5"):
+        list(stages.experts.train(auto(expert=config.ExpertConfig(epochs=3)), None, None))
+
+
+def test_experts_without_every_snapshot_are_refused(tmp_path):
+    given = replace(auto(), window=WindowConfig(0, 2))
+    run = stages.open_run(given, tmp_path / "a")
+    api.exhaust(stages.train_experts(run))
+    with pytest.raises(PotstillError, match="does not keep that of epoch 4"):
+        _ = stages.Run(auto(), tmp_path / "b", run.experts_folder).trajectories
+
+
+def test_data_without_a_preset_is_measured():
+    found = config.default("some/folder", 3)
+    assert (found.window.mode, found.distil.rates) == ("auto", "auto")
+    assert difficulty.wanted(found)
+    assert not difficulty.wanted(config.default("digits", 3))
+
+
+def test_torch_is_seeded_apart(finished):
+    """The search draws from counters alone: nothing else on the machine changes it."""
+    run, _, _ = finished
+    state = distillation.begin(run.config, run.problem, run.trajectories)
+    race = difficulty.Race(run.config, run.problem, run.trajectories, difficulty_derivatives(run), None, run.folder)
+    torch.manual_seed(1)
+    first = difficulty.survey(race, state, 2)
+    torch.manual_seed(2)
+    assert difficulty.survey(race, state, 2) == first
