@@ -230,8 +230,6 @@ def _survey_figure(found: dict[str, Any]) -> str:
         width = 2.4 if alpha == chosen["step_size"] else 1.2
         label = f"step size {alpha:g}"
         plot.plot(epochs, losses, "o-", color=STAGES[number], label=label, linewidth=width, markersize=4)
-            epochs, losses, "o-", color=STAGES[number], label=f"step size {alpha:g}", linewidth=width, markersize=4
-        )
     plot.axhline(found["follows"], color="#b3261e", linewidth=1, linestyle="--")
     plot.axvspan(-0.3, found["limit"] + 0.3, color=COLOURS["distilled"], alpha=0.07, linewidth=0)
     plot.set_ylim(0, 1.5)
