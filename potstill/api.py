@@ -78,11 +78,17 @@ def named_preset(name: str, dataset: str | None) -> Config:
 
 
 def exhaust(events: Any, progress: Callable[[dict[str, Any]], None] | None = None) -> Any:
-    """Run a stage to its end, hand its events to ``progress``, and return what the stage returns."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as end:
-            return end.value
-        if progress:
-            progress(event)
+    """Run a stage to its end, hand its events to ``progress``, and return what the stage returns.
+
+    Whatever ends it early, the stage is closed at once, so that it leaves its checkpoint.
+    """
+    try:
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                return end.value
+            if progress:
+                progress(event)
+    finally:
+        events.close()

@@ -134,7 +134,8 @@ def survey(race: Race, start: State, epoch: int) -> list[dict[str, float]]:
     steps = draw_steps(config, race.problem, len(start.images), seeds.generator(config.seed, "survey", epoch))
     loss = functional.label_loss(race.problem.network)
     for factor in STEP_SIZES:
-        alpha = torch.tensor(factor * config.expert.step_size, device=device)
+        step_size = factor * config.expert.step_size
+        alpha = torch.tensor(step_size, device=device)
         theta, walked = begin, 0
         for part in PARTS:
             n = max(1, math.ceil(part * len(steps)))
@@ -146,7 +147,7 @@ def survey(race: Race, start: State, epoch: int) -> list[dict[str, float]]:
             for span, target in zip(SPANS, targets, strict=True):
                 apart = float((theta - target).square().sum() / (begin - target).square().sum())
                 apart = apart if math.isfinite(apart) else 1e9
-                found.append({"step_size": float(alpha), "inner_steps": n, "expert_epochs": span, "loss": apart})
+                found.append({"step_size": step_size, "inner_steps": n, "expert_epochs": span, "loss": apart})
     return found
 
 

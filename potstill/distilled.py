@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from potstill import artefacts
+from potstill import artefacts, data, whitening
 from potstill.errors import PotstillError
 from potstill.whitening import Transform
 
@@ -53,14 +53,22 @@ class Distilled:
         collate = _augmenting(self.recipe["augment"]) if augment else None
         return DataLoader(TensorDataset(*self.tensors()), batch_size=batch_size, shuffle=shuffle, collate_fn=collate)
 
-    def save(self, path: str | Path) -> None:
-        """Write one self-describing file, atomically."""
-        tensors = {"images": self.images, "logits": self.logits, "labels": self.labels}
+    def save(self, path: str | Path, compact: bool = False) -> None:
+        """Write one self-describing file, atomically.
+
+        Args:
+            path: the file.
+            compact: store images and logits in half precision, and leave ZCA's matrices out (37 MB for 32×32 colour
+                images); :func:`load` then fits them again and needs the dataset for that.
+        """
+        kind = torch.float16 if compact else torch.float32
+        tensors = {"images": self.images.to(kind), "logits": self.logits.to(kind), "labels": self.labels}
+        left_out = compact and self.transform.basis is not None
         header = {
             "step_size": self.step_size, "classes": list(self.classes), "transform": self.transform.kind,
             "recipe": self.recipe, "provenance": self.provenance,
         }  # fmt: skip
-        artefacts.save(Path(path), KIND, {**tensors, **self.transform.tensors()}, header)
+        artefacts.save(Path(path), KIND, tensors | ({} if left_out else self.transform.tensors()), header)
 
     def export(self, path: str | Path) -> None:
         """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
@@ -71,11 +79,15 @@ class Distilled:
         _export(self, Path(path))
 
 
-def load(path: str | Path) -> Distilled:
+def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
     """Read a distilled set, from its file or from the folder of its run.
 
+    Args:
+        path: a distilled.safetensors or the folder it lies in.
+        dataset: the data it was distilled from, as ``--dataset``; only a compact file with ZCA needs it.
+
     Raises:
-        PotstillError: missing, truncated, or not a distilled set.
+        PotstillError: missing, truncated, or not a distilled set; or compact, without its dataset.
 
     Example:
         >>> distilled = potstill.load("runs/digits-ipc1")
@@ -83,16 +95,37 @@ def load(path: str | Path) -> Distilled:
     """
     path = Path(path)
     tensors, header = artefacts.load(path / FILE if path.is_dir() else path, KIND)
+    complete = "transform.mean" in tensors
+    transform = Transform.from_tensors(header["transform"], tensors) if complete else _refit(path, header, dataset)
     return Distilled(
         images=tensors["images"].float(),
         logits=tensors["logits"].float(),
         labels=tensors["labels"],
         step_size=header["step_size"],
-        transform=Transform.from_tensors(header["transform"], tensors),
+        transform=transform,
         classes=tuple(header["classes"]),
         recipe=header["recipe"],
         provenance=header["provenance"],
     )
+
+
+def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Transform:
+    """The transform that a compact file leaves out, fitted again on the training images it was fitted on."""
+    if dataset is None:
+        raise PotstillError(
+            f"{path}: is compact and leaves its {header['transform']} transform out; say where the data lie that it "
+            "was distilled from (potstill.load(path, dataset=...))."
+        )
+    config = header["provenance"]["config"]
+    found = data.load(
+        str(dataset), validation=config["validation"], resize=config["resize"], label_column=config["label_column"]
+    )
+    if found.fingerprint != header["provenance"]["dataset"]["fingerprint"]:
+        raise PotstillError(
+            f"{dataset}: is not the data {path} was distilled from (fingerprint {found.fingerprint}, not "
+            f"{header['provenance']['dataset']['fingerprint']}); give the original data."
+        )
+    return whitening.fit(header["transform"], found.train.images)
 
 
 def _augmenting(operations: Any) -> Callable[[list[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]:

@@ -1,26 +1,64 @@
 """What the recipes share: run every stage in turn, say how far it is, and leave a record.
 
-A recipe needs torch, numpy and safetensors only.  Interrupt it whenever you like; given again, it continues.
+A recipe needs torch, numpy and safetensors only.  Interrupt it whenever you like, or give it ``--minutes``; the same
+command continues it.  The record is records/NAME.json, and up to ten images per class the set itself beside it.
 """
 
 import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from potstill import api, artefacts, engine
 from potstill import run as stages
-from potstill.config import Config
+from potstill.config import PRESETS, Config, EvaluationConfig, WindowConfig
+from potstill.distilled import FILE, load
 
 RECORDS = Path(__file__).parents[1] / "records"
 LINE_SECONDS = 30.0
+SMALL = 10  # images per class up to which the set is kept with the record
+INTERRUPTED = 130
+
+
+def cell(preset: str, experts: int, epochs: int, iterations: int, **distil: Any) -> Config:
+    """A published cell at another expense: number of experts, their epochs, and iterations."""
+    base = PRESETS[preset]
+    return replace(
+        base,
+        dataset=f"data/{preset.partition('-')[0]}",
+        expert=replace(base.expert, count=experts, epochs=epochs),
+        distil=replace(base.distil, iterations=iterations, **distil),
+        evaluation=EvaluationConfig(full_seeds=1),
+    )
 
 
 def cook(name: str, config: Config, description: str) -> None:
-    """Run a recipe from the command line, and write records/NAME.json."""
+    """Run a recipe from the command line, and write its record."""
+    given = _arguments(name, config, description)
+    config = replace(config, dataset=given.data)
+    config = _tiny(config) if given.tiny else config
+    engine.keep_freed_memory()
+    run = stages.open_run(config, given.out, given.experts)
+    tell = _teller(given.minutes)
+    results: dict[str, Any] = {}
+    try:
+        for stage in (stages.train_experts, stages.distil, stages.evaluate):
+            results = api.exhaust(stage(run), tell)
+    except KeyboardInterrupt:
+        print("unfinished; the same command continues", flush=True)
+        sys.exit(INTERRUPTED)
+    artefacts.write_json(given.record, {"recipe": name, "commit": _commit(), **results})
+    if config.ipc <= SMALL:
+        load(run.folder / FILE).save(given.record.with_suffix(".safetensors"), compact=True)
+    for key, figure in results["accuracy"].items():
+        print(f"{key:12} {figure['mean']:.2%}  {figure['ci95']}")
+
+
+def _arguments(name: str, config: Config, description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=config.dataset, help="the dataset (default: %(default)s)")
     parser.add_argument(
@@ -28,20 +66,27 @@ def cook(name: str, config: Config, description: str) -> None:
     )
     parser.add_argument("--experts", type=Path, help="folder of experts shared between recipes")
     parser.add_argument("--record", type=Path, default=RECORDS / f"{name}.json", help="default: %(default)s")
-    given = parser.parse_args()
-    engine.keep_freed_memory()
-    run = stages.open_run(replace(config, dataset=given.data), given.out, given.experts)
-    tell = _teller()
-    results: dict[str, Any] = {}
-    for stage in (stages.train_experts, stages.distil, stages.evaluate):
-        results = api.exhaust(stage(run), tell)
-    record = {"recipe": name, "commit": _commit(), **results}
-    artefacts.write_json(given.record, record)
-    for key, figure in results["accuracy"].items():
-        print(f"{key:12} {figure['mean']:.2%}  {figure['ci95']}")
+    parser.add_argument("--minutes", type=float, help="stop after so many; the same command continues")
+    parser.add_argument("--tiny", action="store_true", help="a few seconds of everything, to see that it runs")
+    return parser.parse_args()
 
 
-def _teller() -> Any:
+def _tiny(config: Config) -> Config:
+    """The same job at next to no expense; what it gives means nothing."""
+    return replace(
+        config,
+        ipc=min(config.ipc, 2),
+        transform="standardise",  # ZCA's eigenvectors alone take a minute on one core
+        network=replace(config.network, width=8),
+        expert=replace(config.expert, count=2, epochs=3),
+        window=WindowConfig(0, 2, 1, 2),
+        distil=replace(config.distil, iterations=2, inner_steps=2, expert_epochs=1, evaluations=1, snapshots=1),
+        evaluation=EvaluationConfig(protocol="quick", epochs=1, full_epochs=1, full_seeds=1),
+    )
+
+
+def _teller(minutes: float | None) -> Callable[[dict[str, Any]], None]:
+    """Prints a line now and then, and interrupts the work when its time is up."""
     began = told = time.monotonic()
 
     def tell(event: dict[str, Any]) -> None:
@@ -51,6 +96,8 @@ def _teller() -> Any:
             told = now
             detail = {name: value for name, value in event.items() if name not in ("stage", "done", "total")}
             print(f"{now - began:7.0f} s  {event['stage']} {event['done']}/{event['total']}  {detail}", flush=True)
+        if minutes is not None and now - began > 60 * minutes:
+            raise KeyboardInterrupt
 
     return tell
 

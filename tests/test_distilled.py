@@ -89,3 +89,24 @@ def test_unknown_format_is_refused(distilled, tmp_path):
 def test_grey_images_make_grey_pngs():
     image = Image.open(io.BytesIO(module.png(torch.zeros(1, 4, 6, dtype=torch.uint8), 3)))
     assert (image.mode, image.size) == ("L", (18, 12))
+
+
+def test_a_compact_file_fits_its_transform_again(tmp_path, arrays):
+    rng = np.random.default_rng(0)
+    path = arrays(rng.integers(0, 256, (90, 6, 5, 3), dtype=np.uint8), np.arange(90) % 3)
+    settings = {"window": {"stop": 1}, "transform": "zca", "network": {"width": 4, "depth": 1}}
+    whole = potstill.distill(
+        path, 1, out=tmp_path / "run", expert={"count": 1, "epochs": 2},
+        distil={"iterations": 1, "inner_steps": 1, "evaluations": 1}, **settings,
+    )  # fmt: skip
+    whole.save(tmp_path / "compact.safetensors", compact=True)
+    assert (tmp_path / "compact.safetensors").stat().st_size < (tmp_path / "run" / module.FILE).stat().st_size
+    with pytest.raises(PotstillError, match="leaves its zca transform out"):
+        potstill.load(tmp_path / "compact.safetensors")
+    compact = potstill.load(tmp_path / "compact.safetensors", dataset=path)
+    assert (compact.images - whole.images).abs().max() < 0.01
+    assert torch.allclose(compact.transform(whole.pixels), whole.transform(whole.pixels), atol=1e-4)
+    other = tmp_path / "other.npz"
+    np.savez(other, images=rng.integers(0, 256, (90, 6, 5, 3), dtype=np.uint8), labels=np.arange(90) % 3)
+    with pytest.raises(PotstillError, match="is not the data"):
+        potstill.load(tmp_path / "compact.safetensors", dataset=other)
