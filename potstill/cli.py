@@ -202,9 +202,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     words = 2 if arguments[0] == "explore" else 1
     name, arguments = " ".join(arguments[:words]), arguments[words:]
+    if name in ("explore", "explore -h", "explore --help"):
+        return _help("explore")
     if name not in COMMANDS:
-        near = [command for command in COMMANDS if command.startswith(name.split()[0])] or list(COMMANDS)
-        _fail(f"{name!r}: no such command; choose among {', '.join(near)}.")
+        _fail(f"{name!r}: no such command; choose among {', '.join(COMMANDS)}.")
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
     engine.keep_freed_memory()
@@ -244,15 +245,20 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _help() -> int:
+def _help(group: str = "") -> int:
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name, command in COMMANDS.items():
-        table.add_row(f"[bold]{name}[/]", (command.__doc__ or "").strip().splitlines()[0])
+        if name.startswith(group):
+            table.add_row(f"[bold]{name}[/]", (command.__doc__ or "").strip().splitlines()[0])
+    if group:
+        out.print(table)
+        return 0
     out.print("[bold]potstill[/] distils a training set: a small synthetic one to train on instead of the original.\n")
     out.print("usage: potstill COMMAND [OPTIONS]      potstill COMMAND --help explains every option\n")
     out.print(table)
     out.print("\nStart with:  potstill run                                            the embedded digits, two minutes")
     out.print("             potstill run --dataset path/to/folder --ipc 10          your own data")
+    out.print("             potstill explore stages                                 which part of the path to match")
     out.print("             potstill forecast --preset cifar10-ipc10 --dataset ...  what it would cost")
     return 0
 

@@ -99,7 +99,7 @@ def test_forecast(capsys):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_teaches(name, capsys):
-    code, out, _ = call(capsys, name, "--help")
+    code, out, _ = call(capsys, *name.split(), "--help")
     assert code == 0
     assert f"potstill {name}" in out
 
@@ -108,6 +108,9 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     assert call(capsys)[0] == 0
     code, _, err = call(capsys, "distil")
     assert (code, "no such command; choose among run" in err) == (2, True)
+    assert call(capsys, "explore", "nothing")[0] == 2
+    code, out, _ = call(capsys, "explore")
+    assert (code, "explore stages" in out, "potstill run" in out) == (0, True, False)
     assert call(capsys, "run", "--nonsense", "3")[0] == 2
     assert call(capsys, "run", "--ipc", "many")[0] == 2
     assert call(capsys, "--version")[1].startswith("potstill ")
@@ -123,6 +126,10 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["run", "--device", "cuda:9"], ["device 'cuda:9': not available here"]),
     (["evaluate", "/nowhere.safetensors"], ["there is no such file"]),
     (["report", "/nowhere"], ["no finished run"]),
+    (["explore", "stages", "--starts", "0", "40"], ["begins between 0 and 26", "raise --expert.epochs"]),
+    (["explore", "ablations", "--ipc", "0"], ["ipc 0", "raise --ipc"]),
+    (["lossless", "--ipc", "5", "--most", "2"], ["--most 2", "raise it"]),
+    (["run", "--window", "auto", "--expert.epochs", "2"], ["window auto: experts of 2 epochs"]),
     (["distill", "--experts", "/nowhere"], ["holds no experts"]),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_sentence(arguments, words, capsys, tmp_path, monkeypatch):
@@ -205,6 +212,44 @@ def test_flags_do_what_they_say(monkeypatch):
     first, second = seen
     assert (first.config.expert.keep_all, first.config.seed, first.config.device) == (False, 7, "cpu")
     assert (second.config.expert.keep_all, second.config.ipc, second.config.window.stop) == (True, 20, 20)
+
+
+@pytest.mark.parametrize(("flags", "mode", "stop"), [
+    ([], "auto", 4), (["--window", "auto"], "auto", 4), (["--window=given"], "given", 4),
+    (["--window.stop", "9"], "given", 9), (["--window.start=2", "--window.stop=5"], "given", 5),
+    (["--window", "auto", "--window.stop", "9"], "auto", 9),
+])  # fmt: skip
+def test_a_window_is_found_unless_its_numbers_are_given(flags, mode, stop, monkeypatch):
+    seen = []
+    monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
+    assert cli.main(["run", "--dataset", "mine", *flags]) == 0
+    assert (seen[0].config.window.mode, seen[0].config.window.stop) == (mode, stop)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return [*SMALL[:-6], *"--evaluation.protocol quick --evaluation.epochs 2 --evaluation.full-epochs 1".split()]
+
+
+def test_explore_stages_and_ablations_print_what_they_found(few, tmp_path, capsys):
+    flags = [*few, "--window.stop", "1", "--distil.iterations", "1"]
+    code, out, _ = call(
+        capsys, "explore", "stages", *flags, "--ipcs", "1", "2", "--width", "1", "--starts", "0", "2", "--out", tmp_path
+    )
+    assert code == 0
+    assert all(words in out for words in ("gain", "Best matched: epochs", "stages.html", "stages.png"))
+    assert (tmp_path / "stages.html").is_file()
+    code, out, _ = call(capsys, "explore", "ablations", *flags, "--out", tmp_path)
+    assert code == 0
+    assert all(words in out for words in ("hard", "TESLA", "ablations.html"))
+
+
+def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
+    flags = [*few, "--window.stop", "1", "--distil.iterations", "1", "--margin", "1"]
+    code, out, _ = call(capsys, "lossless", *flags, "--most", "2", "--out", tmp_path)
+    assert code == 0
+    assert "1 images per class of about" in out
+    assert (tmp_path / "lossless.html").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
