@@ -62,6 +62,16 @@ def _ablations_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[R
     return ["what is changed", "distilled", "over the run as given", "minutes of distilling"], rows
 
 
+def _windows_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Row]]:
+    rows = []
+    for number, cell in enumerate(cells):
+        over = percent(cell["over_base"], "+") if number else "–"
+        minutes = f"{(cell['seconds']['distill'] or 0) / 60:.1f}"
+        texts = [cell["window"], percent(cell["accuracy"]["distilled"]), over, minutes]
+        rows.append({"cells": texts, "best": number == 0})
+    return ["start epochs", "distilled", "over auto", "minutes of distilling"], rows
+
+
 def _lossless_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Row]]:
     heads = ["images per class", "random", "random, soft labels", "distilled", "full set", "full set over distilled"]
     rows = []
@@ -73,7 +83,9 @@ def _lossless_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Ro
     return heads, rows
 
 
-_TABLES = {"stages": _stages_table, "ablations": _ablations_table, "lossless": _lossless_table}
+_TABLES = {
+    "stages": _stages_table, "windows": _windows_table, "ablations": _ablations_table, "lossless": _lossless_table,
+}  # fmt: skip
 
 
 def stage_name(cell: dict[str, Any]) -> str:
@@ -112,16 +124,27 @@ def _stages_figure(record: dict[str, Any]) -> Any:
 
 def _ablations_figure(record: dict[str, Any]) -> Any:
     """Accuracy of every variant with its interval, and the run as given as a line."""
+    names = [f"{c['part']}: {c['variant']}" if c["variant"] else c["part"] for c in record["cells"]]
+    return _beside_the_first(record, names, f"One thing changed: {record['dataset']}")
+
+
+def _windows_figure(record: dict[str, Any]) -> Any:
+    """Accuracy of every window with its interval, and the one that was found as a line."""
+    names = [f"epochs {c['window']}" if number else "auto" for number, c in enumerate(record["cells"])]
+    return _beside_the_first(record, names, f"The window found, and some chosen by hand: {record['dataset']}")
+
+
+def _beside_the_first(record: dict[str, Any], names: Sequence[str], title: str) -> Any:
+    """A row a cell: mean and interval; the first one's mean as a dashed line."""
     cells = record["cells"]
-    figure, plot = axes("test accuracy (%)", "", 0.9 + 0.36 * len(cells), f"One thing changed: {record['dataset']}")
+    figure, plot = axes("test accuracy (%)", "", 0.9 + 0.36 * len(cells), title)
     for y, cell in enumerate(reversed(cells)):
         found = cell["accuracy"]["distilled"]
         plot.plot(100 * found["mean"], y, "o", color=COLOURS["distilled"])
         if found["ci95"]:
             plot.plot([100 * v for v in found["ci95"]], [y, y], color=COLOURS["distilled"], linewidth=2)
     plot.axvline(100 * cells[0]["accuracy"]["distilled"]["mean"], color="#8a8f98", linewidth=1, linestyle="--")
-    names = [f"{c['part']}: {c['variant']}" if c["variant"] else c["part"] for c in reversed(cells)]
-    plot.set_yticks(range(len(cells)), names)
+    plot.set_yticks(range(len(cells)), list(reversed(names)))
     plot.grid(axis="x", color="#e4e6ea", linewidth=0.8)
     return figure
 
@@ -153,7 +176,9 @@ def _lossless_figure(record: dict[str, Any]) -> Any:
     return figure
 
 
-FIGURES = {"stages": _stages_figure, "ablations": _ablations_figure, "lossless": _lossless_figure}
+FIGURES = {
+    "stages": _stages_figure, "windows": _windows_figure, "ablations": _ablations_figure, "lossless": _lossless_figure,
+}  # fmt: skip
 
 
 # --- words ---------------------------------------------------------------------------------------------------------
@@ -169,6 +194,13 @@ def _words(record: dict[str, Any]) -> dict[str, str]:
             "caption": "What networks gain in test accuracy when they are trained on the distilled set instead of as "
             "many random real images, in points, by the part of the experts' trajectories that was matched; lines are "
             "95 % intervals. Below zero, distilling did harm. Every set is the one after the last iteration.",
+        }
+    if record["kind"] == "windows":
+        return {
+            "title": f"The window found, and some chosen by hand: {dataset}",
+            "finding": windows_finding(record),
+            "caption": "Test accuracy by the start epochs that were matched; the first row and the dashed line are of "
+            "the window that was found by measuring. Lines are 95 % intervals.",
         }
     if record["kind"] == "ablations":
         return {
@@ -197,6 +229,18 @@ def stages_finding(record: dict[str, Any]) -> str:
     return f"Best matched: {', '.join(parts)} images per class"
 
 
+def windows_finding(record: dict[str, Any]) -> str:
+    """The window that was found against the best of the others."""
+    found, *others = record["cells"]
+    best = max(others, key=lambda cell: cell["accuracy"]["distilled"]["mean"])
+    window = found["found"]
+    return (
+        f"Found: epochs {window['start']}–{window['stop'] - 1}, "
+        f"{100 * found['accuracy']['distilled']['mean']:.1f} %; best by hand: epochs {best['window']}, "
+        f"{percent(best['over_base'], '+')} points over it"
+    )
+
+
 def ablations_finding(record: dict[str, Any]) -> str:
     """How many changes make a difference that is not chance."""
     changed = [c for c in record["cells"][1:] if (ci := c["over_base"]["ci95"]) and not ci[0] <= 0 <= ci[1]]
@@ -216,7 +260,7 @@ def lossless_finding(record: dict[str, Any]) -> str:
 
 
 def _notes(record: dict[str, Any]) -> list[str]:
-    named = ("ipc", "start", "part", "variant")
+    named = ("ipc", "start", "part", "variant", "window")
     told = [cell for cell in record["cells"] if cell.get("diverged")]
     names = [" ".join(f"{name} {cell[name]}" for name in named if cell.get(name, "") != "") for cell in told]
     return [f"{name}: distilling diverged; what was judged is the last set that was kept." for name in names]

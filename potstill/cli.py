@@ -164,6 +164,19 @@ class Ablations:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Hold the window that --window auto finds against some chosen by hand, evenly from early to late. Resumable."""
+
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell; other flags change single ones."""
+    count: int = 5
+    """Windows chosen by hand."""
+    out: Path | None = None
+    """Folder of the exploration; omitted: runs/DATASET-ipcN-windows."""
+
+
+@dataclass(frozen=True)
 class Lossless:
     """Find the smallest set that trains as well as the full data: doubling, then bisection, over resumable runs."""
 
@@ -188,7 +201,7 @@ class Forecast:
 COMMANDS: dict[str, type[Any]] = {
     "run": Run, "experts": Experts, "distill": Distil, "evaluate": Evaluate, "report": Report, "show": Show,
     "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
-    "lossless": Lossless,
+    "explore windows": Windows,    "lossless": Lossless,
 }  # fmt: skip
 
 
@@ -436,6 +449,14 @@ def _ablations(command: Ablations) -> None:
     _explored("ablations", cells, folder, atlas.ablations_finding)
 
 
+def _windows(command: Windows) -> None:
+    if command.count < 1:
+        raise PotstillError(f"--count {command.count}: at least 1 window is needed to compare with.")
+    cells = exploring.window_cells(command.config, command.count)
+    folder = command.out or Path("runs") / f"{_name(command.config)}-ipc{command.config.ipc}-windows"
+    _explored("windows", cells, folder, atlas.windows_finding)
+
+
 def _explored(
     kind: str, cells: list[exploring.Cell], folder: Path, finding: Callable[[dict[str, Any]], str]
 ) -> None:  # fmt: skip
@@ -473,7 +494,8 @@ def _print_exploration(record: dict[str, Any], folder: Path, finding: str) -> No
 
 _RUNNERS: dict[type[Any], Callable[[Any], None]] = {
     Run: _run, Experts: _experts, Distil: _distill, Evaluate: _evaluate, Report: _report, Show: _show,
-    Export: _export, Forecast: _forecast, Stages: _stages, Ablations: _ablations, Lossless: _lossless,
+    Export: _export, Forecast: _forecast, Stages: _stages, Ablations: _ablations, Windows: _windows,
+    Lossless: _lossless,
 }  # fmt: skip
 
 

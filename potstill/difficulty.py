@@ -64,7 +64,8 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
     """
     path = race.folder / FILE
     if race.config.window.mode == "given":
-        found = replace(race.config, distil=replace(race.config.distil, **scale_free(race.config, race, start)))
+        rates = {**scale_free(race.config, race, start), "cooldown": race.config.distil.cooldown or COOLDOWN}
+        found = replace(race.config, distil=replace(race.config.distil, **rates))
         artefacts.write_json(path, {"settings": artefacts.plain(settings(found))})
         return found, start
     record = artefacts.read_json(path) if path.exists() else {"survey": [], "rounds": []}

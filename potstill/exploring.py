@@ -1,8 +1,9 @@
 """The paper's findings on any data: many small runs that differ in one thing, side by side.
 
 ``stages`` matches early, middle and late parts of the trajectories at several images per class (the paper's first
-figure); ``ablations`` leaves out or changes one part of the method at a time (its section 4.3).  Every cell is a run
-in a folder of its own, all share their experts, and whatever is finished is not done again.
+figure); ``windows`` holds the window that is found against some chosen by hand; ``ablations`` leaves out or changes
+one part of the method at a time (its section 4.3).  Every cell is a run in a folder of its own, all share their
+experts, and whatever is finished is not done again.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -101,6 +102,20 @@ def ablation_cells(given: Config) -> list[Cell]:
     return cells
 
 
+def window_cells(given: Config, count: int) -> list[Cell]:
+    """The window that is found by measuring, and ``count`` windows chosen by hand, evenly from early to late."""
+    given = replace(given, expert=replace(given.expert, keep_all=True))
+    starts = given.expert.epochs - given.distil.expert_epochs + 1
+    width = max(1, starts // count)
+    found = replace(given, window=WindowConfig(mode="auto"), distil=replace(given.distil, rates="auto"))
+    cells = [Cell("auto", {"window": "auto"}, found)]
+    for first in sorted({round((starts - width) * i / max(count - 1, 1)) for i in range(count)}):
+        window = WindowConfig(first, first + width)
+        name = f"{first}–{first + width - 1}" if width > 1 else str(first)
+        cells.append(Cell(f"from{first}", {"window": name}, replace(given, window=window)))
+    return cells
+
+
 # --- running them --------------------------------------------------------------------------------------------------
 
 
@@ -166,4 +181,5 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
         "step_size": results["step_size"],
         "seconds": results["seconds"],
         "diverged": results["diverged"],
+        "found": results["config"]["window"],  # as it was matched
     }

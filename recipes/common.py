@@ -43,7 +43,7 @@ def cook(name: str, config: Config, description: str) -> None:
     config = _tiny(config) if given.tiny else config
     engine.keep_freed_memory()
     run = stages.open_run(config, given.out, given.experts)
-    tell = _teller(given.minutes)
+    tell = teller(given.minutes)
     results: dict[str, Any] = {}
     try:
         for stage in (stages.train_experts, stages.distil, stages.evaluate):
@@ -51,7 +51,7 @@ def cook(name: str, config: Config, description: str) -> None:
     except KeyboardInterrupt:
         print("unfinished; the same command continues", flush=True)
         sys.exit(INTERRUPTED)
-    artefacts.write_json(given.record, {"recipe": name, "commit": _commit(), **results})
+    artefacts.write_json(given.record, {"recipe": name, "commit": commit(), **results})
     if config.ipc <= SMALL:
         load(run.folder / FILE).save(given.record.with_suffix(".safetensors"), compact=True)
     for key, figure in results["accuracy"].items():
@@ -85,7 +85,7 @@ def _tiny(config: Config) -> Config:
     )
 
 
-def _teller(minutes: float | None) -> Callable[[dict[str, Any]], None]:
+def teller(minutes: float | None) -> Callable[[dict[str, Any]], None]:
     """Prints a line now and then, and interrupts the work when its time is up."""
     began = told = time.monotonic()
 
@@ -102,7 +102,7 @@ def _teller(minutes: float | None) -> Callable[[dict[str, Any]], None]:
     return tell
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit this ran from, marked where files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

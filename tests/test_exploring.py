@@ -109,6 +109,16 @@ def test_ablations_run_and_make_a_page(tmp_path):
     assert "over the run as given" in text
 
 
+def test_windows_are_the_found_one_and_some_by_hand(tmp_path):
+    base = given(expert={"epochs": 6}, distil={"iterations": 4, "inner_steps": 2, "snapshots": 1})
+    cells = exploring.window_cells(base, 2)
+    assert [cell.labels["window"] for cell in cells] == ["auto", "0–1", "3–4"]
+    assert cells[0].config.window.mode == "auto"
+    record = api.exhaust(exploring.explore("windows", cells, tmp_path))
+    assert record["cells"][0]["found"]["mode"] == "given"
+    assert "Found: epochs" in atlas.write(record, tmp_path).read_text()
+
+
 def test_the_page_of_stages_says_what_was_found(explored):
     out, _, record = explored
     text = atlas.write(record, out).read_text()

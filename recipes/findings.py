@@ -1,0 +1,108 @@
+"""The paper's findings, measured: explorations with their settings, each leaving a record and a picture.
+
+    python recipes/findings.py digits-stages             # one of the names below; several may follow one another
+
+digits-stages          which part of the path to match, at 1, 10 and 30 images per class
+digits-windows-ipc1    the window that is found against five chosen by hand; also -ipc10
+digits-ablations-ipc1  one thing changed at a time; also -ipc10
+digits-lossless        the smallest set that trains as well as the full data
+cifar10-narrow-stages  as above on CIFAR-10 with a narrow network (width 32), at 1 and 10 images per class
+cifar10-narrow-windows-ipc1, -ipc10; cifar10-narrow-ablations-ipc10; cifar100-20-windows (20 of its classes)
+
+Times on two CPU cores are in the records.  All are resumable.
+"""
+
+import argparse
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common import RECORDS, commit, teller
+
+from potstill import api, artefacts, atlas, engine, exploring, lossless
+from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
+
+Job = Callable[[Path], Generator[dict[str, Any], None, dict[str, Any]]]
+
+
+def narrow(data: str, ipc: int) -> Config:
+    """A small budget for CIFAR: width 32, three experts of fifteen epochs, a hundred iterations of fifteen steps."""
+    return Config(
+        dataset=data,
+        ipc=ipc,
+        compile="no",
+        network=NetworkConfig(width=32, depth=3),
+        expert=ExpertConfig(count=3, epochs=15, batch_size=128, step_size=0.02),
+        window=WindowConfig(mode="auto"),
+        distil=DistilConfig(iterations=100, inner_steps=15, step_size=0.04, rates="auto", evaluations=4),
+        evaluation=EvaluationConfig(epochs=201, full_seeds=0),
+    )
+
+
+def explored(kind: str, cells: list[exploring.Cell]) -> Job:
+    """An exploration of these cells."""
+    return lambda out: exploring.explore(kind, cells, out)
+
+
+def narrow_stages(data: str) -> list[exploring.Cell]:
+    """An early, a middle and a late part at 1 and 10 images per class; the settings are the same for both."""
+    cells = []
+    for ipc in (1, 10):
+        given = narrow(data, ipc)
+        one = exploring.stage_cells(replace(given, dataset=data), (ipc,), (0, 4, 11), 2)
+        cells += [replace(cell, config=replace(given, expert=cell.config.expert, window=cell.config.window,
+                  distil=replace(given.distil, keep="last", evaluations=1))) for cell in one]  # fmt: skip
+    return cells
+
+
+def jobs(data: str, data100: str) -> dict[str, Job]:
+    """Every finding by name."""
+    found: dict[str, Job] = {
+        "digits-stages": explored("stages", exploring.stage_cells(_quiet(default("digits", 10)), (1, 10, 30), None, 3)),
+        "digits-lossless": lambda out: lossless.search(default("digits", 1), out, 57, 0.0),
+        "cifar10-narrow-stages": explored("stages", narrow_stages(data)),
+        "cifar10-narrow-ablations-ipc10": explored(
+            "ablations", exploring.ablation_cells(replace(narrow(data, 10), window=WindowConfig(0, 4)))
+        ),
+        "cifar100-20-windows": explored("windows", exploring.window_cells(narrow(data100, 5), 5)),
+    }
+    for ipc in (1, 10):
+        digits = _quiet(default("digits", ipc))
+        found[f"digits-windows-ipc{ipc}"] = explored("windows", exploring.window_cells(digits, 5))
+        found[f"digits-ablations-ipc{ipc}"] = explored("ablations", exploring.ablation_cells(digits))
+        found[f"cifar10-narrow-windows-ipc{ipc}"] = explored("windows", exploring.window_cells(narrow(data, ipc), 5))
+    return found
+
+
+def _quiet(config: Config) -> Config:
+    """Without the full-set control, which is the same everywhere."""
+    return replace(config, evaluation=EvaluationConfig(full_seeds=0))
+
+
+def main() -> None:
+    """Run the findings that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--data", default="data/cifar10")
+    parser.add_argument("--data100", default="data/cifar100-20")
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    given = parser.parse_args()
+    engine.keep_freed_memory()
+    known = jobs(given.data, given.data100)
+    if unknown := set(given.names) - set(known):
+        parser.error(f"{', '.join(sorted(unknown))}: unknown; choose among {', '.join(sorted(known))}")
+    for name in given.names:
+        out = given.out / name
+        record = api.exhaust(known[name](out), teller(None))
+        page = atlas.write(record, out)
+        artefacts.write_json(RECORDS / f"{name}.json", {"commit": commit(), **record})
+        artefacts.write_bytes(RECORDS / f"{name}.png", page.with_suffix(".png").read_bytes())
+        heads, rows = atlas.table(record)
+        print(" | ".join(heads))
+        for row in rows:
+            print(" | ".join(row["cells"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
