@@ -22,7 +22,7 @@ def distill(
             Face name.
         ipc: images per class; by default 1, or what the preset says.
         out: folder of the run.
-        preset: name of a preset, e.g. "cifar10-ipc10"; by default the one nearest to the data.
+        preset: name of a preset, e.g. "cifar10-ipc10"; by default that of the digits; other data are measured.
         experts: folder of experts shared between runs; by default inside ``out``.
         progress: called with every event, dicts with "stage", "done" and "total".
         settings: fields of the configuration, nested ones as dicts: ``distil={"iterations": 50}, seed=3``.

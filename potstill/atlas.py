@@ -42,12 +42,12 @@ def _stages_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Row]
     rows = []
     for cell in cells:
         accuracy = cell["accuracy"]
-        best = max(c["accuracy"]["distilled"]["mean"] for c in cells if c["ipc"] == cell["ipc"])
+        fair = [c["accuracy"]["distilled"]["mean"] for c in cells if c["ipc"] == cell["ipc"] and not c["diverged"]]
         soft = percent(accuracy["random_soft"]) if "random_soft" in accuracy else "–"
         rows.append({
             "cells": [str(cell["ipc"]), stage_name(cell), percent(accuracy["random"]), soft,
                       percent(accuracy["distilled"]), percent(cell["gain"], "+")],
-            "best": accuracy["distilled"]["mean"] == best,
+            "best": not cell["diverged"] and accuracy["distilled"]["mean"] == max(fair),
         })  # fmt: skip
     return heads, rows
 
@@ -112,7 +112,9 @@ def _stages_figure(record: dict[str, Any]) -> Any:
         places = [ipcs.index(cell["ipc"]) + (number - (len(starts) - 1) / 2) * width for cell in column]
         gains = [100 * cell["gain"]["mean"] for cell in column]
         colour = STAGES[number % len(STAGES)]
-        plot.bar(places, gains, width * 0.92, color=colour, label=f"epochs {stage_name(column[0])}")
+        bars = plot.bar(places, gains, width * 0.92, color=colour, label=f"epochs {stage_name(column[0])}")
+        for bar, cell in zip(bars, column, strict=True):
+            bar.set_alpha(0.25 if cell["diverged"] else 1.0)
         for place, cell in zip(places, column, strict=True):
             if cell["gain"]["ci95"]:
                 plot.plot([place, place], [100 * v for v in cell["gain"]["ci95"]], color="#1c2026", linewidth=1.2)
@@ -187,8 +189,10 @@ FIGURES = {
 def _words(record: dict[str, Any]) -> dict[str, str]:
     """Title, finding and caption."""
     dataset = record["dataset"]
+    chosen = "The test images chose nothing."
     if record["kind"] == "stages":
         return {
+            "chosen": chosen,
             "title": f"Which part of the path to match: {dataset}",
             "finding": stages_finding(record),
             "caption": "What networks gain in test accuracy when they are trained on the distilled set instead of as "
@@ -197,6 +201,7 @@ def _words(record: dict[str, Any]) -> dict[str, str]:
         }
     if record["kind"] == "windows":
         return {
+            "chosen": chosen,
             "title": f"The window found, and some chosen by hand: {dataset}",
             "finding": windows_finding(record),
             "caption": "Test accuracy by the start epochs that were matched; the first row and the dashed line are of "
@@ -204,12 +209,16 @@ def _words(record: dict[str, Any]) -> dict[str, str]:
         }
     if record["kind"] == "ablations":
         return {
+            "chosen": chosen,
             "title": f"What each part of the method is worth: {dataset}",
             "finding": ablations_finding(record),
             "caption": "Test accuracy of the run as given (first, and dashed) and of the same run with one thing "
-            "changed; lines are 95 % intervals.",
+            "changed; lines are 95 % intervals over networks. Each row is one distilled set.",
         }
+    epochs = record["protocol"]["full_epochs"]
     return {
+        "chosen": f"Networks on the full set trained {epochs} epochs. The size was found by these very figures, so "
+        "judge it again by other networks before you rely on it.",
         "title": f"How many images lose nothing: {dataset}",
         "finding": lossless_finding(record),
         "caption": "Test accuracy by images per class (logarithmic) of networks trained on the distilled set, on as "
@@ -223,9 +232,13 @@ def stages_finding(record: dict[str, Any]) -> str:
     cells = record["cells"]
     best: dict[int, dict[str, Any]] = {}
     for cell in cells:
+        if cell["diverged"]:
+            continue
         if cell["ipc"] not in best or cell["gain"]["mean"] > best[cell["ipc"]]["gain"]["mean"]:
             best[cell["ipc"]] = cell
     parts = [f"epochs {stage_name(cell)} at {ipc}" for ipc, cell in best.items()]
+    if not parts:
+        return "Distilling diverged at every stage"
     return f"Best matched: {', '.join(parts)} images per class"
 
 
@@ -233,7 +246,7 @@ def windows_finding(record: dict[str, Any]) -> str:
     """The window that was found against the best of the others."""
     found, *others = record["cells"]
     best = max(others, key=lambda cell: cell["accuracy"]["distilled"]["mean"])
-    window = found["found"]
+    window = found["settings"]["window"]
     return (
         f"Found: epochs {window['start']}–{window['stop'] - 1}, "
         f"{100 * found['accuracy']['distilled']['mean']:.1f} %; best by hand: epochs {best['window']}, "
@@ -242,12 +255,12 @@ def windows_finding(record: dict[str, Any]) -> str:
 
 
 def ablations_finding(record: dict[str, Any]) -> str:
-    """How many changes make a difference that is not chance."""
+    """The changes that make more of a difference than fresh networks do; each is one distilled set."""
     changed = [c for c in record["cells"][1:] if (ci := c["over_base"]["ci95"]) and not ci[0] <= 0 <= ci[1]]
     if not changed:
-        return "No change makes a difference beyond chance"
+        return "No change makes more of a difference than fresh networks do"
     words = [f"{c['part']}: {c['variant']} ({100 * c['over_base']['mean']:+.1f})" for c in changed]
-    return f"Differences beyond chance: {', '.join(words)}"
+    return f"More than fresh networks differ: {', '.join(words)}"
 
 
 def lossless_finding(record: dict[str, Any]) -> str:
@@ -263,7 +276,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
     named = ("ipc", "start", "part", "variant", "window")
     told = [cell for cell in record["cells"] if cell.get("diverged")]
     names = [" ".join(f"{name} {cell[name]}" for name in named if cell.get(name, "") != "") for cell in told]
-    return [f"{name}: distilling diverged; what was judged is the last set that was kept." for name in names]
+    return [f"{name}: distilling diverged (pale): what was judged is the set it began with." for name in names]
 
 
 def _patterns(record: dict[str, Any], out: Path) -> list[dict[str, Any]]:
@@ -274,7 +287,7 @@ def _patterns(record: dict[str, Any], out: Path) -> list[dict[str, Any]]:
     for ipc in dict.fromkeys(cell["ipc"] for cell in record["cells"]):
         row = [cell for cell in record["cells"] if cell["ipc"] == ipc]
         films = []
-        for word, cell in (("early", row[0]), ("late", row[-1])):
+        for word, cell in {row[0]["start"]: ("early", row[0]), row[-1]["start"]: ("late", row[-1])}.values():
             if kept := patterns.read(out / f"ipc{ipc}-from{cell['start']}"):
                 films.append(film(kept, f"{word}: epochs {stage_name(cell)}"))
         if films:

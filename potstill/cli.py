@@ -118,6 +118,8 @@ class Show:
     """The picture to write."""
     most: int = 10
     """Images of each class to draw."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Export:
     out: Path
     """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours), or a folder of
     class folders."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
 
 
 @dataclass(frozen=True)
@@ -351,7 +355,7 @@ def _distill(command: Distil) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
-    distilled = load(command.path)
+    distilled = load(command.path, command.dataset)
     if protocol_of(command.evaluation).selection == "test":
         raise PotstillError(
             "protocol paper: it chooses the set on test data while distilling, so a finished set cannot be judged by "
@@ -406,7 +410,7 @@ def _report(command: Report) -> None:
 
 
 def _show(command: Show) -> None:
-    distilled = load(command.path)
+    distilled = load(command.path, command.dataset)
     image = grid(distilled.pixels, distilled.labels, command.most)
     artefacts.write_bytes(command.out, png(image))
     n, c, h, w = distilled.images.shape
@@ -420,7 +424,7 @@ def _show(command: Show) -> None:
 
 
 def _export(command: Export) -> None:
-    load(command.path).export(command.out)
+    load(command.path, command.dataset).export(command.out)
     _say(f"written    {command.out}")
 
 
@@ -444,7 +448,7 @@ def _stages(command: Stages) -> None:
 
 
 def _ablations(command: Ablations) -> None:
-    cells = exploring.ablation_cells(command.config)
+    cells = exploring.ablation_base(command.config)
     folder = command.out or Path("runs") / f"{_name(command.config)}-ipc{command.config.ipc}-ablations"
     _explored("ablations", cells, folder, atlas.ablations_finding)
 

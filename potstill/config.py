@@ -66,8 +66,9 @@ class WindowConfig:
     expand: int = 1000
     """Iterations over which the window opens from initial to stop."""
     mode: Literal["given", "auto"] = "given"
-    """given: the four numbers below; auto (also written --window auto): found by measuring, before distilling, which
-    part of the trajectories a set of this size can follow; finds inner steps and learning rates as well."""
+    """given: the numbers above; auto (also written --window auto): found by measuring, before distilling, which part of
+    the trajectories a set of this size can follow; finds the inner steps and rates that were left at their defaults
+    as well."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class DistilConfig:
     step_size: float = 0.01
     """Initial value of the learned inner step size."""
     rates: Literal["given", "auto"] = "given"
-    """given: the three rates below; auto: set before distilling so that a first step moves images, logits and step size
-    by a small part of their size, whatever the data (--window auto sets them so as well)."""
+    """given: the three rates below; auto: those left at their defaults are set before distilling so that a first step
+    moves images, logits and step size by a small part of their size, whatever the data (so does --window auto)."""
     lr_images: float = 100.0
     """Outer learning rate of the images."""
     lr_logits: float = 5.0
@@ -248,11 +249,11 @@ def default(dataset: str = "digits", ipc: int = 1) -> Config:
 
 
 def rebase(given: Any, base: Any, onto: Any) -> Any:
-    """``onto`` with whatever ``given`` has changed from ``base``, nested configurations field by field."""
+    """``onto`` with whatever ``given`` has changed from ``base``; nested ones field by field, windows whole."""
     changes = {}
     for item in dataclasses.fields(given):
         mine, was, other = (getattr(value, item.name) for value in (given, base, onto))
-        if dataclasses.is_dataclass(mine):
+        if dataclasses.is_dataclass(mine) and not isinstance(mine, WindowConfig):  # whose numbers belong together
             changes[item.name] = rebase(mine, was, other)
         else:
             changes[item.name] = other if mine == was else mine

@@ -5,9 +5,12 @@ over inner steps, expert epochs and step sizes (a student's path is walked once 
 follow at all are left out; the rest is cut into bands from easy to hard.  The bands then race: each distils for a few
 iterations at rates that move images and labels by the same small fraction, whatever the data; the worse half on
 validation images drops out, and the winner's iterations are the first of the run.
+
+A setting that differs from its default was chosen by someone, and is left as it is.
 """
 
 import math
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor
 
 from potstill import artefacts, distillation, evaluation, functional, seeds
-from potstill.config import Config, WindowConfig
+from potstill.config import Config, DistilConfig, WindowConfig
 from potstill.distillation import State
+from potstill.errors import PotstillError
 from potstill.evaluation import Event, Judge
 from potstill.methods.trajectory import draw_steps
 from potstill.problem import Problem
@@ -33,9 +37,10 @@ SPANS = (1, 2, 3)  # epochs of the expert (M)
 PARTS = (0.5, 1.0)  # of the inner steps (N)
 FOLLOWS = 0.97  # matching loss below which a part can be followed at all
 AS_GOOD = 0.02  # loss that half as many inner steps may cost
-BANDS = 5
+BANDS, FEW_BANDS = 5, 3  # the latter where a round would be shorter than SHORTEST
 ROUND = 0.03  # of the iterations that a band runs before the worse half drops out
 SHORTEST = 4  # iterations of such a round
+SAMPLES = 2  # segments whose gradients set the rates
 MOVES = {
     "images": 0.05,
     "logits": 0.005,
@@ -62,29 +67,34 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
 
     The measurements lie in folder/difficulty.json; whatever it already holds is not measured again.
     """
-    path = race.folder / FILE
+    path, began = race.folder / FILE, time.monotonic()
     if race.config.window.mode == "given":
         rates = {**scale_free(race.config, race, start), "cooldown": race.config.distil.cooldown or COOLDOWN}
         found = replace(race.config, distil=replace(race.config.distil, **rates))
-        artefacts.write_json(path, {"settings": artefacts.plain(settings(found))})
+        spent = time.monotonic() - began
+        artefacts.write_json(path, {"seconds": spent, "settings": artefacts.plain(settings(found))})
         return found, start
-    record = artefacts.read_json(path) if path.exists() else {"survey": [], "rounds": []}
+    fresh = {"survey": [], "rounds": [], "seconds": 0.0, "experts": artefacts.plain(race.experts.identity)}
+    record: dict[str, Any] = artefacts.read_json(path) if path.exists() else fresh
+    record = record if record.get("experts") == fresh["experts"] else fresh
     for number, epoch in enumerate(starts(race.config, race.experts)):
         yield {"stage": "difficulty", "done": number, "total": TOTAL, "doing": f"matching loss from epoch {epoch}"}
         if number >= len(record["survey"]):
             record["survey"].append({"start": epoch, "losses": survey(race, start, epoch)})
             artefacts.write_json(path, record)
     config, limit = settle(race.config, record["survey"])
-    entrants = bands(limit, config.distil.expert_epochs, race.experts)
+    entrants = bands(limit, config, race.experts)
     record |= {"limit": limit, "follows": FOLLOWS, "bands": [asdict(band) for band in entrants]}
     step_size = torch.full_like(start.step_size, config.distil.step_size)
     start = replace(start, step_size=step_size, previous=(start.images, start.logits, step_size))
     winner, state = yield from _race(replace(race, config=config), record, entrants, start)
     window = opening(entrants[winner], config.distil.iterations)
     found = replace(config, window=window, distil=replace(config.distil, **_rates(record, winner)))
+    if "settings" not in record:
+        record["seconds"] = time.monotonic() - began
     artefacts.write_json(path, {**record, "winner": winner, "settings": artefacts.plain(settings(found))})
     yield {"stage": "difficulty", "done": TOTAL, "total": TOTAL}
-    return found, state
+    return found, replace(state, seconds=0.0)  # counted with the search
 
 
 def wanted(config: Config) -> bool:
@@ -113,13 +123,23 @@ def apply(config: Config, found: dict[str, Any]) -> Config:
     )
 
 
+def _chosen(config: Config, name: str) -> bool:
+    """Whether a setting of distilling differs from its default."""
+    return getattr(config.distil, name) != getattr(DistilConfig(), name)
+
+
 # --- the survey ----------------------------------------------------------------------------------------------------
 
 
 def starts(config: Config, experts: Trajectories) -> list[int]:
     """The start epochs to survey, from 0 to the last with an epoch after it."""
-    last = experts.identity["expert"]["epochs"] - max(SPANS)
+    last = experts.identity["expert"]["epochs"] - max(spans(config))
     return sorted({round(last * i / (STARTS - 1)) for i in range(STARTS)})
+
+
+def spans(config: Config) -> tuple[int, ...]:
+    """Epochs of the expert to survey."""
+    return (config.distil.expert_epochs,) if _chosen(config, "expert_epochs") else SPANS
 
 
 @torch.no_grad()
@@ -131,21 +151,21 @@ def survey(race: Race, start: State, epoch: int) -> list[dict[str, float]]:
     config, found = race.config, []
     device = race.problem.device
     begin = race.experts.segment(0, epoch, 0)[0].to(device)
-    targets = [race.experts.segment(0, epoch, span)[1].to(device) for span in SPANS]
+    targets = [race.experts.segment(0, epoch, span)[1].to(device) for span in spans(config)]
+    step_sizes = [factor * config.expert.step_size for factor in STEP_SIZES]
     steps = draw_steps(config, race.problem, len(start.images), seeds.generator(config.seed, "survey", epoch))
     loss = functional.label_loss(race.problem.network)
-    for factor in STEP_SIZES:
-        step_size = factor * config.expert.step_size
+    for step_size in [config.distil.step_size] if _chosen(config, "step_size") else step_sizes:
         alpha = torch.tensor(step_size, device=device)
         theta, walked = begin, 0
-        for part in PARTS:
+        for part in (1.0,) if _chosen(config, "inner_steps") else PARTS:
             n = max(1, math.ceil(part * len(steps)))
             theta = unroll(
                 theta, start.images, start.logits, alpha, steps[walked:n], loss, derivatives=race.derivatives,
                 micro_batch=config.distil.micro_batch,
             )  # fmt: skip
             walked = n
-            for span, target in zip(SPANS, targets, strict=True):
+            for span, target in zip(spans(config), targets, strict=True):
                 apart = float((theta - target).square().sum() / (begin - target).square().sum())
                 apart = apart if math.isfinite(apart) else 1e9
                 found.append({"step_size": step_size, "inner_steps": n, "expert_epochs": span, "loss": apart})
@@ -167,8 +187,7 @@ def settle(config: Config, surveyed: Sequence[dict[str, Any]]) -> tuple[Config, 
         choice["inner_steps"] for choice, mean in zip(choices, means, strict=True) if mean <= best + AS_GOOD
     )  # fmt: skip
     index = min((i for i, c in enumerate(choices) if c["inner_steps"] == fewest), key=lambda i: means[i])
-    same = [i for i, c in enumerate(choices) if all(c[key] == choices[index][key] for key in keys[:2])]
-    follows = [row["start"] for row in surveyed if min(row["losses"][i]["loss"] for i in same) < FOLLOWS]
+    follows = [row["start"] for row in surveyed if row["losses"][index]["loss"] < FOLLOWS]
     chosen = {**choices[index], "cooldown": config.distil.cooldown or COOLDOWN}
     return replace(config, distil=replace(config.distil, **chosen)), max(follows, default=0)
 
@@ -199,10 +218,11 @@ def _race(
         number += 1
 
 
-def bands(limit: int, span: int, experts: Trajectories) -> list[WindowConfig]:
-    """Windows from easy to hard over the start epochs 0 to ``limit``."""
-    limit = min(limit, experts.identity["expert"]["epochs"] - span)
-    edges = sorted({round((limit + 1) * i / BANDS) for i in range(BANDS + 1)})
+def bands(limit: int, config: Config, experts: Trajectories) -> list[WindowConfig]:
+    """Windows from easy to hard over the start epochs 0 to ``limit``; fewer where there are few iterations to spare."""
+    limit = min(limit, experts.identity["expert"]["epochs"] - config.distil.expert_epochs)
+    count = BANDS if ROUND * config.distil.iterations >= SHORTEST else FEW_BANDS
+    edges = sorted({round((limit + 1) * i / count) for i in range(count + 1)})
     return [WindowConfig(first, stop) for first, stop in pairwise(edges)]
 
 
@@ -225,12 +245,15 @@ def _run(
     config = replace(race.config, window=window)
     rates = scale_free(config, race, state) if number == 0 else _rates(record, band)
     config = replace(config, distil=replace(config.distil, **rates))
-    losses = []
-    going = distillation.iterate(config, race.problem, race.experts, race.derivatives, state)
-    for reached, metrics in islice(going, length):
-        state = reached
-        losses.append(metrics["loss"])
-    accuracy = evaluation.judge_state(race.judge, state.images, state.logits, float(state.step_size))
+    losses: list[float] = []
+    going = distillation.iterate(config, race.problem, race.experts, race.derivatives, replace(state, in_a_row=0))
+    try:
+        for reached, metrics in islice(going, length):
+            state = reached
+            losses.append(metrics["loss"])
+        accuracy = evaluation.judge_state(race.judge, state.images, state.logits, float(state.step_size))
+    except PotstillError:  # it diverged again and again: this part is not for this set
+        accuracy = 0.0
     state.save(path, {})
     record["rounds"].append(
         {"band": band, "round": number, "iteration": state.iteration, "losses": losses, "accuracy": accuracy, **rates}
@@ -242,22 +265,24 @@ def scale_free(config: Config, race: Race, state: State) -> dict[str, Any]:
     """Outer rates at which a first step moves images, logits and step size by a set fraction of their size.
 
     The size of a gradient depends on the data, the number of images and the part that is matched over orders of
-    magnitude; the median over three segments says what it is here.
+    magnitude; some segments say what it is here.
     """
     norms: list[list[float]] = []
-    for iteration in range(3):
+    for iteration in range(SAMPLES):
         replayed = replace(state, iteration=iteration)
         _, gradients, _ = distillation.differentiate(config, race.problem, race.experts, race.derivatives, replayed)
         norms.append([_rms(gradient) for gradient in gradients])
-    medians = [sorted(column)[1] for column in zip(*norms, strict=True)]
+    means = [sum(column) / len(column) for column in zip(*norms, strict=True)]
     sizes = (_rms(state.images), _rms(state.logits), float(state.step_size))
     names = ("lr_images", "lr_logits", "lr_step_size")
     rates = [
-        move * size / median if median > 0 and math.isfinite(median) else 0.0
-        for move, size, median in zip(MOVES.values(), sizes, medians, strict=True)
+        move * size / mean if mean > 0 and math.isfinite(mean) else 0.0
+        for move, size, mean in zip(MOVES.values(), sizes, means, strict=True)
     ]
-    learned = (True, config.distil.labels == "learned", config.distil.lr_step_size > 0)
-    return {name: rate if learns else 0.0 for name, rate, learns in zip(names, rates, learned, strict=True)}
+    return {
+        name: getattr(config.distil, name) if _chosen(config, name) else rate
+        for name, rate in zip(names, rates, strict=True)
+    }
 
 
 def _rates(record: dict[str, Any], band: int) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
     if dataset is None:
         raise PotstillError(
             f"{path}: is compact and leaves its {header['transform']} transform out; say where the data lie that it "
-            "was distilled from (potstill.load(path, dataset=...))."
+            "was distilled from (--dataset, or potstill.load(path, dataset=...))."
         )
     config = header["provenance"]["config"]
     found = data.load(

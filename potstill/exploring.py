@@ -75,16 +75,20 @@ def sized(given: Config, ipc: int) -> Config:
     return replace(config, ipc=ipc, expert=replace(given.expert, keep_all=True))
 
 
-def ablation_cells(given: Config) -> list[Cell]:
-    """The run as given, and the same with one thing changed."""
+def ablation_base(given: Config) -> list[Cell]:
+    """The run as given, which everything is compared with."""
     given = replace(given, expert=replace(given.expert, keep_all=True))
+    return [Cell("as-given", {"part": "as given", "variant": ""}, given)]
+
+
+def ablation_cells(given: Config) -> list[Cell]:
+    """A run, all of whose settings are given, with one thing changed at a time; what changes nothing is left out."""
     distil, window = given.distil, given.window
     first = window.start + max(1, (window.stop - window.start) // 2)
     grown = replace(window, initial=None) if window.initial else replace(
         window, initial=first, expand=max(1, distil.iterations // 2)
     )  # fmt: skip
     variants: list[tuple[str, str, dict[str, Any]]] = [
-        ("as given", "", {}),
         ("labels", "soft, not learned", {"distil": {"labels": "soft"}}),
         ("labels", "hard", {"distil": {"labels": "hard"}}),
         ("window", "open from the start" if window.initial else "growing", {"window": vars(grown)}),
@@ -98,7 +102,8 @@ def ablation_cells(given: Config) -> list[Cell]:
     for part, variant, changes in variants:
         config = replace(given, **{name: replace(getattr(given, name), **new) for name, new in changes.items()})
         name = "-".join("".join(c if c.isalnum() else " " for c in f"{part} {variant}").split())
-        cells.append(Cell(name, {"part": part, "variant": variant}, config))
+        if config != given:
+            cells.append(Cell(name, {"part": part, "variant": variant}, config))
     return cells
 
 
@@ -120,13 +125,26 @@ def window_cells(given: Config, count: int) -> list[Cell]:
 
 
 def explore(kind: str, cells: Sequence[Cell], out: Path) -> Generator[Event, None, dict[str, Any]]:
-    """Run every cell, and write what they gave to out/KIND.json: a record as complete as a run's results."""
-    first = Run(max((cell.config for cell in cells), key=lambda config: config.expert.count), out, out / "experts")
-    yield from stages_of.train_experts(first)
+    """Run every cell, and write what they gave to out/KIND.json: a record as complete as a run's results.
+
+    Ablations are given by their base alone: what it settles on by measuring holds for all, so that they differ in one
+    thing only.
+
+    Raises:
+        PotstillError: a size that the data cannot fill, before any work is done.
+    """
+    largest = max((cell.config for cell in cells), key=lambda config: config.ipc)
+    yield from stages_of.train_experts(Run(largest, out, out / "experts"))
     found: list[dict[str, Any]] = []
-    for number, cell in enumerate(cells):
-        results = yield from run_cell(kind, cell, out, number, len(cells))
+    waiting, total = list(cells), len(cells)
+    while waiting:
+        cell = waiting.pop(0)
+        results = yield from run_cell(kind, cell, out, len(found), total)
         found.append({**cell.labels, **_figures(results)})
+        if kind == "ablations" and len(found) == 1:
+            settled = stages_of.open_run(cell.config, out / cell.name, out / "experts").settled
+            waiting = ablation_cells(settled)
+            total += len(waiting)
     for entry in found:
         entry["over_base"] = difference(entry["accuracy"]["distilled"], found[0]["accuracy"]["distilled"])
     record = {
@@ -181,5 +199,5 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
         "step_size": results["step_size"],
         "seconds": results["seconds"],
         "diverged": results["diverged"],
-        "found": results["config"]["window"],  # as it was matched
+        "settings": {name: results["config"][name] for name in ("window", "distil")},  # found, where they were
     }

@@ -1,7 +1,7 @@
 """The smallest set that trains as well as the full data, found by bisection over resumable runs.
 
 "As well" is that the full set's figure is not significantly higher (Welch's 95 % interval of the difference reaches
-0), or that it is higher by no more than a margin.
+0), or, where a margin is given, that it is higher by no more than that.
 """
 
 from collections.abc import Callable, Generator
@@ -64,8 +64,10 @@ def search(
 
 
 def is_lossless(lost: dict[str, Any], margin: float) -> bool:
-    """Whether the full set is not significantly better, or better by no more than the margin."""
-    return lost["mean"] <= margin or (lost["ci95"] is not None and lost["ci95"][0] <= 0)
+    """Whether the full set is better by no more than the margin; without one, not significantly better."""
+    if margin > 0 or lost["ci95"] is None:
+        return lost["mean"] <= margin
+    return lost["ci95"][0] <= 0
 
 
 def bisect(loses: Callable[[int], Generator[Event, None, bool]], least: int, most: int) -> Generator[Event, None, Any]:

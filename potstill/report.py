@@ -122,7 +122,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _accuracy_figure(results: dict[str, Any]) -> str:
     """Accuracy of each set: every network a dot, the mean a bar, the interval a line."""
-    figure, plot = axes("test accuracy (%)", "", 2.4)
+    figure, plot = axes("test accuracy (%)", "", 2.4, "Networks trained on each set")
     names = [name for name in reversed(NAMES) if name in results["accuracy"]]
     for y, name in enumerate(names):
         found = results["accuracy"][name]
@@ -143,7 +143,7 @@ def _accuracy_figure(results: dict[str, Any]) -> str:
 
 def _loss_figure(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
     """Matching loss by iteration, coloured by the start epoch of the segment."""
-    figure, plot = axes("iteration", "matching loss")
+    figure, plot = axes("iteration", "matching loss", title="How near the student comes")
     finite = [line for line in metrics if line["loss"] == line["loss"] and abs(line["loss"]) < 1e6]
     points = plot.scatter(
         [line["iteration"] for line in finite],
@@ -162,7 +162,7 @@ def _loss_figure(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
 def _judged_figure(results: dict[str, Any], distilled: Distilled) -> str:
     """Accuracy on the split that chose the set, by iteration."""
     split = distilled.provenance["chosen_on"]
-    figure, plot = axes("iteration", f"accuracy on {split} images (%)")
+    figure, plot = axes("iteration", f"accuracy on {split} images (%)", title="How good the set is")
     judged = results["judged"] or []
     plot.plot([j["iteration"] for j in judged], [100 * j["accuracy"] for j in judged], "o-", color="#0b6e4f")
     plot.axvline(distilled.provenance["iteration"], color="#0b6e4f", linewidth=1, linestyle=":")
@@ -171,7 +171,7 @@ def _judged_figure(results: dict[str, Any], distilled: Distilled) -> str:
 
 def _window_figure(metrics: list[dict[str, Any]]) -> str:
     """The start epochs that were drawn, and the learned step size."""
-    figure, plot = axes("iteration", "start epoch drawn")
+    figure, plot = axes("iteration", "start epoch drawn", title="Difficulty and step size")
     iterations = [line["iteration"] for line in metrics]
     plot.plot(iterations, [line["start_epoch"] for line in metrics], ".", color="#2b4c7e", markersize=4)
     right = plot.twinx()
@@ -190,7 +190,7 @@ def film(snapshots: list[Snapshot], title: str = "") -> dict[str, Any]:
 def _moved_figure(snapshots: list[Snapshot]) -> str:
     """How far images and labels are from where they began."""
     found = patterns.moved(snapshots)
-    figure, plot = axes("iteration", "images: distance (% of pixel range)")
+    figure, plot = axes("iteration", "images: distance (% of pixel range)", title="How far the set has moved")
     plot.plot(found["iteration"], [100 * v for v in found["images"]], "o-", color=COLOURS["distilled"], markersize=4)
     right = plot.twinx()
     right.plot(found["iteration"], [100 * v for v in found["labels"]], "o-", color="#c98a1b", markersize=4)
@@ -203,7 +203,7 @@ def _labels_figure(distilled: Distilled) -> str:
     """Mean soft label of each class, as a picture of classes by classes."""
     names = distilled.classes
     soft = torch.stack([distilled.soft_labels[distilled.labels == k].mean(0) for k in range(len(names))])
-    figure, plot = axes("probability of", "images of", 3.6)
+    figure, plot = axes("probability of", "images of", 3.6, "What the labels say")
     shown = plot.imshow(soft.numpy(), cmap="Greens", vmin=0, vmax=1, aspect="auto")
     plot.grid(visible=False)
     if len(names) <= MOST_NAMES:
@@ -215,7 +215,7 @@ def _labels_figure(distilled: Distilled) -> str:
 
 def _survey_figure(found: dict[str, Any]) -> str:
     """What the set leaves unexplained of each part of the trajectories, before anything is learned."""
-    figure, plot = axes("start epoch", "matching loss of the start")
+    figure, plot = axes("start epoch", "matching loss of the start", title="What the set can follow")
     chosen = found["settings"]["distil"]
     epochs = [row["start"] for row in found["survey"]]
     for number, alpha in enumerate(sorted({entry["step_size"] for entry in found["survey"][0]["losses"]})):
@@ -239,7 +239,7 @@ def _survey_figure(found: dict[str, Any]) -> str:
 
 def _race_figure(found: dict[str, Any]) -> str:
     """Accuracy on validation images of every band after each round."""
-    figure, plot = axes("iteration", "accuracy on validation images (%)")
+    figure, plot = axes("iteration", "accuracy on validation images (%)", title="The bands' race")
     for band, window in enumerate(found["bands"]):
         rounds = [entry for entry in found["rounds"] if entry["band"] == band]
         name = f"epochs {window['start']}–{window['stop'] - 1}" + (", won" if band == found["winner"] else "")

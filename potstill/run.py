@@ -198,7 +198,9 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
             config = replace(run.config, distil=replace(run.config.distil, micro_batch=micro_batch))
             race = difficulty.Race(config, problem, store, derivatives, who, run.folder)
             config, state = yield from difficulty.find(race, state)
-            derivatives, _ = inner_engine(run)  # for the number of inner steps that was found
+            if due(config.distil.evaluations) and not log.has(state.iteration):
+                log = _judge(run, who, state, log)
+            _checkpoint(run, state, log)
         with (run.folder / "metrics.jsonl").open("a") as lines:
             for next_state, metrics in distillation.iterate(config, problem, store, derivatives, state):
                 lines.write(json.dumps(metrics) + "\n")
@@ -245,6 +247,7 @@ def _resume(run: Run, store: Trajectories) -> tuple[State, Log]:
         artefacts.save(
             run.folder / "start.safetensors", "start", {"images": state.images, "logits": state.logits}, {}
         )  # fmt: skip
+        _truncate_metrics(run.folder / "metrics.jsonl", 0)  # of a sitting that was killed before its first checkpoint
         return state, Log(experts_now)
     state, header = distillation.load_state(checkpoint, run.problem.device)
     found = header["log"]
@@ -346,6 +349,8 @@ def summary(
     full = accuracy.get("full", {}).get("mean")
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
     header, log = _history(run.folder)
+    search = difficulty.found_in(run.folder)
+    searched = search["seconds"] if search else 0.0
     return {
         "dataset": problem.dataset.name,
         "ipc": config.ipc,
@@ -359,13 +364,13 @@ def summary(
         "compression": n / total,
         "seconds": {
             "experts": _expert_seconds(run.experts_folder),
-            "distill": header["seconds"] + log["judging_seconds"] if header else None,
+            "distill": header["seconds"] + log["judging_seconds"] + searched if header else None,
             "evaluate": found["seconds"],
         },
         "peak_memory_bytes": max(log.get("peak_memory_bytes", 0), peak_memory(problem.device)),
         "iterations": {name: header.get(name) for name in ("iteration", "skipped", "rolled_back")},
         "judged": log.get("judged", []),
-        "difficulty": difficulty.found_in(run.folder),
+        "difficulty": search,
         "experts": distilled.provenance["experts"],
         "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
         "step_size": distilled.step_size,

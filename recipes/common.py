@@ -38,11 +38,14 @@ def cell(preset: str, experts: int, epochs: int, iterations: int, **distil: Any)
 
 def cook(name: str, config: Config, description: str) -> None:
     """Run a recipe from the command line, and write its record."""
-    given = _arguments(name, config, description)
+    given = _arguments(config, description)
     config = replace(config, dataset=given.data)
-    config = _tiny(config) if given.tiny else config
+    if given.tiny:  # apart from the real one
+        config, name = _tiny(config), f"{name}-tiny"
+    folder = given.out or Path("runs") / name
+    record = given.record or (folder / "record.json" if given.tiny else RECORDS / f"{name}.json")
     engine.keep_freed_memory()
-    run = stages.open_run(config, given.out, given.experts)
+    run = stages.open_run(config, folder, given.experts)
     tell = teller(given.minutes)
     results: dict[str, Any] = {}
     try:
@@ -51,21 +54,19 @@ def cook(name: str, config: Config, description: str) -> None:
     except KeyboardInterrupt:
         print("unfinished; the same command continues", flush=True)
         sys.exit(INTERRUPTED)
-    artefacts.write_json(given.record, {"recipe": name, "commit": commit(), **results})
+    artefacts.write_json(record, {"recipe": name, "commit": commit(), **results})
     if config.ipc <= SMALL:
-        load(run.folder / FILE).save(given.record.with_suffix(".safetensors"), compact=True)
+        load(run.folder / FILE).save(record.with_suffix(".safetensors"), compact=True)
     for key, figure in results["accuracy"].items():
         print(f"{key:12} {figure['mean']:.2%}  {figure['ci95']}")
 
 
-def _arguments(name: str, config: Config, description: str) -> argparse.Namespace:
+def _arguments(config: Config, description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=config.dataset, help="the dataset (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs") / name, help="folder of the run (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--experts", type=Path, help="folder of experts shared between recipes")
-    parser.add_argument("--record", type=Path, default=RECORDS / f"{name}.json", help="default: %(default)s")
+    parser.add_argument("--record", type=Path, help="default: records/NAME.json")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command continues")
     parser.add_argument("--tiny", action="store_true", help="a few seconds of everything, to see that it runs")
     return parser.parse_args()

@@ -62,15 +62,13 @@ def jobs(data: str, data100: str) -> dict[str, Job]:
         "digits-stages": explored("stages", exploring.stage_cells(_quiet(default("digits", 10)), (1, 10, 30), None, 3)),
         "digits-lossless": lambda out: lossless.search(default("digits", 1), out, 57, 0.0),
         "cifar10-narrow-stages": explored("stages", narrow_stages(data)),
-        "cifar10-narrow-ablations-ipc10": explored(
-            "ablations", exploring.ablation_cells(replace(narrow(data, 10), window=WindowConfig(0, 4)))
-        ),
+        "cifar10-narrow-ablations-ipc10": explored("ablations", exploring.ablation_base(narrow(data, 10))),
         "cifar100-20-windows": explored("windows", exploring.window_cells(narrow(data100, 5), 5)),
     }
     for ipc in (1, 10):
         digits = _quiet(default("digits", ipc))
         found[f"digits-windows-ipc{ipc}"] = explored("windows", exploring.window_cells(digits, 5))
-        found[f"digits-ablations-ipc{ipc}"] = explored("ablations", exploring.ablation_cells(digits))
+        found[f"digits-ablations-ipc{ipc}"] = explored("ablations", exploring.ablation_base(digits))
         found[f"cifar10-narrow-windows-ipc{ipc}"] = explored("windows", exploring.window_cells(narrow(data, ipc), 5))
     return found
 

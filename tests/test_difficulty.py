@@ -14,7 +14,10 @@ from tests.conftest import tiny
 
 def auto(**changes):
     base = tiny(
-        ipc=2, window={"mode": "auto"}, expert={"epochs": 7, "count": 2}, distil={"iterations": 16, "inner_steps": 4}
+        ipc=2,
+        window={"mode": "auto"},
+        expert={"epochs": 7, "count": 2},
+        distil={"iterations": 16, "inner_steps": 4, "lr_images": 100.0},
     )
     return replace(base, **changes)
 
@@ -98,9 +101,38 @@ def test_parts_that_cannot_be_followed_are_left_out():
 
 def test_bands_cover_what_can_be_followed_from_easy_to_hard(finished):
     run, _, _ = finished
-    found = difficulty.bands(5, 2, run.trajectories)
+    long = replace(run.config, distil=replace(run.config.distil, iterations=1000))
+    found = difficulty.bands(5, long, run.trajectories)
     assert [(band.start, band.stop) for band in found] == [(0, 1), (1, 2), (2, 4), (4, 5), (5, 6)]
-    assert [(band.start, band.stop) for band in difficulty.bands(0, 2, run.trajectories)] == [(0, 1)]
+    assert [(band.start, band.stop) for band in difficulty.bands(0, long, run.trajectories)] == [(0, 1)]
+    few = difficulty.bands(5, run.config, run.trajectories)  # a short run has no iterations to spare
+    assert [(band.start, band.stop) for band in few] == [(0, 2), (2, 4), (4, 6)]
+
+
+def test_a_band_that_diverges_loses(finished, tmp_path, monkeypatch):
+    run, _, _ = finished
+    iterate = distillation.iterate
+
+    def diverging(config, problem, experts, derivatives, state):
+        if config.window.start > 0:
+            raise PotstillError("distilling diverged 20 times in a row")
+        yield from iterate(config, problem, experts, derivatives, state)
+
+    monkeypatch.setattr(difficulty.distillation, "iterate", diverging)
+    begun = stages.open_run(run.config, tmp_path, run.experts_folder)
+    api.exhaust(stages.distil(begun))
+    assert begun.settled.window.start == 0
+
+
+def test_settings_that_were_chosen_are_left_alone(finished):
+    run, _, _ = finished
+    chosen = replace(run.config, distil=replace(run.config.distil, step_size=0.07, expert_epochs=1, lr_logits=3.0))
+    state = distillation.begin(chosen, run.problem, run.trajectories)
+    race = difficulty.Race(chosen, run.problem, run.trajectories, difficulty_derivatives(run), None, run.folder)
+    surveyed = [{"start": 0, "losses": difficulty.survey(race, state, 0)}]
+    settled, _ = difficulty.settle(chosen, surveyed)
+    assert (settled.distil.step_size, settled.distil.expert_epochs) == (0.07, 1)
+    assert difficulty.scale_free(replace(chosen, window=WindowConfig(0, 2)), race, state)["lr_logits"] == 3.0
 
 
 def test_the_window_opens_from_its_half():
@@ -135,14 +167,6 @@ def difficulty_derivatives(run):
     from potstill.unroll import plain
 
     return plain(label_loss(run.problem.network))
-
-
-def test_labels_that_are_not_learned_get_no_rate(finished):
-    run, _, _ = finished
-    given = replace(run.config, window=WindowConfig(0, 2), distil=replace(run.config.distil, labels="soft"))
-    state = distillation.begin(given, run.problem, run.trajectories)
-    race = difficulty.Race(given, run.problem, run.trajectories, difficulty_derivatives(run), None, run.folder)
-    assert difficulty.scale_free(given, race, state)["lr_logits"] == 0
 
 
 def test_rates_alone_can_be_found(finished, tmp_path):

@@ -85,28 +85,50 @@ def test_ablations_change_one_thing_each():
     base = given()
     cells = exploring.ablation_cells(base)
     parts = [cell.labels["part"] for cell in cells]
-    assert parts == ["as given", "labels", "labels", "window", "start", "experts", "gradient"]
+    assert parts == ["labels", "labels", "window", "start", "experts", "gradient"]
     names = [cell.name for cell in cells]
     assert len(set(names)) == len(names)
-    for cell in cells[1:]:
-        first, this = config.as_dict(cells[0].config), config.as_dict(cell.config)
+    for cell in cells:
+        first, this = config.as_dict(base), config.as_dict(cell.config)
         assert sum(first[name] != this[name] for name in first) == 1
-    assert cells[3].config.window.initial == 1
+    assert cells[2].config.window.initial == 1
+
+
+def test_what_changes_nothing_is_no_ablation():
+    base = given(expert={"count": 1}, distil={"labels": "hard", "adjoint": "frozen", "start": "random"})
+    assert [cell.labels["part"] for cell in exploring.ablation_cells(base)] == ["labels", "window"]
 
 
 def test_ablations_of_a_growing_window_open_it():
     cells = exploring.ablation_cells(given(window={"initial": 1}))
-    assert cells[3].labels["variant"] == "open from the start"
-    assert cells[3].config.window.initial is None
+    assert cells[2].labels["variant"] == "open from the start"
+    assert cells[2].config.window.initial is None
 
 
 def test_ablations_run_and_make_a_page(tmp_path):
-    cells = exploring.ablation_cells(given())
-    record = api.exhaust(exploring.explore("ablations", cells[:3], tmp_path))
+    record = api.exhaust(exploring.explore("ablations", exploring.ablation_base(given()), tmp_path))
+    assert len(record["cells"]) == 7
     assert record["cells"][0]["over_base"]["mean"] == 0
     text = atlas.write(record, tmp_path).read_text()
     assert "labels: hard" in text
     assert "over the run as given" in text
+
+
+def test_ablations_of_a_window_that_is_found_all_take_what_was_found(tmp_path):
+    base = given(window={"mode": "auto"}, expert={"epochs": 6, "count": 1}, distil={"iterations": 4, "inner_steps": 2})
+    record = api.exhaust(exploring.explore("ablations", exploring.ablation_base(base), tmp_path))
+    first, *others = record["cells"]
+    assert first["settings"]["window"]["mode"] == "given"
+    assert {cell["settings"]["distil"]["lr_images"] for cell in others} == {first["settings"]["distil"]["lr_images"]}
+    windows = [cell["settings"]["window"] for cell in others if cell["part"] != "window"]
+    assert all(window == first["settings"]["window"] for window in windows)
+
+
+def test_a_size_the_data_cannot_fill_is_refused_before_any_work(tmp_path):
+    cells = exploring.stage_cells(given(), (1, 500), (0,), 1)
+    with pytest.raises(PotstillError, match="ipc 500: class"):
+        api.exhaust(exploring.explore("stages", cells, tmp_path))
+    assert not list(tmp_path.glob("ipc1*"))
 
 
 def test_windows_are_the_found_one_and_some_by_hand(tmp_path):
@@ -115,7 +137,7 @@ def test_windows_are_the_found_one_and_some_by_hand(tmp_path):
     assert [cell.labels["window"] for cell in cells] == ["auto", "0–1", "3–4"]
     assert cells[0].config.window.mode == "auto"
     record = api.exhaust(exploring.explore("windows", cells, tmp_path))
-    assert record["cells"][0]["found"]["mode"] == "given"
+    assert record["cells"][0]["settings"]["window"]["mode"] == "given"
     assert "Found: epochs" in atlas.write(record, tmp_path).read_text()
 
 

@@ -38,6 +38,7 @@ def test_lossless_means_not_significantly_worse_or_within_the_margin():
     assert lossless.is_lossless({"mean": 0.01, "ci95": [-0.001, 0.02]}, 0.0)
     assert not lossless.is_lossless({"mean": 0.01, "ci95": [0.001, 0.02]}, 0.0)
     assert lossless.is_lossless({"mean": 0.01, "ci95": [0.001, 0.02]}, 0.01)
+    assert not lossless.is_lossless({"mean": 0.03, "ci95": [-0.01, 0.07]}, 0.01)
     assert lossless.is_lossless({"mean": -0.1, "ci95": None}, 0.0)
     assert not lossless.is_lossless({"mean": 0.1, "ci95": None}, 0.0)
 
