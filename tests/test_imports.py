@@ -22,7 +22,8 @@ STREAM = [
     {"patterns", "difficulty"},
     {"run"},
     {"api", "forecasting", "report", "exploring"},
-    {"atlas", "lossless"},
+    {"atlas", "lossless", "commands"},
+    {"console"},
     {"", "cli"},
 ]
 HEAVY = {"datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "PIL", "pandas", "tensorboard"}

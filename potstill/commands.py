@@ -1,0 +1,190 @@
+"""What can be asked on the command line: each command a dataclass, its fields the flags, its words the help."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from potstill.config import Architecture, Config, EvaluationConfig, Norm
+
+Flat = Annotated[Config, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The main job: data → experts → distil → evaluate → report.
+
+    Interrupted or killed, the same command continues where it stopped. Without --preset the settings follow from the
+    dataset and --ipc; a preset fills them from the paper. Try it as it is: it distils the embedded digits.
+    """
+
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell, e.g. cifar10-ipc10; other flags change single ones."""
+    out: Path | None = None
+    """Folder of the run; omitted: runs/DATASET-ipcN."""
+    experts: Path | None = None
+    """Folder of experts shared between runs; omitted: inside the run's folder."""
+    tensorboard: bool = False
+    """Write event files as well, where the package tensorboard is installed."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Train experts on the real data: the trajectories to be matched. Resumable."""
+
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell; other flags change single ones."""
+    out: Path | None = None
+    """Folder of the experts; omitted: experts/DATASET."""
+
+
+@dataclass(frozen=True)
+class Distil:
+    """Distil by the experts of a folder, and keep the set that is best on validation data. Resumable."""
+
+    experts: Path
+    """Folder of experts, made by `potstill experts`."""
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell; other flags change single ones."""
+    out: Path | None = None
+    """Folder of the run; omitted: runs/DATASET-ipcN."""
+    tensorboard: bool = False
+    """Write event files as well, where the package tensorboard is installed."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Train fresh networks on a distilled set, and judge them on the test images beside three controls."""
+
+    path: tyro.conf.Positional[Path]
+    """A distilled.safetensors, or the folder of a run."""
+    dataset: str | None = None
+    """The data it was distilled from, if it lies elsewhere now; omitted: where it lay then."""
+    experts: Path | None = None
+    """Folder of the experts, for the control with soft labels; omitted: beside the set, if they are there."""
+    network: Architecture | None = None
+    """Network to train; omitted: the one the set was made with."""
+    width: int | None = None
+    """Its width, where it has one."""
+    depth: int | None = None
+    """Its depth, where it has one."""
+    norm: Norm | None = None
+    """Its normalisation."""
+    evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
+    device: str = "auto"
+    """Where to train."""
+    json: Path | None = None
+    """Write the figures to this file as well."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html of a run anew: one page with figures, tables and pictures, to open in any browser."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Say what a distilled set holds, and draw its images in true colours."""
+
+    path: tyro.conf.Positional[Path]
+    """A distilled.safetensors, or the folder of a run."""
+    out: Path = Path("images.png")
+    """The picture to write."""
+    most: int = 10
+    """Images of each class to draw."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a distilled set for other tools; the ending of --out decides the format."""
+
+    path: tyro.conf.Positional[Path]
+    """A distilled.safetensors, or the folder of a run."""
+    out: Path
+    """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours), or a folder of
+    class folders."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Match early, middle and late parts of the trajectories at several sizes: what networks gain over random images.
+
+    Leaves a page with the figure, the table and the images side by side. Resumable.
+    """
+
+    config: Flat = field(default_factory=Config)
+    ipcs: tuple[int, ...] = (1, 10, 30)
+    """Images per class to try."""
+    starts: tuple[int, ...] | None = None
+    """First start epoch of each part; omitted: an early, a middle and the last one."""
+    width: int = 3
+    """Start epochs in a part."""
+    out: Path | None = None
+    """Folder of the exploration; omitted: runs/DATASET-stages."""
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """Leave out or change one part of the method at a time: what each is worth, in one table with intervals.
+
+    Labels fixed or learned, growing window, start, number of experts, exact or frozen gradients. Resumable.
+    """
+
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell; other flags change single ones."""
+    out: Path | None = None
+    """Folder of the exploration; omitted: runs/DATASET-ipcN-ablations."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Hold the window that --window auto finds against some chosen by hand, evenly from early to late. Resumable."""
+
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell; other flags change single ones."""
+    count: int = 5
+    """Windows chosen by hand."""
+    out: Path | None = None
+    """Folder of the exploration; omitted: runs/DATASET-ipcN-windows."""
+
+
+@dataclass(frozen=True)
+class Lossless:
+    """Find the smallest set that trains as well as the full data: doubling, then bisection, over resumable runs."""
+
+    config: Flat = field(default_factory=Config)
+    most: int | None = None
+    """Images per class at which to give up; omitted: half of the smallest class."""
+    margin: float = 0.0
+    """How much accuracy may be lost, as a fraction of 1; 0: none that is significant."""
+    out: Path | None = None
+    """Folder of the search; omitted: runs/DATASET-lossless."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Time, memory and disk of a run before it starts, from a few timed steps."""
+
+    config: Flat = field(default_factory=Config)
+    preset: str | None = None
+    """Settings of a published cell; other flags change single ones."""
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "run": Run, "experts": Experts, "distill": Distil, "evaluate": Evaluate, "report": Report, "show": Show,
+    "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
+    "explore windows": Windows,    "lossless": Lossless,
+}  # fmt: skip

@@ -1,0 +1,151 @@
+"""What a user sees while work goes on and when it is done: progress with the time left, tables, one-sentence errors."""
+
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from potstill import api, atlas, figures
+from potstill.errors import PotstillError
+
+T = TypeVar("T")
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+PLAIN_SECONDS = 15.0  # between lines of progress where the output is no terminal
+
+
+def say(text: str) -> None:
+    """Print text as it stands: a path may hold what rich takes for markup."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def fail(sentence: str) -> int:
+    """Print one sentence as an error; returns the exit code."""
+    err.print("[bold red]error:[/] ", end="")
+    err.print(sentence, markup=False, soft_wrap=True)
+    return 1
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as MB or GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """The figures of a run as a table."""
+    protocol = results["protocol"]
+    title = f"{results['dataset']}, {results['ipc']} images per class, {results['network']}, {protocol['name']}"
+    table = Table("trained on", "accuracy", "95 % interval", "networks", title=title)
+    for name, label in figures.NAMES.items():
+        if name in results["accuracy"]:
+            figure = results["accuracy"][name]
+            low_high = figure["ci95"]
+            shown = f"{low_high[0]:.1%} to {low_high[1]:.1%}" if low_high else "one network: none"
+            table.add_row(label, f"{figure['mean']:.1%}", shown, str(len(figure["per_seed"])))
+    out.print(table)
+    if protocol["selection"] == "test":
+        out.print("protocol paper: chosen on the test set, only to compare with published tables")
+
+
+def print_exploration(record: dict[str, Any], folder: Path, finding: str) -> None:
+    """The figures of an exploration as a table; writes its page too."""
+    page = atlas.write(record, folder)
+    heads, rows = atlas.table(record)
+    printed = Table(*heads, title=record["dataset"])
+    for row in rows:
+        printed.add_row(*row["cells"], style="bold" if row["best"] else None)
+    out.print(printed)
+    say(f"{finding}.")
+    say(f"\nthe page    {page}\nthe figure  {page.with_suffix('.png')}\nfigures     {page.with_suffix('.json')}")
+
+
+@contextmanager
+def progress(record: Callable[[dict[str, Any]], None] | None = None) -> Any:
+    """A function that runs a stage to its end and shows how far it is, with the time left."""
+    columns = (
+        TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[detail]}"),
+    )  # fmt: skip
+    live = Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=120)
+
+    def show(events: Generator[dict[str, Any], None, T]) -> T:
+        bar = live.add_task("starting", total=None, detail="reading the data")
+        lines = _PlainLines()
+
+        def on_event(event: dict[str, Any]) -> None:
+            live.update(
+                bar, description=event["stage"], completed=event["done"], total=event["total"], detail=detail(event)
+            )
+            if not err.is_terminal:
+                lines.tell(event)
+            if record:
+                record(event)
+
+        return api.exhaust(events, on_event)
+
+    with live:
+        yield show
+
+
+class _PlainLines:
+    """Progress as lines now and then, for logs."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.told, self.first = 0.0, None
+
+    def tell(self, event: dict[str, Any]) -> None:
+        now, done, total = time.monotonic(), event["done"], event["total"]
+        if self.first is None:
+            self.first = done
+        if now - self.told < PLAIN_SECONDS and done < total:
+            return
+        self.told = now
+        fresh = done - self.first
+        left = f", {duration((now - self.began) / fresh * (total - done))} left" if fresh and done < total else ""
+        err.print(f"{event['stage']} {done}/{total}{left}  {detail(event)}", markup=False, soft_wrap=True)
+
+
+def detail(event: dict[str, Any]) -> str:
+    """What is worth knowing of an event, in a few words."""
+    parts: Iterable[tuple[str, str]] = (
+        ("doing", "{}"), ("expert", "expert {}"), ("epoch", "epoch {}"), ("start_epoch", "from epoch {}"),
+        ("loss", "loss {:.3f}"), ("step_size", "step size {:.4f}"),
+        ("cell", "{}"), ("judged", "{0[on]} {0[accuracy]:.1%}"), ("set", "{}"), ("network", "network {}"),
+    )  # fmt: skip
+    words = [text.format(event[name]) for name, text in parts if name in event]
+    counts = (("skipped", "skipped"), ("rolled_back", "undone"))
+    words += [f"{event[name]} {label}" for name, label in counts if event.get(name)]
+    return ", ".join(words)
+
+
+def tensorboard(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None] | None:
+    """Writes the metrics of distilling as event files."""
+    if not wanted:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise PotstillError("--tensorboard: the package tensorboard is missing; pip install tensorboard.") from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def record(event: dict[str, Any]) -> None:
+        if event["stage"] == "distilling" and "iteration" in event:
+            for name in ("loss", "step_size", "start_epoch", "skipped", "rolled_back"):
+                writer.add_scalar(name, event[name], event["iteration"])
+            writer.add_scalar("accuracy", event["judged"]["accuracy"], event["judged"]["iteration"])
+            writer.flush()
+
+    return record
