@@ -18,6 +18,7 @@ from potstill.whitening import Transform
 KIND = "snapshot"
 MOST = 10  # images of a class that are kept
 CLASSES = 10  # classes of which any are kept
+FEW = 3  # images of a class up to which they are shown below each other
 FRAME_SECONDS = 0.4
 
 
@@ -32,8 +33,9 @@ class Snapshot:
 
     @property
     def picture(self) -> Tensor:
-        """One uint8 image (C, H', W'), a row a class."""
-        return grid(self.pixels, self.labels, MOST)
+        """One uint8 image (C, H', W'): a row a class, or, where a class has few images, a column a class."""
+        slots = torch.cat([torch.arange(int(count)) for count in torch.bincount(self.labels) if count])
+        return grid(self.pixels, slots if int(slots.max()) < FEW else self.labels, max(MOST, CLASSES))
 
 
 def keep(folder: Path, transform: Transform, state: State) -> None:

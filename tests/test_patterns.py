@@ -41,6 +41,14 @@ def test_how_far_they_moved():
     assert torch.allclose(torch.tensor(found["labels"]), torch.tensor([0, 0.25, 1.0]))
 
 
+def test_few_images_of_a_class_lie_below_each_other():
+    pixels = torch.zeros(6, 1, 64, 64, dtype=torch.uint8)
+    few = patterns.Snapshot(0, pixels, torch.ones(6, 3) / 3, torch.tensor([0, 0, 1, 1, 2, 2]))
+    many = patterns.Snapshot(0, pixels, torch.ones(6, 1), torch.zeros(6, dtype=torch.long))
+    assert few.picture.shape == (1, 134, 200)  # two rows, a column a class
+    assert many.picture.shape == (1, 68, 398)  # a row a class
+
+
 def test_the_animation_has_a_frame_a_snapshot():
     image = Image.open(io.BytesIO(patterns.animation([snapshot(i, 80 * i, 0.0) for i in range(3)])))
     assert image.format == "GIF"
