@@ -189,9 +189,8 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     try:
         if state.iteration == 0 and config.distil.snapshots:
             patterns.keep(run.folder, problem.transform, state)
-        if due(config.distil.evaluations) and not log.has(
-            state.iteration
-        ):  # the start, or a judging that an interruption cut short
+        # the start, or a judging that an interruption cut short
+        if due(config.distil.evaluations) and not log.has(state.iteration):
             yield {"stage": "distilling", "done": state.iteration, "total": total, "doing": "judging"}
             log = _judge(run, who, state, log)
         if state.iteration == 0 and difficulty.wanted(run.config):
