@@ -49,7 +49,7 @@ def test_there_is_one_for_each_published_cell():
 @pytest.mark.parametrize("recipe", CELLS)
 def test_a_recipe_runs_end_to_end(recipe, cook, tmp_path):
     record = cook(recipe)
-    assert record["recipe"] == recipe.replace("_", "-")
+    assert record["recipe"] == recipe.replace("_", "-") + "-tiny"
     assert {"distilled", "random", "random_soft", "full"} <= record["accuracy"].keys()
     assert {"config", "commit", "environment", "seconds", "peak_memory_bytes"} <= record.keys()
     assert (tmp_path / "record.safetensors").exists()
