@@ -103,7 +103,7 @@ def _stages_figure(record: dict[str, Any]) -> Any:
     ipcs = list(dict.fromkeys(cell["ipc"] for cell in cells))
     starts = list(dict.fromkeys(cell["start"] for cell in cells))
     figure, plot = axes(
-        "images per class", "gain over random images (points of accuracy)", 3.4,
+        "images per class", "gain over random images (points)", 3.4,
         f"Which part of the experts' path to match: {record['dataset']}",
     )  # fmt: skip
     width = 0.8 / len(starts)
