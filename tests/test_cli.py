@@ -255,7 +255,10 @@ def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number):
     command = [sys.executable, "-m", "potstill.cli", "run", *SMALL, "--distil.iterations", "400", "--out", "run"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it
+    )  # fmt: skip
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 5):
         time.sleep(0.05)
