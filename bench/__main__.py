@@ -21,8 +21,9 @@ import torch
 
 from bench import cases
 from bench.cases import CUDA, FULL, SMALL, Bench
-from bench.limits import limits, wait
+from bench.limits import limits
 from potstill import artefacts, engine
+from potstill.forecasting import wait
 from potstill.run import environment, peak_memory
 
 GROWTH = [(steps, batch, width) for width in (64, 128) for batch in (10, 100, 1000) for steps in (10, 40, 100)]

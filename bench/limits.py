@@ -3,14 +3,14 @@
 A step that spends its time in convolutions at this speed cannot be made faster but by fewer multiplications.
 """
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from potstill.forecasting import timed
+
+REPEATS = 7
 LAYERS = ((3, 128, 32), (128, 128, 16), (128, 128, 8))  # channels in, out, and pixels a side, of the published network
 
 
@@ -35,9 +35,9 @@ def convolutions(device: torch.device, dtype: torch.dtype, batch: int) -> float:
         def backward(mask: list[bool], x: Any = x, w: Any = w, y: Any = y) -> Any:
             return torch.ops.aten.convolution_backward(y, x, w, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask)
 
-        seconds += median(lambda x=x, w=w: F.conv2d(x, w, padding=1), device)
-        seconds += median(lambda: backward([True, False, False]), device)
-        seconds += median(lambda: backward([False, True, False]), device)
+        seconds += timed(lambda x=x, w=w: F.conv2d(x, w, padding=1), device, REPEATS)
+        seconds += timed(lambda: backward([True, False, False]), device, REPEATS)
+        seconds += timed(lambda: backward([False, True, False]), device, REPEATS)
         flops += 3 * 2.0 * batch * side * side * w.numel()
     return flops / seconds
 
@@ -46,22 +46,4 @@ def memory(device: torch.device, size: int = 1 << 28) -> float:
     """Bytes read and written a second while copying a block far larger than the caches."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / median(lambda: target.copy_(source), device)
-
-
-def median(action: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
-    """Median seconds of an action, after one that does not count."""
-    action()
-    seconds = []
-    for _ in range(repeats):
-        wait(device)
-        began = time.perf_counter()
-        action()
-        wait(device)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return 2 * size / timed(lambda: target.copy_(source), device, REPEATS)

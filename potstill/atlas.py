@@ -189,45 +189,47 @@ FIGURES = {
 def _words(record: dict[str, Any]) -> dict[str, str]:
     """Title, finding and caption."""
     dataset = record["dataset"]
-    chosen = "The test images chose nothing."
+    common = {"chosen": "The test images chose nothing.", "finding": finding(record)}
     if record["kind"] == "stages":
         return {
-            "chosen": chosen,
+            **common,
             "title": f"Which part of the path to match: {dataset}",
-            "finding": stages_finding(record),
             "caption": "What networks gain in test accuracy when they are trained on the distilled set instead of as "
             "many random real images, in points, by the part of the experts' trajectories that was matched; lines are "
             "95 % intervals. Below zero, distilling did harm. Every set is the one after the last iteration.",
         }
     if record["kind"] == "windows":
         return {
-            "chosen": chosen,
+            **common,
             "title": f"The window found, and some chosen by hand: {dataset}",
-            "finding": windows_finding(record),
             "caption": "Test accuracy by the start epochs that were matched; the first row and the dashed line are of "
             "the window that was found by measuring. Lines are 95 % intervals.",
         }
     if record["kind"] == "ablations":
         return {
-            "chosen": chosen,
+            **common,
             "title": f"What each part of the method is worth: {dataset}",
-            "finding": ablations_finding(record),
             "caption": "Test accuracy of the run as given (first, and dashed) and of the same run with one thing "
             "changed; lines are 95 % intervals over networks. Each row is one distilled set.",
         }
     epochs = record["protocol"]["full_epochs"]
     return {
+        **common,
         "chosen": f"Networks on the full set trained {epochs} epochs. The size was found by these very figures, so "
         "judge it again by other networks before you rely on it.",
         "title": f"How many images lose nothing: {dataset}",
-        "finding": lossless_finding(record),
         "caption": "Test accuracy by images per class (logarithmic) of networks trained on the distilled set, on as "
         "many random images with soft and with hard labels, and on the full set (line; bands are 95 % intervals). The "
         "dotted line marks the smallest set found that loses nothing.",
     }
 
 
-def stages_finding(record: dict[str, Any]) -> str:
+def finding(record: dict[str, Any]) -> str:
+    """What an exploration found, in a sentence."""
+    return _FINDINGS[record["kind"]](record)
+
+
+def _stages_finding(record: dict[str, Any]) -> str:
     """The best stage of each size, in a sentence."""
     cells = record["cells"]
     best: dict[int, dict[str, Any]] = {}
@@ -242,7 +244,7 @@ def stages_finding(record: dict[str, Any]) -> str:
     return f"Best matched: {', '.join(parts)} images per class"
 
 
-def windows_finding(record: dict[str, Any]) -> str:
+def _windows_finding(record: dict[str, Any]) -> str:
     """The window that was found against the best of the others."""
     found, *others = record["cells"]
     best = max(others, key=lambda cell: cell["accuracy"]["distilled"]["mean"])
@@ -254,7 +256,7 @@ def windows_finding(record: dict[str, Any]) -> str:
     )
 
 
-def ablations_finding(record: dict[str, Any]) -> str:
+def _ablations_finding(record: dict[str, Any]) -> str:
     """The changes that make more of a difference than fresh networks do; each is one distilled set."""
     changed = [c for c in record["cells"][1:] if (ci := c["over_base"]["ci95"]) and not ci[0] <= 0 <= ci[1]]
     if not changed:
@@ -263,13 +265,19 @@ def ablations_finding(record: dict[str, Any]) -> str:
     return f"More than fresh networks differ: {', '.join(words)}"
 
 
-def lossless_finding(record: dict[str, Any]) -> str:
+def _lossless_finding(record: dict[str, Any]) -> str:
     """The size that was found, and how large the full set is."""
     if record["ipc"] is None:
         return f"None up to {record['cells'][-1]['ipc']} images per class: every set loses"
     of = f"of about {record['full_per_class']:.0f}"
     how = f"within {100 * record['margin']:.1f} points" if record["margin"] else "the difference is not significant"
     return f"{record['ipc']} images per class {of} train as well as the full set ({how})"
+
+
+_FINDINGS = {
+    "stages": _stages_finding, "windows": _windows_finding, "ablations": _ablations_finding,
+    "lossless": _lossless_finding,
+}  # fmt: skip
 
 
 def _notes(record: dict[str, Any]) -> list[str]:

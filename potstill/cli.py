@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from potstill import api, artefacts, atlas, engine, exploring, forecasting, lossless, report
+from potstill import api, artefacts, engine, exploring, forecasting, lossless, report
 from potstill import run as stages
 from potstill.commands import (
     COMMANDS,
@@ -267,13 +267,13 @@ def _forecast(command: Forecast) -> None:
 
 def _stages(command: Stages) -> None:
     cells = exploring.stage_cells(command.config, command.ipcs, command.starts, command.width)
-    _explored("stages", cells, command.out or Path("runs") / f"{_name(command.config)}-stages", atlas.stages_finding)
+    _explored("stages", cells, command.out or Path("runs") / f"{_name(command.config)}-stages")
 
 
 def _ablations(command: Ablations) -> None:
     cells = exploring.ablation_base(command.config)
     folder = command.out or Path("runs") / f"{_name(command.config)}-ipc{command.config.ipc}-ablations"
-    _explored("ablations", cells, folder, atlas.ablations_finding)
+    _explored("ablations", cells, folder)
 
 
 def _windows(command: Windows) -> None:
@@ -281,18 +281,16 @@ def _windows(command: Windows) -> None:
         raise PotstillError(f"--count {command.count}: at least 1 window is needed to compare with.")
     cells = exploring.window_cells(command.config, command.count)
     folder = command.out or Path("runs") / f"{_name(command.config)}-ipc{command.config.ipc}-windows"
-    _explored("windows", cells, folder, atlas.windows_finding)
+    _explored("windows", cells, folder)
 
 
-def _explored(
-    kind: str, cells: list[exploring.Cell], folder: Path, finding: Callable[[dict[str, Any]], str]
-) -> None:  # fmt: skip
+def _explored(kind: str, cells: list[exploring.Cell], folder: Path) -> None:
     for cell in cells:
         stages.check(cell.config)
     say(f"{folder}: {len(cells)} runs")
     with progress() as show:
         record = show(exploring.explore(kind, cells, folder))
-    print_exploration(record, folder, finding(record))
+    print_exploration(record, folder)
 
 
 def _lossless(command: Lossless) -> None:
@@ -305,7 +303,7 @@ def _lossless(command: Lossless) -> None:
     say(f"{folder}: from {config.ipc} to at most {most} images per class")
     with progress() as show:
         record = show(lossless.search(config, folder, most, command.margin))
-    print_exploration(record, folder, atlas.lossless_finding(record))
+    print_exploration(record, folder)
 
 
 _RUNNERS: dict[type[Any], Callable[[Any], None]] = {

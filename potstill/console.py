@@ -59,7 +59,7 @@ def print_results(results: dict[str, Any]) -> None:
         out.print("protocol paper: chosen on the test set, only to compare with published tables")
 
 
-def print_exploration(record: dict[str, Any], folder: Path, finding: str) -> None:
+def print_exploration(record: dict[str, Any], folder: Path) -> None:
     """The figures of an exploration as a table; writes its page too."""
     page = atlas.write(record, folder)
     heads, rows = atlas.table(record)
@@ -67,7 +67,7 @@ def print_exploration(record: dict[str, Any], folder: Path, finding: str) -> Non
     for row in rows:
         printed.add_row(*row["cells"], style="bold" if row["best"] else None)
     out.print(printed)
-    say(f"{finding}.")
+    say(f"{atlas.finding(record)}.")
     say(f"\nthe page    {page}\nthe figure  {page.with_suffix('.png')}\nfigures     {page.with_suffix('.json')}")
 
 

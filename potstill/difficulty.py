@@ -23,7 +23,7 @@ from torch import Tensor
 from potstill import artefacts, distillation, evaluation, functional, seeds
 from potstill.config import Config, DistilConfig, WindowConfig
 from potstill.distillation import State
-from potstill.errors import PotstillError
+from potstill.errors import Diverged
 from potstill.evaluation import Event, Judge
 from potstill.methods.trajectory import draw_steps
 from potstill.problem import Problem
@@ -252,7 +252,7 @@ def _run(
             state = reached
             losses.append(metrics["loss"])
         accuracy = evaluation.judge_state(race.judge, state.images, state.logits, float(state.step_size))
-    except PotstillError:  # it diverged again and again: this part is not for this set
+    except Diverged:  # it diverged again and again: this part is not for this set
         accuracy = 0.0
     state.save(path, {})
     record["rounds"].append(

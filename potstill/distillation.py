@@ -12,7 +12,7 @@ from torch import Tensor
 
 from potstill import artefacts
 from potstill.config import Config
-from potstill.errors import PotstillError
+from potstill.errors import Diverged
 from potstill.methods import METHODS
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
@@ -82,7 +82,7 @@ def iterate(
     led astray: it is undone, its momentum forgotten, and the iteration counted in ``rolled_back``.
 
     Raises:
-        PotstillError: twenty iterations in a row diverged.
+        Diverged: twenty iterations in a row diverged.
     """
     while state.iteration < config.distil.iterations:
         began = time.perf_counter()
@@ -97,7 +97,7 @@ def iterate(
         seconds = state.seconds + time.perf_counter() - began
         state = replace(next_state, iteration=state.iteration + 1, seconds=seconds)
         if state.in_a_row >= PATIENCE:
-            raise PotstillError(
+            raise Diverged(
                 f"distilling diverged {PATIENCE} times in a row at iteration {state.iteration}, each time undone; "
                 f"lower --distil.lr-images (now {config.distil.lr_images:g}) or --distil.step-size (now "
                 f"{config.distil.step_size:g}) in another --out; --experts takes the experts along."

@@ -42,7 +42,7 @@ class Distilled:
     @property
     def pixels(self) -> Tensor:
         """The images in true colours, uint8 (n, C, H, W); what leaves the range of pixels is clipped."""
-        return (self.transform.invert(self.images).clamp(0, 1) * 255).round().to(torch.uint8)
+        return self.transform.pixels(self.images)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W) and soft labels (n, K), ready to train on."""

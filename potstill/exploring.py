@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from potstill import artefacts
 from potstill import run as stages_of
 from potstill.config import Config, WindowConfig, as_dict, default, rebase
-from potstill.errors import PotstillError
+from potstill.errors import Diverged, PotstillError
 from potstill.evaluation import Event, difference
 from potstill.run import Run
 
@@ -168,9 +168,7 @@ def run_cell(kind: str, cell: Cell, out: Path, number: int, total: int) -> Gener
     diverged = None
     try:
         yield from _within(stages_of.distil(run), kind, told, number, total, 0.0, DISTILLING)
-    except PotstillError as error:  # a window that cannot be matched is a finding, not the end of the exploration
-        if "diverged" not in str(error):
-            raise
+    except Diverged as error:  # a window that cannot be matched is a finding, not the end of the exploration
         diverged = str(error)
     results = yield from _within(stages_of.evaluate(run), kind, told, number, total, DISTILLING, 1.0)
     return {**results, "diverged": diverged}

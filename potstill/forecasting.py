@@ -63,20 +63,21 @@ def forecast(config: Config) -> dict[str, Any]:
     }
 
 
-def _timed(action: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
+def timed(action: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
     """Median seconds of an action, after one that does not count."""
     action()
     seconds = []
     for _ in range(repeats):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         action()
-        _wait(device)
+        wait(device)
         seconds.append(time.perf_counter() - began)
     return sorted(seconds)[len(seconds) // 2]
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -92,7 +93,7 @@ def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 
     gradient = engine.training_gradient(
         problem.network, problem.dataset.shape, batch, images_in_all, job.config.compile
     )
-    return _timed(lambda: run_to_end(sgd(gradient, theta, images, targets, recipe, 0), theta), problem.device)
+    return timed(lambda: run_to_end(sgd(gradient, theta, images, targets, recipe, 0), theta), problem.device)
 
 
 def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, str]:
@@ -116,4 +117,4 @@ def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, str]:
 
     precision = str(problem.network.precision).removeprefix("torch.")
     how = "compiled" if derivatives.compiled else "plain"
-    return _timed(iteration, problem.device) / INNER_STEPS, f"inner steps {how}, in {precision}"
+    return timed(iteration, problem.device) / INNER_STEPS, f"inner steps {how}, in {precision}"

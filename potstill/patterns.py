@@ -41,7 +41,7 @@ class Snapshot:
 def keep(folder: Path, transform: Transform, state: State) -> None:
     """Write the first images of the first classes, in true colours, under folder/snapshots."""
     rows = torch.cat([(state.labels == label).nonzero().flatten()[:MOST] for label in range(CLASSES)])
-    pixels = (transform.invert(state.images[rows].float().cpu()).clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = transform.pixels(state.images[rows].float().cpu())
     tensors = {"pixels": pixels, "soft": state.logits[rows].softmax(1).cpu(), "labels": state.labels[rows].cpu()}
     path = folder / "snapshots" / f"{state.iteration:06d}.safetensors"
     artefacts.save(path, KIND, tensors, {"iteration": state.iteration})

@@ -75,8 +75,7 @@ def _row(name: str, results: dict[str, Any]) -> dict[str, Any]:
 def _start(folder: Path, distilled: Distilled) -> torch.Tensor:
     """Images in true colours before the first iteration (n, C, H, W) uint8."""
     tensors, _ = artefacts.load(folder / "start.safetensors", "start")
-    images = distilled.transform.invert(tensors["images"].float())
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    return distilled.transform.pixels(tensors["images"].float())
 
 
 def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]:

@@ -38,6 +38,10 @@ class Transform:
         """Pixels in about [0, 1] from whitened images; learned images may leave that range."""
         return self._map(images, inverse=True)
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """Whitened images in true colours, uint8; what leaves the range of pixels is clipped."""
+        return (self.invert(images).clamp(0, 1) * 255).round().to(torch.uint8)
+
     def _map(self, images: Tensor, *, inverse: bool) -> Tensor:
         mean, scale = self.mean.to(images), self.scale.to(images)
         if self.basis is None:

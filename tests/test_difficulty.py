@@ -8,7 +8,7 @@ import torch
 from potstill import api, artefacts, config, difficulty, distillation, report
 from potstill import run as stages
 from potstill.config import WindowConfig
-from potstill.errors import PotstillError
+from potstill.errors import Diverged, PotstillError
 from tests.conftest import tiny
 
 
@@ -115,7 +115,7 @@ def test_a_band_that_diverges_loses(finished, tmp_path, monkeypatch):
 
     def diverging(config, problem, experts, derivatives, state):
         if config.window.start > 0:
-            raise PotstillError("distilling diverged 20 times in a row")
+            raise Diverged("distilling diverged 20 times in a row")
         yield from iterate(config, problem, experts, derivatives, state)
 
     monkeypatch.setattr(difficulty.distillation, "iterate", diverging)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from potstill import api, artefacts, atlas, config, exploring
-from potstill.errors import PotstillError
+from potstill.errors import Diverged, PotstillError
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
 
@@ -71,7 +71,7 @@ def test_progress_rises_to_the_end(tmp_path):
 
 def test_a_cell_that_diverges_is_a_finding(tmp_path, monkeypatch):
     def diverge(*_):
-        raise PotstillError("distilling diverged 20 times in a row")
+        raise Diverged("distilling diverged 20 times in a row")
         yield
 
     monkeypatch.setattr(exploring.stages_of.distillation, "iterate", diverge)
