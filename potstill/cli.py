@@ -33,6 +33,7 @@ from potstill.console import (
     duration,
     err,
     fail,
+    listen,
     out,
     print_exploration,
     print_results,
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
     engine.keep_freed_memory()
+    listen()
     try:
         command = _parse(name, arguments)
         _RUNNERS[type(command)](command)

@@ -1,5 +1,6 @@
 """What a user sees while work goes on and when it is done: progress with the time left, tables, one-sentence errors."""
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -29,6 +30,21 @@ def fail(sentence: str) -> int:
     err.print("[bold red]error:[/] ", end="")
     err.print(sentence, markup=False, soft_wrap=True)
     return 1
+
+
+class Told(logging.Handler):
+    """Shows what the package has to tell while it works, above the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        err.print(record.getMessage(), markup=False, soft_wrap=True)
+
+
+def listen() -> None:
+    """From here on, show it; a program that imports the package decides that for itself."""
+    package = logging.getLogger("potstill")
+    package.setLevel(logging.INFO)
+    package.handlers[:] = [Told()]
 
 
 def duration(seconds: float) -> str:

@@ -11,8 +11,8 @@ from torch.func import functional_call
 from potstill import networks
 from potstill.config import NetworkConfig
 
-BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(theta (P,), images (b, C, H, W), targets (b, K)) → the loss summed over the batch, a scalar."""
+Parameters = dict[str, Tensor]
+"""Parameters by their names in the module."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class FlatNetwork:
     :attr:`buffers` reads and :meth:`set_buffers` writes as one flat vector.
     """
 
-    module: nn.Module
+    module: nn.Sequential
     precision: torch.dtype = torch.float32
     shapes: dict[str, torch.Size] = field(init=False, hash=False)  # of each parameter, in the vector's order
     sizes: tuple[int, ...] = field(init=False)  # of each parameter; read once, for this is asked at every step
     batch_coupled: bool = field(init=False)  # batch norm: outputs depend on the batch, which forbids micro-batches
+    _parts: tuple[nn.Module, nn.Module] = field(init=False, repr=False, hash=False)  # stem and rest
 
     def __post_init__(self) -> None:
         shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
@@ -35,11 +36,18 @@ class FlatNetwork:
         object.__setattr__(self, "sizes", tuple(shape.numel() for shape in shapes.values()))
         coupled = any(isinstance(layer, nn.BatchNorm2d) for layer in self.module.modules())
         object.__setattr__(self, "batch_coupled", coupled)
+        layers = list(self.module.children())
+        first = 1 + next(i for i, layer in enumerate(layers) if list(layer.parameters()))
+        object.__setattr__(self, "_parts", (self.module[:first], self.module[first:]))
 
-    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+    def unflatten(self, theta: Tensor) -> Parameters:
         """Views of a flat vector (P,) under the parameters' names."""
         parts = theta.split(self.sizes)
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def flatten(self, parameters: Parameters) -> Tensor:
+        """The flat vector (P,) of parameters, or of anything of their shapes."""
+        return torch.cat([parameters[name].reshape(-1) for name in self.shapes])
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """Outputs (b, K) in the precision of ``theta``; layers compute in :attr:`precision` if that is lower."""
@@ -49,6 +57,24 @@ class FlatNetwork:
             self.module, self.unflatten(theta.to(self.precision)), (images.to(self.precision),), tie_weights=False
         )
         return low.to(theta.dtype)
+
+    def stem(self, parameters: Parameters, images: Tensor) -> Tensor:
+        """What the first layer with parameters makes of the images, in :attr:`precision`.
+
+        Linear in the parameters, so that its derivative in a direction is its value there.
+        """
+        return self._part(0, parameters, images)
+
+    def rest(self, parameters: Parameters, features: Tensor) -> Tensor:
+        """Outputs (b, K) of the layers after the stem, in the precision of the parameters."""
+        like = next(iter(parameters.values()))
+        return self._part(1, parameters, features).to(like.dtype)
+
+    def _part(self, number: int, parameters: Parameters, x: Tensor) -> Tensor:
+        module = self._parts[number]
+        dtype = x.dtype if self.precision == torch.float32 else self.precision
+        own = {name: parameters[name].to(dtype) for name, _ in module.named_parameters()}
+        return functional_call(module, own, (x.to(dtype),), tie_weights=False)
 
     @property
     def buffers(self) -> Tensor:
@@ -92,14 +118,30 @@ def soft_cross_entropy(outputs: Tensor, probabilities: Tensor) -> Tensor:
     return -(probabilities * F.log_softmax(outputs, 1)).sum()
 
 
+@dataclass(frozen=True)
+class BatchLoss:
+    """(theta (P,), images (b, C, H, W), targets (b, K)) → the loss of a network, summed over the batch."""
+
+    network: FlatNetwork
+    probabilities: Callable[[Tensor], Tensor]  # of targets, each row summing to 1
+
+    def __call__(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        return soft_cross_entropy(self.network(theta, images), self.probabilities(targets))
+
+    def after_stem(self, parameters: Parameters, features: Tensor, targets: Tensor) -> Tensor:
+        """The same from what the network's stem gave."""
+        return soft_cross_entropy(self.network.rest(parameters, features), self.probabilities(targets))
+
+
 def label_loss(network: FlatNetwork) -> BatchLoss:
     """Loss against label logits z: soft cross-entropy with softmax(z), differentiable in z."""
-    return lambda theta, images, logits: soft_cross_entropy(network(theta, images), F.softmax(logits, 1))
+    return BatchLoss(network, lambda logits: F.softmax(logits, 1))
 
 
 def target_loss(network: FlatNetwork) -> BatchLoss:
     """Loss against probabilities, hard or soft."""
-    return lambda theta, images, probabilities: soft_cross_entropy(network(theta, images), probabilities)
+    return BatchLoss(network, lambda probabilities: probabilities)
 
 
 @torch.no_grad()

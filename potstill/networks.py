@@ -16,7 +16,7 @@ from potstill.errors import PotstillError
 Shape = tuple[int, int, int]  # channels, height, width
 
 
-def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
+def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """A fresh network for images of ``shape`` (C, H, W), with PyTorch's initialisation of each layer.
 
     The caller owns the global random state; see :func:`potstill.functional.initial` for a seeded one.
@@ -32,11 +32,31 @@ def depth_for(height: int, width: int) -> int:
     return max(2, round(math.log2(min(height, width))) - 2)
 
 
+class InstanceNorm(nn.GroupNorm):
+    """Affine instance norm, as a group norm of one channel a group.
+
+    Where it is compiled, the variance is E x² − (E x)²: both sums in one pass, and simpler derivatives, which makes
+    the adjoint of an inner step a tenth faster.  Sums are float32 at least; cancellation costs digits only where a
+    channel's mean is hundreds of times its deviation.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), each channel of each normalised."""
+        if not torch.compiler.is_compiling():
+            return super().forward(images)
+        x = images.to(torch.promote_types(images.dtype, torch.float32))
+        weight, bias = self.weight.to(x.dtype)[:, None, None], self.bias.to(x.dtype)[:, None, None]
+        mean = x.mean((2, 3), keepdim=True)
+        variance = ((x * x).mean((2, 3), keepdim=True) - mean * mean).clamp_min(0)
+        scale = weight * torch.rsqrt(variance + self.eps)
+        return (x * scale + (bias - mean * scale)).to(images.dtype)
+
+
 def _norm(kind: Norm, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "instance":
-        return nn.GroupNorm(channels, channels)  # affine instance norm
+        return InstanceNorm(channels, channels)
     return nn.Identity()
 
 
@@ -63,7 +83,7 @@ def _with_head(features: nn.Sequential, shape: Shape, classes: int, *hidden: int
     return nn.Sequential(*features, *head, nn.Linear(size, classes))
 
 
-def convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
+def convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """Blocks of 3×3 convolution, norm, ReLU and pooling, then one linear layer (Gidaris and Komodakis, 2018)."""
     layers: list[nn.Module] = []
     channels = shape[0]
@@ -74,19 +94,19 @@ def convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
     return _with_head(nn.Sequential(*layers), shape, classes)
 
 
-def mlp(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
+def mlp(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """Two hidden layers of ``width`` units."""
     return _with_head(nn.Sequential(nn.Flatten()), shape, classes, config.width, config.width)
 
 
-def lenet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
+def lenet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """LeNet-5 with ReLU and max pooling."""
     layers = [nn.Conv2d(shape[0], 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(6, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
     return _with_head(nn.Sequential(*layers), shape, classes, 120, 84)
 
 
-def alexnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
+def alexnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """AlexNet for small images: five convolutions, three poolings, one linear layer."""
     layers: list[nn.Module] = []
     channels = shape[0]
@@ -97,7 +117,7 @@ def alexnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
     return _with_head(nn.Sequential(*layers), shape, classes)
 
 
-def vgg11(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
+def vgg11(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """VGG-11 with normalisation; poolings that would empty a small image are left out."""
     layers: list[nn.Module] = []
     channels, size = shape[0], min(shape[1:])
@@ -134,7 +154,7 @@ class _Residual(nn.Module):
         return torch.relu(self.body(images) + self.skip(images))
 
 
-def resnet18(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
+def resnet18(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """ResNet-18 with a 3×3 stem and no first pooling; strides that would leave one pixel are left out."""
     layers: list[nn.Module] = [nn.Conv2d(shape[0], 64, 3, padding=1, bias=False), _norm(config.norm, 64), nn.ReLU()]
     channels, size = 64, min(shape[1:])
@@ -145,7 +165,7 @@ def resnet18(config: NetworkConfig, shape: Shape, classes: int) -> nn.Module:
     return _with_head(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), shape, classes)
 
 
-_CONSTRUCTORS: dict[str, Callable[[NetworkConfig, Shape, int], nn.Module]] = {
+_CONSTRUCTORS: dict[str, Callable[[NetworkConfig, Shape, int], nn.Sequential]] = {
     "convnet": convnet,
     "resnet18": resnet18,
     "vgg11": vgg11,

@@ -208,6 +208,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
                 if due(config.distil.snapshots):
                     patterns.keep(run.folder, problem.transform, state)
                 if due(config.distil.evaluations):
+                    yield {"stage": "distilling", "done": state.iteration, "total": total, "doing": "judging"}
                     log = _judge(run, who, state, log)
                 if time.monotonic() - saved > config.distil.checkpoint_seconds:
                     _checkpoint(run, state, log)

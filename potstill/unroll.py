@@ -12,6 +12,7 @@ Its gradient needs no unrolled graph.  With λ_N = ∂L/∂θ_N and, from i = N�
 so what is kept is N + 1 weight vectors and the graph of one micro-batch of one step.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from torch import Tensor
 from potstill import augment
 from potstill.augment import Drawing
 from potstill.errors import PotstillError
-from potstill.functional import BatchLoss
+from potstill.functional import BatchLoss, Parameters
+
+log = logging.getLogger(__name__)
 
 Adjoint = Literal["exact", "direct", "frozen", "truncated"]
 
@@ -73,37 +76,54 @@ def plain(loss: BatchLoss) -> Derivatives:
 def compiled(loss: BatchLoss) -> Derivatives:
     """Reverse over forward, fused by the compiler: s is the tangent of ℓ, so no second graph of ∇θ ℓ is built.
 
-    The first call of each batch size compiles for about half a minute; the result is cached between runs.
+    The stem's tangent is written out, for forward mode would carry a tangent of the images too, all zero, through
+    three convolutions.  Parameters go in and come out by name: to gather them in one vector is work the compiler does
+    badly.  The first call of each batch size compiles for about half a minute; the result is cached between runs.
     """
+    network = loss.network
 
-    def tangent(theta: Tensor, x: Tensor, z: Tensor, direction: Tensor) -> Tensor:
-        # the clone is fused away; without it, views of a row of the snapshots refuse a tangent of other offset
-        return torch.func.jvp(lambda t: loss(t.clone(), x, z), (theta,), (direction,))[1]
+    def tangent(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> Tensor:
+        features, moving = network.stem(parameters, x), network.stem(direction, x)
 
-    def both(
-        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        slopes, s = torch.func.grad_and_value(tangent, argnums=(0, 1, 2))(theta, x, z, direction)
-        return (s, *slopes)
+        def rest(parameters: Parameters, features: Tensor) -> Tensor:
+            # the clones are fused away; without them, views of the snapshots refuse a tangent of other offset
+            own = {name: parameter.clone() for name, parameter in parameters.items()}
+            return loss.after_stem(own, features, z)
 
-    def slope(theta: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        return torch.func.grad(loss)(theta, x, z)
+        return torch.func.jvp(rest, (parameters, features), (direction, moving))[1]
+
+    def both(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> tuple[Any, Tensor]:
+        return torch.func.grad_and_value(tangent, argnums=(0, 1, 2))(parameters, x, z, direction)
+
+    def slope(parameters: Parameters, x: Tensor, z: Tensor) -> Parameters:
+        return torch.func.grad(lambda p: loss.after_stem(p, network.stem(p, x), z))(parameters)
 
     # fullgraph: what cannot be traced whole is an error, which is told, and never a silent fall back to plain speed
+    fast_slope = torch.compile(slope, dynamic=False, fullgraph=True)
+    fast_both = torch.compile(both, dynamic=False, fullgraph=True)
+
+    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        return network.flatten(fast_slope(network.unflatten(theta), x, z))
+
+    def directional(
+        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        (d_theta, d_x, d_z), s = fast_both(network.unflatten(theta), x, z, network.unflatten(direction))
+        return s, network.flatten(d_theta), d_x, d_z
+
     obvious = plain(loss)
-    return Derivatives(
-        _or(torch.compile(slope, dynamic=False, fullgraph=True), obvious.gradient),
-        _or(torch.compile(both, dynamic=False, fullgraph=True), obvious.directional),
-        compiled=True,
-    )
+    return Derivatives(_or(gradient, obvious.gradient), _or(directional, obvious.directional), compiled=True)
 
 
 def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., Any]:
     """``fast`` on detached arguments, or ``obvious`` for good once compiling has failed, with a warning."""
-    broken = False
+    broken = told = False
 
     def call(*tensors: Tensor) -> Any:
-        nonlocal broken
+        nonlocal broken, told
+        if not told:
+            log.info("compiling a derivative: about half a minute the first time, seconds from then on")
+            told = True
         if not broken:
             try:
                 return fast(*(tensor.detach() for tensor in tensors))

@@ -5,6 +5,7 @@ command continues it.  The record is records/NAME.json, and up to ten images per
 """
 
 import argparse
+import logging
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ def cell(preset: str, experts: int, epochs: int, iterations: int, **distil: Any)
 def cook(name: str, config: Config, description: str) -> None:
     """Run a recipe from the command line, and write its record."""
     given = _arguments(config, description)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("potstill").setLevel(logging.INFO)
     config = replace(config, dataset=given.data)
     if given.tiny:  # apart from the real one
         config, name = _tiny(config), f"{name}-tiny"

@@ -138,7 +138,7 @@ def test_the_inner_loss_is_the_mean_soft_cross_entropy():
     assert torch.allclose(found, setting.theta - setting.alpha * gradient, atol=1e-15)
 
 
-def test_compiled_equals_plain():
+def test_compiled_equals_plain_and_says_that_it_compiles(caplog):
     pytest.importorskip("torch._inductor")
     import shutil
 
@@ -149,7 +149,10 @@ def test_compiled_equals_plain():
     )  # a compile that fails and runs plainly would prove nothing
     setting = Setting(batch=2, steps=3)
     obvious, fast = plain(setting.loss), compiled(setting.loss)
-    assert max(relative(setting.gradients(derivatives=fast), setting.gradients(derivatives=obvious))) < 1e-10
+    with caplog.at_level("INFO", "potstill"):
+        found = setting.gradients(derivatives=fast)
+    assert max(relative(found, setting.gradients(derivatives=obvious))) < 1e-10
+    assert sum("compiling a derivative" in line for line in caplog.messages) == 2  # once for each, not at every step
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
