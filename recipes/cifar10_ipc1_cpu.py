@@ -26,14 +26,14 @@ CONFIG = replace(
     window=WindowConfig(0, 2),
     distil=replace(
         base.distil,
-        iterations=1300,
+        iterations=1000,
         inner_steps=40,
         expert_epochs=1,
         step_size=0.02,
         lr_step_size=1e-5,
         lr_images=1000,
         cooldown=0.8,
-        evaluations=4,
+        evaluations=2,
     ),
     evaluation=EvaluationConfig(full_epochs=3, full_seeds=1),
 )
