@@ -23,8 +23,7 @@ from bench import cases
 from bench.cases import CUDA, FULL, SMALL, Bench
 from bench.limits import limits
 from potstill import artefacts, engine
-from potstill.forecasting import wait
-from potstill.run import environment, peak_memory
+from potstill.machine import commit, environment, peak_memory, wait
 
 GROWTH = [(steps, batch, width) for width in (64, 128) for batch in (10, 100, 1000) for steps in (10, 40, 100)]
 
@@ -119,7 +118,7 @@ def main() -> None:
     if given.case or given.limits or given.grow:
         one(given)
         return
-    lines = []
+    lines, ran_from = [], commit()
     tell(f"{'case':40} {'ours':>10} {'reference':>10} {'faster':>8} {'first call':>11} {'peak, ours':>11}")
     for case in [*SMALL, *(FULL if given.full else []), *(CUDA if torch.cuda.is_available() else [])]:
         found = apart("--case", case, "--rounds", str(given.rounds))
@@ -144,12 +143,7 @@ def main() -> None:
                 f"{found['peak_bytes_above_one_step'] / 1e6:6.0f} MB {found['weights_bytes'] / 1e6:6.0f} MB"
             )
     if given.record:
-        artefacts.write_json(given.record, {"commit": _commit(), "lines": lines})
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+        artefacts.write_json(given.record, {"commit": ran_from, "lines": lines})
 
 
 if __name__ == "__main__":

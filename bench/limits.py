@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from potstill.forecasting import timed
+from potstill.machine import timed
 
 REPEATS = 7
 LAYERS = ((3, 128, 32), (128, 128, 16), (128, 128, 8))  # channels in, out, and pixels a side, of the published network

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.cases import CLASSES, LONG, SHAPE, Bench
 from potstill import engine
-from potstill.forecasting import timed
 from potstill.functional import label_loss
+from potstill.machine import timed
 from potstill.unroll import Derivatives, plain
 
 REPEATS = 10

@@ -284,7 +284,9 @@ def _notes(record: dict[str, Any]) -> list[str]:
     named = ("ipc", "start", "part", "variant", "window")
     told = [cell for cell in record["cells"] if cell.get("diverged")]
     names = [" ".join(f"{name} {cell[name]}" for name in named if cell.get(name, "") != "") for cell in told]
-    return [f"{name}: distilling diverged (pale): what was judged is the set it began with." for name in names]
+    return [
+        f"{name}: distilling diverged (pale): what was judged is the last set that was kept before." for name in names
+    ]
 
 
 def _patterns(record: dict[str, Any], out: Path) -> list[dict[str, Any]]:

@@ -299,7 +299,10 @@ def _lossless(command: Lossless) -> None:
     config = lossless.with_full_control(command.config)
     stages.check(config)
     folder = command.out or Path("runs") / f"{_name(config)}-lossless"
-    most = command.most or prepare(config).smallest_class // 2
+    smallest = prepare(config).smallest_class
+    most = smallest // 2 if command.most is None else command.most
+    if most > smallest:
+        raise PotstillError(f"--most {most}: the smallest class has {smallest} training images; lower it.")
     if most < config.ipc:
         raise PotstillError(f"--most {most}: is less than --ipc {config.ipc}, where the search begins; raise it.")
     say(f"{folder}: from {config.ipc} to at most {most} images per class")

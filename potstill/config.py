@@ -130,6 +130,10 @@ class EvaluationConfig:
     """Fresh networks per figure; omitted: the protocol's."""
     epochs: int | None = None
     """Epochs on a synthetic set; omitted: the protocol's."""
+    step_size: Literal["learned", "chosen"] = "learned"
+    """Step size of networks trained on the set. learned: the student's own, as published; chosen: on validation images,
+    between that one and smaller ones, for a student walks a few epochs of plain SGD and a network a thousand with
+    momentum. The set carries it."""
     full_epochs: int | None = None
     """Epochs of the full-set control; omitted: the protocol's."""
     full_seeds: int | None = None

@@ -146,13 +146,17 @@ def _folder(root: Path, resize: int | None) -> tuple[tuple[str, ...], dict[str, 
     test = next((children[name] for name in (*_TEST, *_VALIDATION) if name in children), None)
     if train is None:
         train, test = root, None
-    classes = tuple(sorted(child.name for child in train.iterdir() if child.is_dir() and child.name[0] != "."))
+    classes = _class_names(train)
     if not classes:
         raise PotstillError(f"{train}: holds no class folders; expected one folder a class.")
-    if test is not None and (unknown := {child.name for child in test.iterdir() if child.is_dir()} - set(classes)):
+    if test is not None and (unknown := set(_class_names(test)) - set(classes)):
         raise PotstillError(f"{test}: class {sorted(unknown)[0]!r} has no folder in {train}; rename or remove it.")
     named = {"train": train} if test is None else {"train": train, "test": test}
     return classes, {name: _class_folders(folder, classes, resize) for name, folder in named.items()}
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(child.name for child in folder.iterdir() if child.is_dir() and child.name[0] != "."))
 
 
 def _class_folders(folder: Path, classes: Sequence[str], resize: int | None) -> Split:

@@ -38,8 +38,9 @@ PARTS = (0.5, 1.0)  # of the inner steps (N)
 FOLLOWS = 0.97  # matching loss below which a part can be followed at all
 AS_GOOD = 0.02  # loss that half as many inner steps may cost
 BANDS, FEW_BANDS = 5, 3  # the latter where a round would be shorter than SHORTEST
-ROUND = 0.03  # of the iterations that a band runs before the worse half drops out
-SHORTEST = 4  # iterations of such a round
+LOST = 0.15  # of the iterations that may be spent on bands that drop out
+SHORTEST = 4  # iterations that a band runs before the worse half drops out
+GRADIENT = 3 / 11  # of the time of an inner step with its adjoint, roughly
 SAMPLES = 2  # segments whose gradients set the rates
 MOVES = {
     "images": 0.05,
@@ -67,8 +68,9 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
 
     The measurements lie in folder/difficulty.json; whatever it already holds is not measured again.
     """
-    path, began = race.folder / FILE, time.monotonic()
+    path = race.folder / FILE
     if race.config.window.mode == "given":
+        began = time.monotonic()
         rates = {**scale_free(race.config, race, start), "cooldown": race.config.distil.cooldown or COOLDOWN}
         found = replace(race.config, distil=replace(race.config.distil, **rates))
         spent = time.monotonic() - began
@@ -80,7 +82,9 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
     for number, epoch in enumerate(starts(race.config, race.experts)):
         yield {"stage": "difficulty", "done": number, "total": TOTAL, "doing": f"matching loss from epoch {epoch}"}
         if number >= len(record["survey"]):
+            began = time.monotonic()
             record["survey"].append({"start": epoch, "losses": survey(race, start, epoch)})
+            record["seconds"] += time.monotonic() - began  # of all sittings, interrupted ones too
             artefacts.write_json(path, record)
     config, limit = settle(race.config, record["survey"])
     entrants = bands(limit, config, race.experts)
@@ -90,8 +94,6 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
     winner, state = yield from _race(replace(race, config=config), record, entrants, start)
     window = opening(entrants[winner], config.distil.iterations)
     found = replace(config, window=window, distil=replace(config.distil, **_rates(record, winner)))
-    if "settings" not in record:
-        record["seconds"] = time.monotonic() - began
     artefacts.write_json(path, {**record, "winner": winner, "settings": artefacts.plain(settings(found))})
     yield {"stage": "difficulty", "done": TOTAL, "total": TOTAL}
     return found, replace(state, seconds=0.0)  # counted with the search
@@ -221,9 +223,41 @@ def _race(
 def bands(limit: int, config: Config, experts: Trajectories) -> list[WindowConfig]:
     """Windows from easy to hard over the start epochs 0 to ``limit``; fewer where there are few iterations to spare."""
     limit = min(limit, experts.identity["expert"]["epochs"] - config.distil.expert_epochs)
-    count = BANDS if ROUND * config.distil.iterations >= SHORTEST else FEW_BANDS
+    count = _bands(config)
     edges = sorted({round((limit + 1) * i / count) for i in range(count + 1)})
     return [WindowConfig(first, stop) for first, stop in pairwise(edges)]
+
+
+def _bands(config: Config) -> int:
+    return BANDS if LOST * config.distil.iterations >= SHORTEST * _losers(_rounds(BANDS)) else FEW_BANDS
+
+
+def _rounds(count: int) -> list[int]:
+    """How many bands run in each round."""
+    return [] if count < 2 else [count, *_rounds(count // 2)]
+
+
+def _losers(rounds: Sequence[int]) -> int:
+    """Rounds of single bands that the winner did not run."""
+    return sum(running - 1 for running in rounds)
+
+
+def round_length(config: Config) -> int:
+    """Iterations that a band runs before the worse half drops out."""
+    iterations = config.distil.iterations
+    affordable = int(LOST * iterations / _losers(_rounds(_bands(config))))
+    return max(1, min(max(SHORTEST, affordable), iterations // SHORTEST))
+
+
+def effort(config: Config) -> tuple[float, int]:
+    """What finding the difficulty costs beyond a run: inner steps walked without an adjoint, and iterations that are
+    lost with bands that drop out, both in iterations; and sets that are judged.
+    """
+    if config.window.mode == "given":
+        return 0.0, 0
+    walks = STARTS * (1 if _chosen(config, "step_size") else len(STEP_SIZES))
+    rounds = _rounds(_bands(config))
+    return walks * GRADIENT + _losers(rounds) * round_length(config), sum(rounds)
 
 
 def opening(window: WindowConfig, iterations: int) -> WindowConfig:
@@ -240,8 +274,7 @@ def _run(
     for entry in record["rounds"]:
         if (entry["band"], entry["round"]) == (band, number) and path.exists():
             return distillation.load_state(path, race.problem.device)[0], entry["accuracy"]
-    iterations = race.config.distil.iterations
-    length = max(1, min(max(SHORTEST, round(ROUND * iterations)), iterations // SHORTEST))
+    began, length = time.monotonic(), round_length(race.config)
     config = replace(race.config, window=window)
     rates = scale_free(config, race, state) if number == 0 else _rates(record, band)
     config = replace(config, distil=replace(config.distil, **rates))
@@ -255,6 +288,7 @@ def _run(
     except Diverged:  # it diverged again and again: this part is not for this set
         accuracy = 0.0
     state.save(path, {})
+    record["seconds"] += time.monotonic() - began
     record["rounds"].append(
         {"band": band, "round": number, "iteration": state.iteration, "losses": losses, "accuracy": accuracy, **rates}
     )

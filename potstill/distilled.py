@@ -25,7 +25,7 @@ class Distilled:
     images: Tensor  # (n, C, H, W) float32, whitened, may leave the range of real pixels
     logits: Tensor  # (n, K) learned label logits; their softmax is the soft label
     labels: Tensor  # (n,) the class each slot began with
-    step_size: float  # the learned step size of SGD, for training on this set
+    step_size: float  # of SGD, for training on this set: learned, or chosen on validation images
     transform: Transform  # whitens test images as these were whitened
     classes: tuple[str, ...]
     recipe: dict[str, Any]  # network and augmentation that the set was made with, and is trained with by default

@@ -24,7 +24,7 @@ Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 LARGE = 2e7  # multiplications an image from which micro-batches, lower precision and compiling can pay
 CACHE_BATCH = {"cpu": 32, "cuda": 256}  # images whose activations stay in cache, or fill the device
-PLAIN_SPEED = 7e10  # multiplications a second of the plain path on two cores; serves only to choose
+PLAIN_SPEED = {"cpu": 7e10, "cuda": 3e12}  # multiplications a second, plainly; two cores measured, a GPU guessed
 COMPILE_FROM = 120.0  # seconds of plain work that repay compiling
 FORWARDS = {"gradient": 3, "inner step": 11}  # forward passes' worth of multiplications
 
@@ -95,8 +95,8 @@ def inner_derivatives(
         most = CACHE_BATCH.get(_device(network).type, 256)
         micro_batch = math.ceil(batch / math.ceil(batch / most))  # even parts, so that few shapes are compiled
     loss = label_loss(network)
-    seconds = FORWARDS["inner step"] * work * images / PLAIN_SPEED
-    return (compiled(loss) if _compiles(network, wanted, seconds) else plain(loss)), micro_batch
+    multiplied = FORWARDS["inner step"] * work * images
+    return (compiled(loss) if _compiles(network, wanted, multiplied) else plain(loss)), micro_batch
 
 
 def training_gradient(
@@ -106,7 +106,7 @@ def training_gradient(
     loss = target_loss(network)
     work = multiplications(network, shape)
     micro = min(CACHE_BATCH.get(_device(network).type, 256), batch) if work > LARGE else batch
-    if network.batch_coupled or not _compiles(network, wanted, FORWARDS["gradient"] * work * images / PLAIN_SPEED):
+    if network.batch_coupled or not _compiles(network, wanted, FORWARDS["gradient"] * work * images):
         return mean_gradient(loss)
     fast, obvious = _compiled_training(network).gradient, plain(loss).gradient
 
@@ -140,7 +140,7 @@ def _device(network: FlatNetwork) -> torch.device:
     return next(network.module.parameters()).device
 
 
-def _compiles(network: FlatNetwork, wanted: Compile, seconds: float) -> bool:
+def _compiles(network: FlatNetwork, wanted: Compile, multiplied: float) -> bool:
     """Whether to compile: possible for this network and machine, and asked for or worth it."""
     if wanted == "no":
         return False
@@ -154,7 +154,7 @@ def _compiles(network: FlatNetwork, wanted: Compile, seconds: float) -> bool:
         obstacle = f"the device {device} is not supported"
     if obstacle is not None and wanted == "yes":
         raise PotstillError(f"compile yes: {obstacle}; leave --compile at auto to run plainly.")
-    return obstacle is None and (wanted == "yes" or seconds > COMPILE_FROM)
+    return obstacle is None and (wanted == "yes" or multiplied / PLAIN_SPEED[device] > COMPILE_FROM)
 
 
 def keep_freed_memory() -> None:

@@ -26,8 +26,9 @@ from potstill.problem import Problem, Whitened
 from potstill.training import Recipe, one_hot, run_to_end, sgd
 
 Event = dict[str, Any]
-NUMERICS = 1  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
+NUMERICS = 2  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
 CONTROL_STEP_SIZE = 0.01  # the published step size for real images, and for networks a set was not made with
+PARTS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it shall be chosen
 SoftLabels = Callable[[Tensor], Tensor]
 """Rows of the training set (n,) → soft labels (n, K) from the experts."""
 
@@ -165,6 +166,21 @@ def judge_state(judge: Judge, images: Tensor, logits: Tensor, step_size: float, 
     drawn = [seeds.derive(0, "validation network", number) for number in range(judge.protocol.seeds)]
     found = [judge.accuracy(images, targets, judge.protocol.epochs, step_size, seed, on) for seed in drawn]
     return sum(found) / len(found)
+
+
+def step_sizes(
+    judge: Judge, distilled: Distilled, iterations: int
+) -> Generator[Event, None, list[dict[str, float]]]:  # fmt: skip
+    """Accuracies on validation images by step size, the learned one first; an event of distilling before each."""
+    device, tried = judge.problem.device, []
+    for part in PARTS:
+        step_size = distilled.step_size * part
+        doing = f"training with step size {step_size:.3g}"
+        yield {"stage": "distilling", "done": iterations, "total": iterations, "doing": doing}
+        began = time.perf_counter()
+        accuracy = judge_state(judge, distilled.images.to(device), distilled.logits.to(device), step_size)
+        tried.append({"step_size": step_size, "accuracy": accuracy, "seconds": time.perf_counter() - began})
+    return tried
 
 
 def evaluate(

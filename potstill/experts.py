@@ -10,6 +10,7 @@ import torch
 
 from potstill import artefacts, engine, functional, trajectories, window
 from potstill.config import Config
+from potstill.errors import PotstillError
 from potstill.problem import Problem
 from potstill.seeds import derive
 from potstill.training import Recipe, one_hot, sgd
@@ -88,6 +89,11 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
     first = theta.to(problem.device)
     for theta in sgd(gradient, first, problem.train.images, targets, recipe, seed, epoch):
         epoch += 1
+        if not torch.isfinite(theta).all():
+            raise PotstillError(
+                f"expert {number} diverged in epoch {epoch}: its weights are not finite; lower --expert.step-size (now "
+                f"{config.expert.step_size:g}) or --expert.rho (now {config.expert.rho:g})."
+            )
         if epoch in store.epochs:
             snapshots[epoch] = (theta.cpu().clone(), network.buffers.cpu())  # cloned: a view would follow training
         if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < config.expert.epochs:

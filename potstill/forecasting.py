@@ -1,15 +1,14 @@
 """What a run would cost, from a few timed steps of each stage on this machine."""
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from potstill import engine, evaluation, experts, functional, run, seeds, window
+from potstill import difficulty, engine, evaluation, experts, functional, machine, run, seeds, window
 from potstill.config import Config
+from potstill.machine import timed
 from potstill.methods.trajectory import draw_steps
 from potstill.training import Recipe, one_hot, run_to_end, sgd
 from potstill.unroll import unroll
@@ -37,7 +36,9 @@ def forecast(config: Config) -> dict[str, Any]:
     expert_step = _training_step(job, config.expert.batch_size, expert_epochs * real, config.expert.rho)
     full_seeds = protocol.seeds if config.evaluation.full_seeds is None else config.evaluation.full_seeds
     steps = protocol.epochs * -(-n // protocol.batch_size)
-    judging = evaluation.PROTOCOLS["quick"].epochs * 2 * -(-n // protocol.batch_size) * (config.distil.evaluations + 1)
+    searched, races = difficulty.effort(config)
+    selector = run.selector(config)
+    judging = selector.epochs * selector.seeds * -(-n // protocol.batch_size) * (config.distil.evaluations + 1 + races)
     small_step = _training_step(job, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
     full_images = protocol.full_epochs * real * full_seeds
     full_step = (
@@ -50,36 +51,18 @@ def forecast(config: Config) -> dict[str, Any]:
     return {
         "seconds": {
             "experts": expert_step * expert_epochs * -(-real // config.expert.batch_size),
-            "distilling": inner * config.distil.inner_steps * config.distil.iterations + judging * small_step,
+            "distilling": inner * config.distil.inner_steps * (config.distil.iterations + searched)
+            + judging * small_step,
             "evaluation": 3 * protocol.seeds * steps * small_step + full_seeds * full_step,
         },
         "disk_bytes": {
             "experts": config.expert.count * kept * len(theta) * width,
             "distilling": 4 * (3 * values + values + transform),  # state, momentum, previous state; the set
         },
-        "memory_bytes": run.peak_memory(problem.device) + weights,
+        "memory_bytes": machine.peak_memory(problem.device) + weights,
         "device": str(problem.device),
         "engine": how,
     }
-
-
-def timed(action: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """Median seconds of an action, after one that does not count."""
-    action()
-    seconds = []
-    for _ in range(repeats):
-        wait(device)
-        began = time.perf_counter()
-        action()
-        wait(device)
-        seconds.append(time.perf_counter() - began)
-    return sorted(seconds)[len(seconds) // 2]
-
-
-def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 0.0) -> float:

@@ -28,7 +28,7 @@ class FlatNetwork:
     shapes: dict[str, torch.Size] = field(init=False, hash=False)  # of each parameter, in the vector's order
     sizes: tuple[int, ...] = field(init=False)  # of each parameter; read once, for this is asked at every step
     batch_coupled: bool = field(init=False)  # batch norm: outputs depend on the batch, which forbids micro-batches
-    _parts: tuple[nn.Module, nn.Module] = field(init=False, repr=False, hash=False)  # stem and rest
+    _parts: tuple[nn.Module, nn.Module] = field(init=False, repr=False, compare=False)  # stem and rest
 
     def __post_init__(self) -> None:
         shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
@@ -51,12 +51,8 @@ class FlatNetwork:
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """Outputs (b, K) in the precision of ``theta``; layers compute in :attr:`precision` if that is lower."""
-        if self.precision == torch.float32:
-            return functional_call(self.module, self.unflatten(theta), (images,), tie_weights=False)
-        low = functional_call(
-            self.module, self.unflatten(theta.to(self.precision)), (images.to(self.precision),), tie_weights=False
-        )
-        return low.to(theta.dtype)
+        low = theta.to(self._lowered(theta.dtype))
+        return functional_call(self.module, self.unflatten(low), (images.to(low),), tie_weights=False).to(theta)
 
     def stem(self, parameters: Parameters, images: Tensor) -> Tensor:
         """What the first layer with parameters makes of the images, in :attr:`precision`.
@@ -72,9 +68,13 @@ class FlatNetwork:
 
     def _part(self, number: int, parameters: Parameters, x: Tensor) -> Tensor:
         module = self._parts[number]
-        dtype = x.dtype if self.precision == torch.float32 else self.precision
+        dtype = self._lowered(x.dtype)
         own = {name: parameters[name].to(dtype) for name, _ in module.named_parameters()}
         return functional_call(module, own, (x.to(dtype),), tie_weights=False)
+
+    def _lowered(self, dtype: torch.dtype) -> torch.dtype:
+        """What layers compute in where they are given ``dtype``: float32 leaves it, float64 of tests too."""
+        return dtype if self.precision == torch.float32 else self.precision
 
     @property
     def buffers(self) -> Tensor:

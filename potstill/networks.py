@@ -35,9 +35,9 @@ def depth_for(height: int, width: int) -> int:
 class InstanceNorm(nn.GroupNorm):
     """Affine instance norm, as a group norm of one channel a group.
 
-    Where it is compiled, the variance is E x² − (E x)²: both sums in one pass, and simpler derivatives, which makes
-    the adjoint of an inner step a tenth faster.  Sums are float32 at least; cancellation costs digits only where a
-    channel's mean is hundreds of times its deviation.
+    Where it is compiled, the variance is E x² − (E x)²: both sums in one pass over memory, and simpler derivatives.
+    Sums are float32 at least; cancellation costs the variance two of its seven digits where a channel's mean is ten
+    times its deviation, which is more than bfloat16 ever had and less than a convolution's outputs come near.
     """
 
     def forward(self, images: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ runs/NAME/
 import dataclasses
 import json
 import math
-import platform
-import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -25,7 +23,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
 from torch import Tensor
 
 from potstill import artefacts, difficulty, distillation, engine, evaluation, experts, patterns, trajectories, window
@@ -35,6 +32,7 @@ from potstill.distilled import FILE, Distilled
 from potstill.distilled import load as load_distilled
 from potstill.errors import PotstillError
 from potstill.evaluation import PROTOCOLS, Event, Judge
+from potstill.machine import environment, peak_memory
 from potstill.methods import trajectory
 from potstill.problem import Problem, prepare
 from potstill.trajectories import Trajectories
@@ -127,7 +125,8 @@ def check(config: Config) -> None:
     if not 0 <= config.distil.cooldown <= 1:
         raise PotstillError(f"distil.cooldown {config.distil.cooldown}: a fraction of the iterations, from 0 to 1.")
     check_choices(config)
-    evaluation.protocol_of(config.evaluation)
+    if evaluation.protocol_of(config.evaluation).selection == "test" and config.evaluation.step_size == "chosen":
+        raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
 
 
 def check_choices(config: Any, prefix: str = "") -> None:
@@ -180,7 +179,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
     config = replace(run.settled, distil=replace(run.settled.distil, micro_batch=micro_batch))
-    who = _selector(run)
+    who = _judge_of(run, selector(run.config))
     total, saved = config.distil.iterations, time.monotonic()
 
     def due(times: int) -> bool:
@@ -217,7 +216,23 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
                 yield {"stage": "distilling", "done": state.iteration, "total": total, **metrics, "judged": judged}
     finally:
         _checkpoint(run, state, log)
-    return load_distilled(run.folder / FILE)
+    return (yield from _settle_step_size(run, who, total))
+
+
+def _settle_step_size(run: Run, who: Judge, iterations: int) -> Generator[Event, None, Distilled]:
+    """The set with the step size to train with: the student's own, or one chosen on validation images."""
+    distilled = load_distilled(run.folder / FILE)
+    wanted, tried = run.config.evaluation.step_size, distilled.provenance.get("step_sizes", [])
+    if wanted == "chosen" and not tried:
+        tried = yield from evaluation.step_sizes(who, distilled, iterations)
+        step_size = max(tried, key=lambda entry: entry["accuracy"])["step_size"]
+    elif wanted == "learned" and tried:
+        step_size, tried = tried[0]["step_size"], []
+    else:
+        return distilled
+    distilled = replace(distilled, step_size=step_size, provenance={**distilled.provenance, "step_sizes": tried})
+    distilled.save(run.folder / FILE)
+    return distilled
 
 
 @dataclass(frozen=True)
@@ -265,10 +280,10 @@ def _checkpoint(run: Run, state: State, log: Log) -> None:
     state.save(run.folder / "checkpoint.safetensors", {"log": dataclasses.asdict(log)})
 
 
-def _selector(run: Run) -> Judge:
-    """Who chooses between the states of one run: quick networks, or the protocol's own under "paper"."""
-    protocol = evaluation.protocol_of(run.config.evaluation)
-    return _judge_of(run, protocol if protocol.selection == "test" else PROTOCOLS["quick"])
+def selector(config: Config) -> evaluation.Protocol:
+    """How the states of one run are judged: by quick networks, or as the protocol says under "paper"."""
+    protocol = evaluation.protocol_of(config.evaluation)
+    return protocol if protocol.selection == "test" else PROTOCOLS["quick"]
 
 
 def _judge(run: Run, who: Judge, state: State, log: Log) -> Log:
@@ -350,7 +365,8 @@ def summary(
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
     header, log = _history(run.folder)
     search = difficulty.found_in(run.folder)
-    searched = search["seconds"] if search else 0.0
+    tried = distilled.provenance.get("step_sizes", [])
+    searched = (search["seconds"] if search else 0.0) + sum(entry["seconds"] for entry in tried)
     return {
         "dataset": problem.dataset.name,
         "ipc": config.ipc,
@@ -374,6 +390,7 @@ def summary(
         "experts": distilled.provenance["experts"],
         "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
         "step_size": distilled.step_size,
+        "step_sizes": tried,
         "config": as_dict(config),
         "dataset_fingerprint": problem.dataset.fingerprint,
         "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
@@ -388,37 +405,6 @@ def _history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
     _, header = artefacts.load(checkpoint, distillation.KIND)
     return header, header["log"]
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """The machine, as far as it bears on numbers and times."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "device": str(device),
-        "processor": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.system(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most memory used so far: of the device where it counts its own, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _expert_seconds(folder: Path) -> float | None:
@@ -447,7 +433,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def inner_engine(run: Run) -> tuple[Derivatives, int | None]:
     """How the inner loop of this run is differentiated, and how many images at once."""
-    config, problem = run.settled, run.problem
+    config, problem = run.config, run.problem  # not as settled later, so that every sitting computes alike
     batch = min(config.distil.batch_size, config.ipc * len(problem.dataset.classes))
     images = batch * config.distil.inner_steps * config.distil.iterations
     return engine.inner_derivatives(

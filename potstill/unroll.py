@@ -28,6 +28,8 @@ from potstill.functional import BatchLoss, Parameters
 
 log = logging.getLogger(__name__)
 
+SHAPES = 64  # that a derivative may be compiled for; the compiler's own limit, 8, is soon met by sets of many sizes
+
 Adjoint = Literal["exact", "direct", "frozen", "truncated"]
 
 
@@ -98,6 +100,7 @@ def compiled(loss: BatchLoss) -> Derivatives:
     def slope(parameters: Parameters, x: Tensor, z: Tensor) -> Parameters:
         return torch.func.grad(lambda p: loss.after_stem(p, network.stem(p, x), z))(parameters)
 
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     # fullgraph: what cannot be traced whole is an error, which is told, and never a silent fall back to plain speed
     fast_slope = torch.compile(slope, dynamic=False, fullgraph=True)
     fast_both = torch.compile(both, dynamic=False, fullgraph=True)
@@ -117,17 +120,17 @@ def compiled(loss: BatchLoss) -> Derivatives:
 
 def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., Any]:
     """``fast`` on detached arguments, or ``obvious`` for good once compiling has failed, with a warning."""
-    broken = told = False
+    broken, told = False, set[torch.Size]()
 
     def call(*tensors: Tensor) -> Any:
-        nonlocal broken, told
-        if not told:
-            log.info("compiling a derivative: about half a minute the first time, seconds from then on")
-            told = True
+        nonlocal broken
         if not broken:
+            if tensors[1].shape not in told:
+                told.add(tensors[1].shape)
+                log.info("compiling for %d images: about half a minute, a few seconds from then on", len(tensors[1]))
             try:
                 return fast(*(tensor.detach() for tensor in tensors))
-            except torch._dynamo.exc.TorchDynamoException as error:  # the compiler's errors are kinds of it
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
                 broken = True
                 reason = " ".join(str(error).split()[:40])
                 warnings.warn(f"compiling failed ({reason}); running plainly, which is slower", stacklevel=2)

@@ -43,7 +43,14 @@ def check(window: WindowConfig, span: int, stored: Collection[int] | None, epoch
     Raises:
         PotstillError: with the value, the reason and the remedy.
     """
+    if span < 1:
+        raise PotstillError(f"expert_epochs {span}: a segment covers at least 1 epoch; raise --distil.expert-epochs.")
     if window.mode == "auto":
+        if span >= epochs:
+            raise PotstillError(
+                f"expert_epochs {span}: experts of {epochs} epochs leave no start to choose; lower "
+                "--distil.expert-epochs or raise --expert.epochs."
+            )
         if epochs < AUTO_EPOCHS:
             raise PotstillError(
                 f"window auto: experts of {epochs} epochs have hardly a difficulty to choose; raise --expert.epochs to "
@@ -55,8 +62,6 @@ def check(window: WindowConfig, span: int, stored: Collection[int] | None, epoch
                 "experts in another folder with --window auto or --expert.keep-all."
             )
         return
-    if span < 1:
-        raise PotstillError(f"expert_epochs {span}: a segment covers at least 1 epoch; raise --distil.expert-epochs.")
     initial = window.stop if window.initial is None else window.initial
     if not 0 <= window.start < initial <= window.stop:
         raise PotstillError(

@@ -35,7 +35,7 @@ CONFIG = replace(
         cooldown=0.8,
         evaluations=2,
     ),
-    evaluation=EvaluationConfig(full_epochs=3, full_seeds=1),
+    evaluation=EvaluationConfig(step_size="chosen", full_epochs=3, full_seeds=1),
 )
 
 if __name__ == "__main__":

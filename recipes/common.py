@@ -1,23 +1,25 @@
 """What the recipes share: run every stage in turn, say how far it is, and leave a record.
 
-A recipe needs torch, numpy and safetensors only.  Interrupt it whenever you like, or give it ``--minutes``; the same
-command continues it.  The record is records/NAME.json, and up to ten images per class the set itself beside it.
+With .npz files a recipe needs torch, numpy and safetensors only.  Interrupt it whenever you like, or give it
+``--minutes``; the same command continues it.  The record is records/NAME.json, and up to ten images per class the set
+itself beside it.
 """
 
 import argparse
 import logging
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from potstill import api, artefacts, engine
 from potstill import run as stages
 from potstill.config import PRESETS, Config, EvaluationConfig, WindowConfig
 from potstill.distilled import FILE, load
+from potstill.machine import commit
 
 RECORDS = Path(__file__).parents[1] / "records"
 LINE_SECONDS = 30.0
@@ -40,11 +42,13 @@ def cell(preset: str, experts: int, epochs: int, iterations: int, **distil: Any)
 def cook(name: str, config: Config, description: str) -> None:
     """Run a recipe from the command line, and write its record."""
     given = _arguments(config, description)
+    heed_signals()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("potstill").setLevel(logging.INFO)
     config = replace(config, dataset=given.data)
     if given.tiny:  # apart from the real one
         config, name = _tiny(config), f"{name}-tiny"
+    ran_from = commit()  # before the hours in which another may be checked out
     folder = given.out or Path("runs") / name
     record = given.record or (folder / "record.json" if given.tiny else RECORDS / f"{name}.json")
     engine.keep_freed_memory()
@@ -55,13 +59,24 @@ def cook(name: str, config: Config, description: str) -> None:
         for stage in (stages.train_experts, stages.distil, stages.evaluate):
             results = api.exhaust(stage(run), tell)
     except KeyboardInterrupt:
-        print("unfinished; the same command continues", flush=True)
-        sys.exit(INTERRUPTED)
-    artefacts.write_json(record, {"recipe": name, "commit": commit(), **results})
+        unfinished()
+    artefacts.write_json(record, {"recipe": name, "commit": ran_from, **results})
     if config.ipc <= SMALL:
         load(run.folder / FILE).save(record.with_suffix(".safetensors"), compact=True)
     for key, figure in results["accuracy"].items():
         print(f"{key:12} {figure['mean']:.2%}  {figure['ci95']}")
+
+
+def heed_signals() -> None:
+    """End by KeyboardInterrupt, which leaves a checkpoint, in the background of a script and by ``kill`` too."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+
+
+def unfinished() -> NoReturn:
+    """Say so, and end as an interrupted program does."""
+    print("unfinished; the same command continues", flush=True)
+    sys.exit(INTERRUPTED)
 
 
 def _arguments(config: Config, description: str) -> argparse.Namespace:
@@ -104,13 +119,3 @@ def teller(minutes: float | None) -> Callable[[dict[str, Any]], None]:
             raise KeyboardInterrupt
 
     return tell
-
-
-def commit() -> str:
-    """The commit this ran from, marked where files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        print("no git here: the record names no commit", file=sys.stderr)
-        return "unknown"

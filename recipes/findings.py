@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import RECORDS, commit, teller
+from common import RECORDS, heed_signals, teller, unfinished
 
 from potstill import api, artefacts, atlas, engine, exploring, lossless
 from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
+from potstill.machine import commit
 
 Job = Callable[[Path], Generator[dict[str, Any], None, dict[str, Any]]]
 
@@ -50,7 +51,7 @@ def narrow_stages(data: str) -> list[exploring.Cell]:
     cells = []
     for ipc in (1, 10):
         given = narrow(data, ipc)
-        one = exploring.stage_cells(replace(given, dataset=data), (ipc,), (0, 4, 11), 2)
+        one = exploring.stage_cells(given, (ipc,), (0, 4, 11), 2)
         cells += [replace(cell, config=replace(given, expert=cell.config.expert, window=cell.config.window,
                   distil=replace(given.distil, keep="last", evaluations=1))) for cell in one]  # fmt: skip
     return cells
@@ -86,15 +87,20 @@ def main() -> None:
     parser.add_argument("--data100", default="data/cifar100-20")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args()
+    heed_signals()
     engine.keep_freed_memory()
     known = jobs(given.data, given.data100)
     if unknown := set(given.names) - set(known):
         parser.error(f"{', '.join(sorted(unknown))}: unknown; choose among {', '.join(sorted(known))}")
+    ran_from = commit()
     for name in given.names:
         out = given.out / name
-        record = api.exhaust(known[name](out), teller(None))
+        try:
+            record = api.exhaust(known[name](out), teller(None))
+        except KeyboardInterrupt:
+            unfinished()
         page = atlas.write(record, out)
-        artefacts.write_json(RECORDS / f"{name}.json", {"commit": commit(), **record})
+        artefacts.write_json(RECORDS / f"{name}.json", {"commit": ran_from, **record})
         artefacts.write_bytes(RECORDS / f"{name}.png", page.with_suffix(".png").read_bytes())
         heads, rows = atlas.table(record)
         print(" | ".join(heads))

@@ -1,6 +1,7 @@
 """Shared by all tests: a cache of their own, and tiny problems."""
 
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,11 @@ from potstill import config
 torch.set_num_threads(1)
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler, g++ or clang++"
+)
 
 
 @pytest.fixture(scope="session")

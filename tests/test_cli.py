@@ -129,6 +129,8 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["explore", "stages", "--starts", "0", "40"], ["begins between 0 and 26", "raise --expert.epochs"]),
     (["explore", "ablations", "--ipc", "0"], ["ipc 0", "raise --ipc"]),
     (["lossless", "--ipc", "5", "--most", "2"], ["--most 2", "raise it"]),
+    (["lossless", "--most", "0"], ["--most 0", "raise it"]),
+    (["lossless", "--most", "5000"], ["--most 5000", "lower it"]),
     (["run", "--window", "auto", "--expert.epochs", "2"], ["window auto: experts of 2 epochs"]),
     (["distill", "--experts", "/nowhere"], ["holds no experts"]),
 ])  # fmt: skip

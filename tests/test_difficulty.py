@@ -184,6 +184,26 @@ def test_short_experts_are_refused():
         list(stages.experts.train(auto(expert=config.ExpertConfig(epochs=3)), None, None))
 
 
+def test_a_span_that_leaves_nothing_to_choose_is_refused():
+    for span, words in ((7, "leave no start to choose"), (0, "at least 1 epoch")):
+        given = auto(distil=replace(auto().distil, expert_epochs=span))
+        with pytest.raises(PotstillError, match=words):
+            list(stages.experts.train(given, None, None))
+
+
+def test_the_forecast_counts_what_the_search_did(finished):
+    """Iterations of bands that drop out, and sets that are judged, as the finished search recorded them."""
+    run, _, _ = finished
+    record = difficulty.found_in(run.folder)
+    iterations, judged = difficulty.effort(run.config)
+    winner = [entry for entry in record["rounds"] if entry["band"] == record["winner"]]
+    ran = sum(len(entry["losses"]) for entry in record["rounds"])
+    walked = difficulty.STARTS * len(difficulty.STEP_SIZES) * difficulty.GRADIENT
+    assert judged == len(record["rounds"])
+    assert iterations == pytest.approx(walked + ran - sum(len(entry["losses"]) for entry in winner))
+    assert difficulty.effort(config.PRESETS["digits-ipc1"]) == (0.0, 0)
+
+
 def test_experts_without_every_snapshot_are_refused(tmp_path):
     given = replace(auto(), window=WindowConfig(0, 2))
     run = stages.open_run(given, tmp_path / "a")

@@ -84,6 +84,13 @@ def test_an_interrupted_expert_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert not list((tmp_path / "parts").glob("*.partial.*"))
 
 
+def test_an_expert_that_diverges_is_told_and_not_stored(tmp_path):
+    config = tiny(expert={"step_size": 1e30})
+    with pytest.raises(PotstillError, match="expert 0 diverged in epoch 1.* lower --expert.step-size"):
+        train(config, tmp_path)
+    assert len(trajectories.open_store(tmp_path)) == 0
+
+
 def test_running_statistics_are_stored(tmp_path):
     config = tiny(network={"norm": "batch"}, expert={"count": 1})
     problem, store = train(config, tmp_path)

@@ -10,7 +10,7 @@ import potstill
 PACKAGE = Path(potstill.__file__).parent
 # Upstream first: a module may import only modules of earlier rows.
 STREAM = [
-    {"errors", "seeds", "config"},
+    {"errors", "seeds", "config", "machine"},
     {"artefacts", "augment", "networks", "whitening", "window", "figures"},
     {"functional", "data", "trajectories"},
     {"unroll", "distilled"},

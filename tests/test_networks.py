@@ -43,6 +43,16 @@ def test_instance_norm_normalises_each_channel_of_each_image():
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
+def test_the_norm_that_is_compiled_is_the_obvious_one_off_centre_too():
+    norm = networks.InstanceNorm(4, 4)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    x = torch.randn(3, 4, 16, 16) + 10 * torch.arange(4)[:, None, None] / 3  # means of 0 to 10 deviations
+    with torch.no_grad():
+        found = torch.compile(norm, backend="eager", fullgraph=True)(x)
+        assert torch.allclose(found, norm(x), atol=1e-4)
+        assert torch.allclose(torch.compile(norm.double(), backend="eager")(x.double()), norm(x.double()), atol=1e-12)
+
+
 def test_too_deep_a_network_is_refused_with_a_remedy():
     with pytest.raises(PotstillError, match="lower --network.depth"):
         networks.build(NetworkConfig(depth=5), (1, 8, 8), 10)

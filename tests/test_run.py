@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import potstill
-from potstill import api, artefacts, config
+from potstill import api, artefacts, config, report
 from potstill import run as stages
 from potstill.errors import PotstillError
 from tests.conftest import tiny
@@ -75,6 +76,26 @@ def test_a_finished_run_given_again_does_nothing_new(finished):
     assert found["accuracy"] == results["accuracy"]
 
 
+def test_the_step_size_can_be_chosen_on_validation_images_and_given_back(finished, tmp_path):
+    first, results = finished
+    folder, given = tmp_path / "run", first.config
+    shutil.copytree(first.folder, folder)
+    assert results["step_sizes"] == []
+    chosen = replace(given, evaluation=replace(given.evaluation, step_size="chosen"))
+    events = []
+    run = stages.open_run(chosen, folder)
+    distilled = api.exhaust(stages.distil(run), events.append)
+    tried = distilled.provenance["step_sizes"]
+    assert [entry["step_size"] / results["step_size"] for entry in tried] == pytest.approx([1, 0.5, 0.25, 0.125])
+    best = max(tried, key=lambda entry: entry["accuracy"])
+    assert distilled.step_size == best["step_size"]
+    assert sum("training with step size" in event.get("doing", "") for event in events) == 4
+    assert api.exhaust(stages.evaluate(run))["step_sizes"] == tried
+    assert "chosen on validation images" in report.write(folder).read_text()
+    assert api.exhaust(stages.distil(run)).provenance["step_sizes"] == tried  # and not tried again
+    assert api.exhaust(stages.distil(stages.open_run(given, folder))).step_size == results["step_size"]
+
+
 def test_another_configuration_in_the_same_folder_is_refused(finished):
     run, _ = finished
     with pytest.raises(PotstillError, match=r"differs in distil\.lr_images: 10\.0, not 11\.0; ipc|ipc: 1, not 2"):
@@ -127,6 +148,12 @@ def test_values_that_no_stage_could_use(tmp_path, changes, word):
 def test_more_images_than_a_class_has(tmp_path):
     with pytest.raises(PotstillError, match=r"ipc 500: class '\d' has only \d+ training images .* lower --ipc"):
         api.exhaust(stages.train_experts(stages.open_run(tiny(ipc=500), tmp_path)))
+
+
+def test_the_paper_protocol_takes_the_learned_step_size():
+    evaluation = config.EvaluationConfig(protocol="paper", step_size="chosen")
+    with pytest.raises(PotstillError, match="the protocol paper trains with the learned one"):
+        stages.check(tiny(evaluation=vars(evaluation)))
 
 
 def test_unknown_device():

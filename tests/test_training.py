@@ -7,6 +7,7 @@ from potstill import engine, functional, seeds, training
 from potstill.config import NetworkConfig
 from potstill.functional import target_loss
 from potstill.training import Recipe, one_hot, sgd
+from tests.conftest import needs_compiler
 
 CONFIG, SHAPE = NetworkConfig(width=6, depth=2), (1, 8, 8)
 
@@ -75,11 +76,8 @@ def test_flat_gradient_is_the_published_formula(problem):
     assert not torch.allclose(found, g, atol=1e-3)
 
 
+@needs_compiler
 def test_compiled_training_gradient_equals_the_obvious_one():
-    import shutil
-
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("needs a C++ compiler")
     config = NetworkConfig(width=128, depth=2)
     network = functional.flat_network(config, (3, 32, 32), 4)
     network.module.double()

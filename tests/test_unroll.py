@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from potstill.config import DSA, NetworkConfig
 from potstill.errors import PotstillError
 from potstill.functional import label_loss, soft_cross_entropy
 from potstill.unroll import InnerStep, compiled, plain, unroll
+from tests.conftest import needs_compiler
 
 SHAPE, CLASSES, N = (3, 8, 8), 5, 6
 
@@ -138,12 +140,8 @@ def test_the_inner_loss_is_the_mean_soft_cross_entropy():
     assert torch.allclose(found, setting.theta - setting.alpha * gradient, atol=1e-15)
 
 
+@needs_compiler
 def test_compiled_equals_plain_and_says_that_it_compiles(caplog):
-    pytest.importorskip("torch._inductor")
-    import shutil
-
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("needs a C++ compiler")
     warnings.filterwarnings(
         "error", message="compiling failed"
     )  # a compile that fails and runs plainly would prove nothing
@@ -152,7 +150,27 @@ def test_compiled_equals_plain_and_says_that_it_compiles(caplog):
     with caplog.at_level("INFO", "potstill"):
         found = setting.gradients(derivatives=fast)
     assert max(relative(found, setting.gradients(derivatives=obvious))) < 1e-10
-    assert sum("compiling a derivative" in line for line in caplog.messages) == 2  # once for each, not at every step
+    assert sum("compiling for" in line for line in caplog.messages) == 2  # once for each derivative, not every step
+
+
+@needs_compiler
+def test_compiled_in_low_precision_stays_near_float32():
+    reference, found = (Setting(dtype=torch.float32, batch=2, steps=3) for _ in range(2))
+    found.network = replace(found.network, precision=torch.bfloat16)
+    found.loss = label_loss(found.network)
+    pairs = zip(found.gradients(derivatives=compiled(found.loss)), reference.gradients(), strict=True)
+    for low, full in pairs:
+        assert torch.nn.functional.cosine_similarity(low.flatten(), full.flatten(), 0) > 0.99
+
+
+def test_one_derivative_serves_more_sizes_than_the_compiler_allows_by_itself(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is the tracer's
+    setting = Setting(dtype=torch.float32)
+    fast, obvious = compiled(setting.loss), plain(setting.loss)
+    for size in range(1, 12):
+        images, logits = torch.randn(size, *setting.images.shape[1:]), torch.randn(size, setting.logits.shape[1])
+        expected = obvious.gradient(setting.theta, images, logits)
+        assert torch.allclose(fast.gradient(setting.theta, images, logits), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
