@@ -46,15 +46,15 @@ def check(window: WindowConfig, span: int, stored: Collection[int] | None, epoch
     if span < 1:
         raise PotstillError(f"expert_epochs {span}: a segment covers at least 1 epoch; raise --distil.expert-epochs.")
     if window.mode == "auto":
-        if span >= epochs:
-            raise PotstillError(
-                f"expert_epochs {span}: experts of {epochs} epochs leave no start to choose; lower "
-                "--distil.expert-epochs or raise --expert.epochs."
-            )
         if epochs < AUTO_EPOCHS:
             raise PotstillError(
                 f"window auto: experts of {epochs} epochs have hardly a difficulty to choose; raise --expert.epochs to "
                 f"{AUTO_EPOCHS} or more, or give --window.mode given with --window.start and --window.stop."
+            )
+        if span >= epochs:
+            raise PotstillError(
+                f"expert_epochs {span}: experts of {epochs} epochs leave no start to choose; lower "
+                "--distil.expert-epochs or raise --expert.epochs."
             )
         if stored is not None and (missing := set(range(epochs + 1)) - set(stored)):
             raise PotstillError(
