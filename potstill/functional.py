@@ -69,8 +69,8 @@ class FlatNetwork:
     def _part(self, number: int, parameters: Parameters, x: Tensor) -> Tensor:
         module = self._parts[number]
         dtype = self._lowered(x.dtype)
-        own = {name: parameters[name].to(dtype) for name, _ in module.named_parameters()}
-        return functional_call(module, own, (x.to(dtype),), tie_weights=False)
+        own = {name: _channels_last(parameters[name].to(dtype)) for name, _ in module.named_parameters()}
+        return functional_call(module, own, (_channels_last(x.to(dtype)),), tie_weights=False)
 
     def _lowered(self, dtype: torch.dtype) -> torch.dtype:
         """What layers compute in where they are given ``dtype``: float32 leaves it, float64 of tests too."""
@@ -93,6 +93,11 @@ class FlatNetwork:
         for layer in self.module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.reset_running_stats()
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """The layout convolutions compute in; a compiler that is not told it moves every feature map there and back."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def flat_network(

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 SHAPES = 64  # that a derivative may be compiled for; the compiler's own limit, 8, is soon met by sets of many sizes
 
+OPTIONS = {"realize_reads_threshold": 2}  # keep figures of a channel; the compiler would find them again at every pixel
+
 Adjoint = Literal["exact", "direct", "frozen", "truncated"]
 
 
@@ -102,8 +104,8 @@ def compiled(loss: BatchLoss) -> Derivatives:
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     # fullgraph: what cannot be traced whole is an error, which is told, and never a silent fall back to plain speed
-    fast_slope = torch.compile(slope, dynamic=False, fullgraph=True)
-    fast_both = torch.compile(both, dynamic=False, fullgraph=True)
+    fast_slope = torch.compile(slope, dynamic=False, fullgraph=True, options=OPTIONS)
+    fast_both = torch.compile(both, dynamic=False, fullgraph=True, options=OPTIONS)
 
     def gradient(theta: Tensor, x: Tensor, z: Tensor) -> Tensor:
         return network.flatten(fast_slope(network.unflatten(theta), x, z))
