@@ -1,5 +1,6 @@
 """Parameters as one flat vector, losses and accuracy as pure functions of it."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from potstill.config import NetworkConfig
 
 Parameters = dict[str, Tensor]
 """Parameters by their names in the module."""
+
+FEW_CHANNELS = 4  # of images: the stem's adjoint is then a product
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class FlatNetwork:
     shapes: dict[str, torch.Size] = field(init=False, hash=False)  # of each parameter, in the vector's order
     sizes: tuple[int, ...] = field(init=False)  # of each parameter; read once, for this is asked at every step
     batch_coupled: bool = field(init=False)  # batch norm: outputs depend on the batch, which forbids micro-batches
-    _parts: tuple[nn.Module, nn.Module] = field(init=False, repr=False, compare=False)  # stem and rest
+    _parts: tuple[nn.Sequential, nn.Sequential] = field(init=False, repr=False, compare=False)  # stem and rest
 
     def __post_init__(self) -> None:
         shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
@@ -60,6 +63,17 @@ class FlatNetwork:
         Linear in the parameters, so that its derivative in a direction is its value there.
         """
         return self._part(0, parameters, images)
+
+    def stem_adjoint(self, parameters: Parameters, slope: Tensor, images: Tensor) -> Tensor:
+        """The slope in the images (b, C, H, W) where ``slope`` is the one in the stem's features.
+
+        A convolution from few channels is slow backwards; as a product and a sum of shifted planes it takes half.
+        """
+        layer = self._parts[0][-1]
+        if isinstance(layer, nn.Conv2d) and layer.in_channels <= FEW_CHANNELS and _keeps_size(layer):
+            weight = parameters[next(iter(self.shapes))].to(slope.dtype)
+            return _convolution_adjoint(weight, slope).to(images.dtype)
+        return torch.func.vjp(lambda x: self.stem(parameters, x), images)[1](slope)[0]
 
     def rest(self, parameters: Parameters, features: Tensor) -> Tensor:
         """Outputs (b, K) of the layers after the stem, in the precision of the parameters."""
@@ -98,6 +112,27 @@ class FlatNetwork:
 def _channels_last(tensor: Tensor) -> Tensor:
     """The layout convolutions compute in; a compiler that is not told it moves every feature map there and back."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _keeps_size(layer: nn.Conv2d) -> bool:
+    k = layer.kernel_size[0]
+    like = nn.Conv2d(layer.in_channels, layer.out_channels, k, padding=k // 2, device="meta")
+    return all(
+        getattr(layer, name) == getattr(like, name)
+        for name in ("kernel_size", "padding", "stride", "dilation", "groups")
+    )
+
+
+def _convolution_adjoint(weight: Tensor, slope: Tensor) -> Tensor:
+    """The images' slope (b, C, H, W) of a convolution by ``weight`` (D, C, k, k) that keeps the size."""
+    k, (b, d, h, w) = weight.shape[2], slope.shape
+    planes = weight.flatten(1).T @ slope.permute(0, 2, 3, 1).reshape(-1, d).T  # (C k k, b H W)
+    planes = planes.to(torch.promote_types(planes.dtype, torch.float32)).view(-1, k, k, b, h, w)
+    total = torch.zeros_like(planes[:, 0, 0])
+    for i, j in itertools.product(range(k), repeat=2):
+        down, right = i - k // 2, j - k // 2
+        total = total + F.pad(planes[:, i, j], (right, -right, down, -down))  # a negative pad cuts off
+    return total.transpose(0, 1)
 
 
 def flat_network(

@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 SHAPES = 64  # that a derivative may be compiled for; the compiler's own limit, 8, is soon met by sets of many sizes
 
-OPTIONS = {"realize_reads_threshold": 2}  # keep figures of a channel; the compiler would find them again at every pixel
+OPTIONS: dict[str, Any] = {
+    "realize_reads_threshold": 2,  # keep figures of a channel; the compiler would find them again at every pixel
+    "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add at once
+}
 
 Adjoint = Literal["exact", "direct", "frozen", "truncated"]
 
@@ -80,15 +83,14 @@ def plain(loss: BatchLoss) -> Derivatives:
 def compiled(loss: BatchLoss) -> Derivatives:
     """Reverse over forward, fused by the compiler: s is the tangent of ℓ, so no second graph of ∇θ ℓ is built.
 
-    The stem's tangent is written out, for forward mode would carry a tangent of the images too, all zero, through
-    three convolutions.  Parameters go in and come out by name: to gather them in one vector is work the compiler does
-    badly.  The first call of each batch size compiles for about half a minute; the result is cached between runs.
+    The stem's tangent and adjoint are written out, for forward mode would carry a tangent of the images too, all
+    zero, through three convolutions.  Parameters go in and come out by name: to gather them in one vector is work the
+    compiler does badly.  The first call of each batch size compiles for about half a minute; the result is cached
+    between runs.
     """
     network = loss.network
 
-    def tangent(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> Tensor:
-        features, moving = network.stem(parameters, x), network.stem(direction, x)
-
+    def tangent(parameters: Parameters, features: Tensor, moving: Tensor, z: Tensor, direction: Parameters) -> Tensor:
         def rest(parameters: Parameters, features: Tensor) -> Tensor:
             # the clones are fused away; without them, views of the snapshots refuse a tangent of other offset
             own = {name: parameter.clone() for name, parameter in parameters.items()}
@@ -97,7 +99,13 @@ def compiled(loss: BatchLoss) -> Derivatives:
         return torch.func.jvp(rest, (parameters, features), (direction, moving))[1]
 
     def both(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> tuple[Any, Tensor]:
-        return torch.func.grad_and_value(tangent, argnums=(0, 1, 2))(parameters, x, z, direction)
+        features, moving = network.stem(parameters, x), network.stem(direction, x)
+        at_rest = torch.func.grad_and_value(tangent, argnums=(0, 1, 2, 3))
+        (d_parameters, d_features, d_moving, d_z), s = at_rest(parameters, features, moving, z, direction)
+        (d_stem,) = torch.func.vjp(lambda p: network.stem(p, x), parameters)[1](d_features)
+        d_parameters = {name: d_parameters[name] + d_stem[name] for name in d_parameters}
+        d_x = network.stem_adjoint(parameters, d_features, x) + network.stem_adjoint(direction, d_moving, x)
+        return (d_parameters, d_x, d_z), s
 
     def slope(parameters: Parameters, x: Tensor, z: Tensor) -> Parameters:
         return torch.func.grad(lambda p: loss.after_stem(p, network.stem(p, x), z))(parameters)

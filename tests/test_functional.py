@@ -36,6 +36,20 @@ def test_stem_and_rest_are_the_network_and_the_stem_is_linear(name):
     assert torch.allclose(moved, features - 2 * network.stem(network.unflatten(other), x), atol=1e-9)
 
 
+@pytest.mark.parametrize("name", get_args(Architecture))
+def test_the_stems_adjoint_is_autograds(name):
+    network = functional.flat_network(NetworkConfig(name, width=8), (3, 32, 32), 10)
+    network.module.double()
+    own = network.unflatten(
+        torch.randn_like(functional.initial(NetworkConfig(name, width=8), (3, 32, 32), 10, 5)).double()
+    )
+    x = torch.randn(2, 3, 32, 32).double().requires_grad_()
+    features = network.stem(own, x)
+    slope = torch.randn_like(features)
+    (expected,) = torch.autograd.grad(features, x, slope)
+    assert torch.allclose(network.stem_adjoint(own, slope, x), expected, atol=1e-9)
+
+
 def test_a_seed_decides_the_weights_and_nothing_else_does():
     first = functional.initial(CONFIG, SHAPE, 10, 1)
     torch.manual_seed(123)
