@@ -116,11 +116,8 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def _keeps_size(layer: nn.Conv2d) -> bool:
     k = layer.kernel_size[0]
-    like = nn.Conv2d(layer.in_channels, layer.out_channels, k, padding=k // 2, device="meta")
-    return all(
-        getattr(layer, name) == getattr(like, name)
-        for name in ("kernel_size", "padding", "stride", "dilation", "groups")
-    )
+    like = {"kernel_size": (k, k), "padding": (k // 2, k // 2), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
+    return k % 2 == 1 and all(getattr(layer, name) == value for name, value in like.items())
 
 
 def _convolution_adjoint(weight: Tensor, slope: Tensor) -> Tensor:
