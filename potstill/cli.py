@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import tyro
@@ -45,6 +45,7 @@ from potstill.console import (
 from potstill.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation import judge, protocol_of
+from potstill.exploring import Part
 from potstill.problem import prepare
 
 
@@ -275,7 +276,7 @@ def _stages(command: Stages) -> None:
 def _ablations(command: Ablations) -> None:
     cells = exploring.ablation_base(command.config)
     folder = command.out or Path("runs") / f"{_name(command.config)}-ipc{command.config.ipc}-ablations"
-    _explored("ablations", cells, folder)
+    _explored("ablations", cells, folder, command.parts)
 
 
 def _windows(command: Windows) -> None:
@@ -286,12 +287,14 @@ def _windows(command: Windows) -> None:
     _explored("windows", cells, folder)
 
 
-def _explored(kind: str, cells: list[exploring.Cell], folder: Path) -> None:
+def _explored(
+    kind: str, cells: list[exploring.Cell], folder: Path, parts: tuple[Part, ...] = get_args(Part)
+) -> None:  # fmt: skip
     for cell in cells:
         stages.check(cell.config)
     say(f"{folder}: {len(cells)} runs")
     with progress() as show:
-        record = show(exploring.explore(kind, cells, folder))
+        record = show(exploring.explore(kind, cells, folder, parts))
     print_exploration(record, folder)
 
 

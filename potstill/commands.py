@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
 from potstill.config import Architecture, Config, EvaluationConfig, Norm
+from potstill.exploring import Part
 
 Flat = Annotated[Config, tyro.conf.arg(name="")]
 
@@ -144,6 +145,8 @@ class Ablations:
     config: Flat = field(default_factory=Config)
     preset: str | None = None
     """Settings of a published cell; other flags change single ones."""
+    parts: tuple[Part, ...] = get_args(Part)
+    """What to change, one at a time."""
     out: Path | None = None
     """Folder of the exploration; omitted: runs/DATASET-ipcN-ablations."""
 

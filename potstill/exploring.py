@@ -9,7 +9,7 @@ experts, and whatever is finished is not done again.
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from potstill import artefacts
 from potstill import run as stages_of
@@ -19,6 +19,8 @@ from potstill.evaluation import Event, difference
 from potstill.run import Run
 
 T = TypeVar("T")
+Part = Literal["labels", "window", "start", "experts", "gradient"]
+"""What an ablation changes."""
 DISTILLING = 0.75  # of a cell's time, roughly; the rest is evaluation
 
 
@@ -81,14 +83,14 @@ def ablation_base(given: Config) -> list[Cell]:
     return [Cell("as-given", {"part": "as given", "variant": ""}, given)]
 
 
-def ablation_cells(given: Config) -> list[Cell]:
+def ablation_cells(given: Config, parts: Sequence[Part] = get_args(Part)) -> list[Cell]:
     """A run, all of whose settings are given, with one thing changed at a time; what changes nothing is left out."""
     distil, window = given.distil, given.window
     first = window.start + max(1, (window.stop - window.start) // 2)
     grown = replace(window, initial=None) if window.initial else replace(
         window, initial=first, expand=max(1, distil.iterations // 2)
     )  # fmt: skip
-    variants: list[tuple[str, str, dict[str, Any]]] = [
+    variants: list[tuple[Part, str, dict[str, Any]]] = [
         ("labels", "soft, not learned", {"distil": {"labels": "soft"}}),
         ("labels", "hard", {"distil": {"labels": "hard"}}),
         ("window", "open from the start" if window.initial else "growing", {"window": vars(grown)}),
@@ -102,7 +104,7 @@ def ablation_cells(given: Config) -> list[Cell]:
     for part, variant, changes in variants:
         config = replace(given, **{name: replace(getattr(given, name), **new) for name, new in changes.items()})
         name = "-".join("".join(c if c.isalnum() else " " for c in f"{part} {variant}").split())
-        if config != given:
+        if part in parts and config != given:
             cells.append(Cell(name, {"part": part, "variant": variant}, config))
     return cells
 
@@ -124,11 +126,13 @@ def window_cells(given: Config, count: int) -> list[Cell]:
 # --- running them --------------------------------------------------------------------------------------------------
 
 
-def explore(kind: str, cells: Sequence[Cell], out: Path) -> Generator[Event, None, dict[str, Any]]:
+def explore(
+    kind: str, cells: Sequence[Cell], out: Path, parts: Sequence[Part] = get_args(Part)
+) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
     """Run every cell, and write what they gave to out/KIND.json: a record as complete as a run's results.
 
     Ablations are given by their base alone: what it settles on by measuring holds for all, so that they differ in one
-    thing only.
+    thing only, which is one of ``parts``.
 
     Raises:
         PotstillError: a size that the data cannot fill, before any work is done.
@@ -143,7 +147,7 @@ def explore(kind: str, cells: Sequence[Cell], out: Path) -> Generator[Event, Non
         found.append({**cell.labels, **_figures(results)})
         if kind == "ablations" and len(found) == 1:
             settled = stages_of.open_run(cell.config, out / cell.name, out / "experts").settled
-            waiting = ablation_cells(settled)
+            waiting = ablation_cells(settled, parts)
             total += len(waiting)
     for entry in found:
         entry["over_base"] = difference(entry["accuracy"]["distilled"], found[0]["accuracy"]["distilled"])

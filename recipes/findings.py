@@ -16,16 +16,20 @@ them should have trained before others are started beside it.
 """
 
 import argparse
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from common import RECORDS, heed_signals, teller, unfinished
 
 from potstill import api, artefacts, atlas, engine, exploring, lossless
 from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
+from potstill.exploring import Part
 from potstill.machine import commit
+
+PUBLISHED = {1: WindowConfig(0, 1), 10: WindowConfig(0, 5, 3, 15), 50: WindowConfig(0, 10, 5, 15)}
+"""The published windows by images per class (0–4, 0–10…20, 0–20…40), a fourth as long: see :func:`narrow`."""
 
 Job = Callable[[Path], Generator[dict[str, Any], None, dict[str, Any]]]
 
@@ -47,9 +51,35 @@ def narrow(data: str, ipc: int) -> Config:
     )
 
 
-def explored(kind: str, cells: list[exploring.Cell]) -> Job:
-    """An exploration of these cells."""
-    return lambda out: exploring.explore(kind, cells, out)
+def explored(kind: str, cells: list[exploring.Cell], parts: Sequence[Part] = get_args(Part)) -> Job:
+    """An exploration of these cells, with the experts of all explorations on these data."""
+
+    def job(out: Path) -> Generator[dict[str, Any], None, dict[str, Any]]:
+        share_experts(cells[0].config, out)
+        return exploring.explore(kind, cells, out, parts)
+
+    return job
+
+
+def share_experts(config: Config, out: Path) -> None:
+    """Let the folder of an exploration lead to the experts of these data."""
+    experts = out.parent / f"experts-{Path(config.dataset).name}"
+    for folder in (out, experts):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (out / "experts").exists():
+        (out / "experts").symlink_to(experts.resolve(), target_is_directory=True)
+
+
+def narrow_windows(data: str, ipc: int, published: WindowConfig) -> list[exploring.Cell]:
+    """The window that is found, five chosen by hand, and the published one in epochs of these experts."""
+    given = narrow(data, ipc)
+    if ipc >= 50:  # five times the images: half the iterations, a third of the epochs
+        given = replace(
+            given, distil=replace(given.distil, iterations=30), evaluation=EvaluationConfig(epochs=67, full_seeds=0)
+        )
+    cells = exploring.window_cells(given, 5)
+    told = f"published, 0–{published.stop - 1}"
+    return [*cells, exploring.Cell("published", {"window": told}, replace(cells[1].config, window=published))]
 
 
 def narrow_stages(data: str) -> list[exploring.Cell]:
@@ -67,17 +97,26 @@ def jobs(data: str, data100: str) -> dict[str, Job]:
     """Every finding by name."""
     found: dict[str, Job] = {
         "digits-stages": explored("stages", exploring.stage_cells(_quiet(default("digits", 10)), (1, 10, 30), None, 3)),
-        "digits-lossless": lambda out: lossless.search(default("digits", 1), out, 57, 0.0),
+        "digits-lossless": lossless_digits,
         "cifar10-narrow-stages": explored("stages", narrow_stages(data)),
-        "cifar10-narrow-ablations-ipc10": explored("ablations", exploring.ablation_base(narrow(data, 10))),
         "cifar100-20-windows": explored("windows", exploring.window_cells(narrow(data100, 5), 5)),
     }
     for ipc in (1, 10):
         digits = _quiet(default("digits", ipc))
         found[f"digits-windows-ipc{ipc}"] = explored("windows", exploring.window_cells(digits, 5))
         found[f"digits-ablations-ipc{ipc}"] = explored("ablations", exploring.ablation_base(digits))
-        found[f"cifar10-narrow-windows-ipc{ipc}"] = explored("windows", exploring.window_cells(narrow(data, ipc), 5))
+        base = exploring.ablation_base(replace(narrow(data, ipc), window=PUBLISHED[ipc]))
+        found[f"cifar10-narrow-exact-ipc{ipc}"] = explored("ablations", base, ["gradient"])
+    for ipc, window in PUBLISHED.items():
+        found[f"cifar10-narrow-windows-ipc{ipc}"] = explored("windows", narrow_windows(data, ipc, window))
     return found
+
+
+def lossless_digits(out: Path) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """From one image per class to half of the smallest class."""
+    given = default("digits", 1)
+    share_experts(given, out)
+    return lossless.search(given, out, 57, 0.0)
 
 
 def _quiet(config: Config) -> Config:

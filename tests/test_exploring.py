@@ -99,6 +99,10 @@ def test_what_changes_nothing_is_no_ablation():
     assert [cell.labels["part"] for cell in exploring.ablation_cells(base)] == ["labels", "window"]
 
 
+def test_ablations_of_one_part_change_that_alone():
+    assert [cell.labels["part"] for cell in exploring.ablation_cells(given(), ["gradient"])] == ["gradient"]
+
+
 def test_ablations_of_a_growing_window_open_it():
     cells = exploring.ablation_cells(given(window={"initial": 1}))
     assert cells[2].labels["variant"] == "open from the start"
