@@ -12,9 +12,10 @@ Its gradient needs no unrolled graph.  With λ_N = ∂L/∂θ_N and, from i = N�
 so what is kept is N + 1 weight vectors and the graph of one micro-batch of one step.
 """
 
+import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -224,11 +225,11 @@ class _Sweep:
         snapshots = theta.new_empty(len(self.steps) + 1, len(theta))
         snapshots[0] = theta
         for i, step in enumerate(self.steps):
-            gradient = torch.zeros_like(theta)
-            for rows, drawing in _micro_batches(step, self.micro_batch):
-                x = augment.apply(images[rows], drawing)
-                gradient += self.derivatives.gradient(snapshots[i], x, logits[rows])
-            torch.sub(snapshots[i], gradient * (step_size / len(step.rows)), out=snapshots[i + 1])
+            gradient = _sum(
+                self.derivatives.gradient(snapshots[i], augment.apply(images[rows], drawing), logits[rows])
+                for rows, drawing in _micro_batches(step, self.micro_batch)
+            )
+            torch.addcmul(snapshots[i], gradient, step_size / len(step.rows), value=-1, out=snapshots[i + 1])
         return snapshots
 
     def backward(
@@ -239,7 +240,7 @@ class _Sweep:
         for i in reversed(range(self.start, len(self.steps))):
             step = self.steps[i]
             weight = step_size / len(step.rows)
-            d_theta = torch.zeros_like(adjoint)
+            d_theta = []
             for rows, drawing in _micro_batches(step, self.micro_batch):
                 with torch.enable_grad():
                     raw = images[rows].detach().requires_grad_()
@@ -249,10 +250,15 @@ class _Sweep:
                 d_step_size -= s / len(step.rows)
                 d_images.index_add_(0, rows, s_raw * -weight)
                 d_logits.index_add_(0, rows, s_z * -weight)
-                d_theta += s_theta
+                d_theta.append(s_theta)
             if not self.frozen:  # TESLA is this sweep with its last assignment left out
-                adjoint = adjoint - weight * d_theta
+                adjoint = torch.addcmul(adjoint, _sum(d_theta), weight, value=-1)
         return adjoint, d_images, d_logits, d_step_size
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """Their sum; a single one as it is, for to copy weights takes a noticeable part of a small step."""
+    return functools.reduce(torch.add, parts)
 
 
 class _Unroll(torch.autograd.Function):

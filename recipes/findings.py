@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from common import RECORDS, heed_signals, teller, unfinished
 
 from potstill import api, artefacts, atlas, engine, exploring, lossless
@@ -30,6 +31,8 @@ from potstill.machine import commit
 
 PUBLISHED = {1: WindowConfig(0, 1), 10: WindowConfig(0, 5, 3, 15), 50: WindowConfig(0, 10, 5, 15)}
 """The published windows by images per class (0–4, 0–10…20, 0–20…40), a fourth as long: see :func:`narrow`."""
+
+TWENTY = 20
 
 Job = Callable[[Path], Generator[dict[str, Any], None, dict[str, Any]]]
 
@@ -99,7 +102,7 @@ def jobs(data: str, data100: str) -> dict[str, Job]:
         "digits-stages": explored("stages", exploring.stage_cells(_quiet(default("digits", 10)), (1, 10, 30), None, 3)),
         "digits-lossless": lossless_digits,
         "cifar10-narrow-stages": explored("stages", narrow_stages(data)),
-        "cifar100-20-windows": explored("windows", exploring.window_cells(narrow(data100, 5), 5)),
+        "cifar100-20-windows": lambda out: twenty_classes(Path(data100), out),
     }
     for ipc in (1, 10):
         digits = _quiet(default("digits", ipc))
@@ -110,6 +113,18 @@ def jobs(data: str, data100: str) -> dict[str, Job]:
     for ipc, window in PUBLISHED.items():
         found[f"cifar10-narrow-windows-ipc{ipc}"] = explored("windows", narrow_windows(data, ipc, window))
     return found
+
+
+def twenty_classes(data: Path, out: Path) -> Generator[dict[str, Any], None, dict[str, Any]]:
+    """Data for which no one has chosen anything: the first twenty classes of CIFAR-100, from its .npz files."""
+    some = out.parent / "cifar100-20"
+    some.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "test"):
+        with np.load(data / f"{part}.npz") as every:
+            kept = every["labels"] < TWENTY
+            images, labels = every["images"][kept], every["labels"][kept]
+            np.savez(some / f"{part}.npz", images=images, labels=labels, classes=every["classes"][:TWENTY])
+    return explored("windows", exploring.window_cells(narrow(str(some), 5), 5))(out)
 
 
 def lossless_digits(out: Path) -> Generator[dict[str, Any], None, dict[str, Any]]:
@@ -129,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--data", default="data/cifar10")
-    parser.add_argument("--data100", default="data/cifar100-20")
+    parser.add_argument("--data100", default="data/cifar100")
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args()
     heed_signals()
