@@ -6,6 +6,8 @@ python recipes/table.py > records/README.md
 import json
 from pathlib import Path
 
+from potstill import atlas
+
 RECORDS = Path(__file__).parents[1] / "records"
 HEAD = """# Records
 
@@ -59,9 +61,34 @@ def row(name: str, record: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-if __name__ == "__main__":
+def finding(name: str, record: dict) -> str:
+    """An exploration: what it is, its picture and its table."""
+    heads, rows = atlas.table(record)
+    lines = [heads, ["---"] * len(heads), *(row["cells"] for row in rows)]
+    seconds = [sum(cell["seconds"][stage] or 0 for stage in ("distill", "evaluate")) for cell in record["cells"]]
+    return "\n".join(
+        [
+            f"\n## {name}\n",
+            f"{record['dataset']}, {record['environment']['threads']} thread(s), "
+            f"{sum(seconds) / 60:.0f} minutes without its experts, commit {record['commit']}: "
+            f"`python recipes/findings.py {name}`, all values in [{name}.json]({name}.json).\n",
+            f"![{name}]({name}.png)\n",
+            *(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    )
+
+
+def main() -> None:
+    """The table of runs, then the findings."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
     print(HEAD)
-    for path in sorted(RECORDS.glob("*.json")):
-        record = json.loads(path.read_text())
+    for name, record in records.items():
         if "accuracy" in record:
-            print(row(path.stem, record))
+            print(row(name, record))
+    for name, record in records.items():
+        if "kind" in record:
+            print(finding(name, record))
+
+
+if __name__ == "__main__":
+    main()
