@@ -32,6 +32,7 @@ from potstill.machine import commit
 PUBLISHED = {1: WindowConfig(0, 1), 10: WindowConfig(0, 5, 3, 15), 50: WindowConfig(0, 10, 5, 15)}
 """The published windows by images per class (0–4, 0–10…20, 0–20…40), a fourth as long: see :func:`narrow`."""
 
+ABLATED = {1: WindowConfig(0, 3), 10: WindowConfig(8, 11)}  # an early and a middle one, whatever the presets become
 TWENTY = 20
 
 Job = Callable[[Path], Generator[dict[str, Any], None, dict[str, Any]]]
@@ -107,7 +108,9 @@ def jobs(data: str, data100: str) -> dict[str, Job]:
     for ipc in (1, 10):
         digits = _quiet(default("digits", ipc))
         found[f"digits-windows-ipc{ipc}"] = explored("windows", exploring.window_cells(digits, 5))
-        found[f"digits-ablations-ipc{ipc}"] = explored("ablations", exploring.ablation_base(digits))
+        found[f"digits-ablations-ipc{ipc}"] = explored(
+            "ablations", exploring.ablation_base(replace(digits, window=ABLATED[ipc]))
+        )
         base = exploring.ablation_base(replace(narrow(data, ipc), window=PUBLISHED[ipc]))
         found[f"cifar10-narrow-exact-ipc{ipc}"] = explored("ablations", base, ["gradient"])
     for ipc, window in PUBLISHED.items():
