@@ -214,7 +214,7 @@ def _digits(ipc: int, window: WindowConfig, **distil: Any) -> Config:
 
 
 PRESETS: dict[str, Config] = {
-    "digits-ipc1": _digits(1, WindowConfig(8, 11), iterations=120, batch_size=10),
+    "digits-ipc1": _digits(1, WindowConfig(0, 3), iterations=120, batch_size=10),
     "digits-ipc10": _digits(10, WindowConfig(26, 29), iterations=100, batch_size=100),
     "digits-ipc50": _digits(50, WindowConfig(26, 29), iterations=100, batch_size=100),
     "cifar10-ipc1": _cell(1, 80, 2, 100, 5, 1e-7, 10, (0, None, 4), threshold=1.1),

@@ -52,7 +52,7 @@ def test_there_are_the_twelve_cells_and_three_of_digits():
 
 
 @pytest.mark.parametrize(("dataset", "ipc", "stop"), [
-    ("digits", 1, 11), ("digits", 8, 29), ("digits", 40, 29),
+    ("digits", 1, 3), ("digits", 8, 29), ("digits", 40, 29),
 ])  # fmt: skip
 def test_the_window_of_the_digits_follows_the_size(dataset, ipc, stop):
     config = default(dataset, ipc)
