@@ -67,7 +67,7 @@ class FlatNetwork:
     def stem_adjoint(self, parameters: Parameters, slope: Tensor, images: Tensor) -> Tensor:
         """The slope in the images (b, C, H, W) where ``slope`` is the one in the stem's features.
 
-        A convolution from few channels is slow backwards; as a product and a sum of shifted planes it takes half.
+        A convolution from few channels is slow backwards; as a product and a sum of shifted planes it is faster.
         """
         layer = self._parts[0][-1]
         if isinstance(layer, nn.Conv2d) and layer.in_channels <= FEW_CHANNELS and _keeps_size(layer):

@@ -7,7 +7,7 @@ digits-windows-ipc1    the window that is found against five chosen by hand; als
 digits-ablations-ipc1  one thing changed at a time; also -ipc10
 digits-lossless        the smallest set that trains as well as the full data
 cifar10-narrow-stages  as above on CIFAR-10 with a narrow network (width 32), at 1 and 10 images per class
-cifar10-narrow-windows-ipc1, -ipc10, -ipc50: the published window is one of those chosen by hand
+cifar10-narrow-windows-ipc1, -ipc10, -ipc50: the published window stands beside those chosen by hand
 cifar10-narrow-exact-ipc1, -ipc10: exact against frozen gradients
 cifar100-20-windows    as digits-windows on twenty classes of CIFAR-100, with five images per class
 
@@ -78,9 +78,8 @@ def narrow_windows(data: str, ipc: int, published: WindowConfig) -> list[explori
     """The window that is found, five chosen by hand, and the published one in epochs of these experts."""
     given = narrow(data, ipc)
     if ipc >= 50:  # five times the images: half the iterations, a third of the epochs
-        given = replace(
-            given, distil=replace(given.distil, iterations=30), evaluation=EvaluationConfig(epochs=67, full_seeds=0)
-        )
+        evaluation = replace(given.evaluation, epochs=67)
+        given = replace(given, distil=replace(given.distil, iterations=30), evaluation=evaluation)
     cells = exploring.window_cells(given, 5)
     told = f"published, 0–{published.stop - 1}"
     return [*cells, exploring.Cell("published", {"window": told}, replace(cells[1].config, window=published))]
@@ -123,6 +122,8 @@ def twenty_classes(data: Path, out: Path) -> Generator[dict[str, Any], None, dic
     some = out.parent / "cifar100-20"
     some.mkdir(parents=True, exist_ok=True)
     for part in ("train", "test"):
+        if (some / f"{part}.npz").exists():
+            continue
         with np.load(data / f"{part}.npz") as every:
             kept = every["labels"] < TWENTY
             images, labels = every["images"][kept], every["labels"][kept]
