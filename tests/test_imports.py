@@ -12,7 +12,10 @@ PACKAGE = Path(potstill.__file__).parent
 STREAM = [
     {"errors", "seeds", "config", "machine"},
     {"artefacts", "augment", "networks", "whitening", "window", "figures"},
-    {"functional", "data", "trajectories"},
+    {"functional", "data.split", "trajectories"},
+    {"data.pixels", "data.cache"},
+    {"data.folders", "data.tables", "data.arrays"},
+    {"data"},
     {"unroll", "distilled"},
     {"engine"},
     {"training", "problem"},
@@ -40,7 +43,8 @@ def imported(path):
             module = (node.module or "").removeprefix("potstill").removeprefix(".")
             for alias in node.names:
                 inner = f"{module}.{alias.name}".strip(".")
-                yield inner if (PACKAGE / f"{inner.replace('.', '/')}.py").exists() else module
+                at = PACKAGE / inner.replace(".", "/")
+                yield inner if at.with_suffix(".py").exists() or (at / "__init__.py").exists() else module
 
 
 def test_every_module_has_its_place_and_imports_only_upstream():
