@@ -34,7 +34,7 @@ FILE = "difficulty.json"
 STARTS = 8  # start epochs that are surveyed, evenly spaced
 STEP_SIZES = (0.5, 1.0, 2.0)  # of the student, in step sizes of the experts
 SPANS = (1, 2, 3)  # epochs of the expert (M)
-PARTS = (0.5, 1.0)  # of the inner steps (N)
+STEP_PARTS = (0.5, 1.0)  # of the inner steps (N)
 FOLLOWS = 0.97  # matching loss below which a part can be followed at all
 AS_GOOD = 0.02  # loss that half as many inner steps may cost
 BANDS, FEW_BANDS = 5, 3  # the latter where a round would be shorter than SHORTEST
@@ -160,7 +160,7 @@ def survey(race: Race, start: State, epoch: int) -> list[dict[str, float]]:
     for step_size in [config.distil.step_size] if _chosen(config, "step_size") else step_sizes:
         alpha = torch.tensor(step_size, device=device)
         theta, walked = begin, 0
-        for part in (1.0,) if _chosen(config, "inner_steps") else PARTS:
+        for part in (1.0,) if _chosen(config, "inner_steps") else STEP_PARTS:
             n = max(1, math.ceil(part * len(steps)))
             theta = unroll(
                 theta, start.images, start.logits, alpha, steps[walked:n], loss, derivatives=race.derivatives,

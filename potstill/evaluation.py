@@ -28,7 +28,7 @@ from potstill.training import Recipe, one_hot, run_to_end, sgd
 Event = dict[str, Any]
 NUMERICS = 3  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
 CONTROL_STEP_SIZE = 0.01  # the published step size for real images, and for networks a set was not made with
-PARTS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it shall be chosen
+TRIED_PARTS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it shall be chosen
 SoftLabels = Callable[[Tensor], Tensor]
 """Rows of the training set (n,) → soft labels (n, K) from the experts."""
 
@@ -173,7 +173,7 @@ def step_sizes(
 ) -> Generator[Event, None, list[dict[str, float]]]:  # fmt: skip
     """Accuracies on validation images by step size, the learned one first; an event of distilling before each."""
     device, tried = judge.problem.device, []
-    for part in PARTS:
+    for part in TRIED_PARTS:
         step_size = distilled.step_size * part
         doing = f"training with step size {step_size:.3g}"
         yield {"stage": "distilling", "done": iterations, "total": iterations, "doing": doing}

@@ -38,7 +38,9 @@ def forecast(config: Config) -> dict[str, Any]:
     steps = protocol.epochs * -(-n // protocol.batch_size)
     searched, races = difficulty.effort(config)
     selector = run.selector(config)
-    judging = selector.epochs * selector.seeds * -(-n // protocol.batch_size) * (config.distil.evaluations + 1 + races)
+    trials = len(evaluation.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 0
+    judged = config.distil.evaluations + 1 + races + trials
+    judging = selector.epochs * selector.seeds * -(-n // protocol.batch_size) * judged
     small_step = _training_step(job, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
     full_images = protocol.full_epochs * real * full_seeds
     full_step = (
