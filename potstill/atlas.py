@@ -248,9 +248,8 @@ def _windows_finding(record: dict[str, Any]) -> str:
     """The window that was found against the best of the others."""
     found, *others = record["cells"]
     best = max(others, key=lambda cell: cell["accuracy"]["distilled"]["mean"])
-    window = found["settings"]["window"]
     return (
-        f"Found: epochs {window['start']}–{window['stop'] - 1}, "
+        f"Found: epochs {stage_name(found['settings']['window'])}, "
         f"{100 * found['accuracy']['distilled']['mean']:.1f} %; best by hand: epochs {best['window']}, "
         f"{percent(best['over_base'], '+')} points over it"
     )
@@ -266,12 +265,17 @@ def _ablations_finding(record: dict[str, Any]) -> str:
 
 
 def _lossless_finding(record: dict[str, Any]) -> str:
-    """The size that was found, and how large the full set is."""
-    if record["ipc"] is None:
-        return f"None up to {record['cells'][-1]['ipc']} images per class: every set loses"
+    """The size that was found with what it still loses, how large the full set is, and the next smaller size."""
+    cells = {cell["ipc"]: cell for cell in record["cells"]}
+    found = record["ipc"]
+    if found is None:
+        return f"None up to {max(cells)} images per class: every set loses"
     of = f"of about {record['full_per_class']:.0f}"
-    how = f"within {100 * record['margin']:.1f} points" if record["margin"] else "the difference is not significant"
-    return f"{record['ipc']} images per class {of} train as well as the full set ({how})"
+    how = f"within the margin of {100 * record['margin']:.1f}" if record["margin"] else "not significant"
+    told = f"{found} images per class {of} train as well as the full set"
+    told = f"{told}, which is {percent(cells[found]['lost'], '+')} points above them: {how}"
+    smaller = [ipc for ipc in cells if ipc < found]
+    return f"{told}; {max(smaller)} lose {percent(cells[max(smaller)]['lost'])}" if smaller else told
 
 
 _FINDINGS = {

@@ -72,6 +72,7 @@ def finding(name: str, record: dict) -> str:
             f"{record['dataset']}, {record['environment']['threads']} thread(s), "
             f"{sum(seconds) / 60:.0f} minutes without its experts, commit {record['commit']}: "
             f"`python recipes/findings.py {name}`, all values in [{name}.json]({name}.json).\n",
+            f"{atlas.finding(record)}.\n",
             f"![{name}]({name}.png)\n",
             *(f"| {' | '.join(line)} |" for line in lines),
         ]

@@ -5,6 +5,8 @@ import pytest
 from potstill import api, artefacts, atlas, lossless
 from tests.conftest import tiny
 
+SIZES = {4: 0.026, 7: 0.012, 8: 0.008}  # images per class, and what the full set has over them
+
 
 def searched(smallest, least, most):
     asked = []
@@ -54,6 +56,18 @@ def test_a_search_leaves_its_runs_a_record_and_a_page(tmp_path):
         assert (tmp_path / f"ipc{cell['ipc']}" / "distilled.safetensors").exists()
     text = atlas.write(record, tmp_path).read_text()
     assert "How many images lose nothing: digits" in text
+
+
+def test_the_finding_tells_the_size_its_loss_and_the_next_smaller_one():
+    cells = [{"ipc": ipc, "lost": {"mean": lost, "ci95": [lost - 0.01, lost + 0.01]}} for ipc, lost in SIZES.items()]
+    record = {"kind": "lossless", "ipc": 8, "full_per_class": 115.2, "margin": 0.0, "cells": cells}
+    assert atlas.finding(record) == (
+        "8 images per class of about 115 train as well as the full set, which is +0.8 (-0.2 to +1.8) points above "
+        "them: not significant; 7 lose 1.2 (0.2 to 2.2)"
+    )
+    within = atlas.finding({**record, "ipc": 4, "margin": 0.03})
+    assert within.endswith("+2.6 (+1.6 to +3.6) points above them: within the margin of 3.0")
+    assert atlas.finding({**record, "ipc": None}) == "None up to 8 images per class: every set loses"
 
 
 def test_the_full_control_cannot_be_left_out():
