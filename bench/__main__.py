@@ -24,6 +24,7 @@ from bench.cases import CUDA, FULL, SMALL, Bench
 from bench.limits import limits
 from potstill import artefacts, engine
 from potstill.machine import commit, environment, peak_memory, wait
+from potstill.unroll import KEEP_BYTES
 
 GROWTH = [(steps, batch, width) for width in (64, 128) for batch in (10, 100, 1000) for steps in (10, 40, 100)]
 
@@ -64,9 +65,10 @@ def compare(case: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
 
 def grow(steps: int, batch: int, width: int, device: torch.device) -> dict[str, Any]:
-    """Seconds and memory of one iteration of ours, after a short one that compiles."""
+    """Seconds and memory of one iteration of ours, after short ones that compile, with and without what is kept."""
     warm, _ = cases.iteration(Bench(device), batch, 1, width)
-    warm()
+    for keep in (KEEP_BYTES, 0):
+        warm(keep=keep)
     base = peak_memory(device)
     ours, _ = cases.iteration(Bench(device), batch, steps, width)
     began = time.perf_counter()

@@ -19,7 +19,7 @@ from potstill.unroll import InnerStep, unroll
 
 SHAPE, CLASSES = (3, 32, 32), 10
 LONG = 1e9  # images of a job long enough to repay compiling
-Action = Callable[[], Any]
+Action = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def iteration(bench: Bench, batch: int, steps: int, width: int = 128) -> tuple[A
         return torch.autograd.grad((end - theta).square().sum(), (images, logits, alpha))
 
     return (
-        lambda: run(label_loss(ours), derivatives=derivatives, micro_batch=micro_batch),
+        lambda **how: run(label_loss(ours), derivatives=derivatives, micro_batch=micro_batch, **how),
         lambda: run(label_loss(obvious), adjoint="direct"),
     )
 

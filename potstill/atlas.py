@@ -248,10 +248,12 @@ def _windows_finding(record: dict[str, Any]) -> str:
     """The window that was found against the best of the others."""
     found, *others = record["cells"]
     best = max(others, key=lambda cell: cell["accuracy"]["distilled"]["mean"])
+    named, window = best["window"], best["settings"]["window"]
+    told = " (published)" if named.startswith("published") else ""
     return (
         f"Found: epochs {stage_name(found['settings']['window'])}, "
-        f"{100 * found['accuracy']['distilled']['mean']:.1f} %; best by hand: epochs {best['window']}, "
-        f"{percent(best['over_base'], '+')} points over it"
+        f"{100 * found['accuracy']['distilled']['mean']:.1f} %; best by hand: epochs {stage_name(window)}{told}, "
+        f"a difference of {percent(best['over_base'], '+')} points"
     )
 
 
@@ -270,12 +272,17 @@ def _lossless_finding(record: dict[str, Any]) -> str:
     found = record["ipc"]
     if found is None:
         return f"None up to {max(cells)} images per class: every set loses"
-    of = f"of about {record['full_per_class']:.0f}"
-    how = f"within the margin of {100 * record['margin']:.1f}" if record["margin"] else "not significant"
+    of, lost = f"of about {record['full_per_class']:.0f}", cells[found]["lost"]
+    if record["margin"]:
+        how = f"within the margin of {100 * record['margin']:.1f}"
+    elif lost["ci95"] is None:
+        how = "of too few networks for an interval"
+    else:
+        how = "not significant" if lost["ci95"][1] >= 0 else "significantly less"
     told = f"{found} images per class {of} train as well as the full set"
-    told = f"{told}, which is {percent(cells[found]['lost'], '+')} points above them: {how}"
+    told = f"{told}, which is {percent(lost, '+')} points above them: {how}"
     smaller = [ipc for ipc in cells if ipc < found]
-    return f"{told}; {max(smaller)} lose {percent(cells[max(smaller)]['lost'])}" if smaller else told
+    return f"{told}; {max(smaller)} lose {percent(cells[max(smaller)]['lost'])} points" if smaller else told
 
 
 _FINDINGS = {

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from potstill import artefacts, distillation, evaluation, functional, seeds
 from potstill.config import Config, DistilConfig, WindowConfig
+from potstill.derivatives import Derivatives
 from potstill.distillation import State
 from potstill.errors import Diverged
 from potstill.evaluation import Event, Judge
 from potstill.methods.trajectory import draw_steps
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
-from potstill.unroll import Derivatives, unroll
+from potstill.unroll import unroll
 
 FILE = "difficulty.json"
 STARTS = 8  # start epochs that are surveyed, evenly spaced

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from potstill import artefacts
 from potstill.config import Config
+from potstill.derivatives import Derivatives
 from potstill.errors import Diverged
 from potstill.methods import METHODS
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
-from potstill.unroll import Derivatives
 
 KIND = "checkpoint"
 MOMENTUM_IMAGES, MOMENTUM_LOGITS, MOMENTUM_STEP_SIZE = 0.5, 0.9, 0.5  # published

@@ -1,6 +1,6 @@
 """How derivatives are computed on this machine: plainly or compiled, and how many images at once.
 
-The one place that chooses between the obvious path and a fast one; the paths themselves lie in ``unroll.py``.
+The one place that chooses between the obvious path and a fast one; the paths themselves lie in ``derivatives.py``.
 """
 
 import ctypes
@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from potstill.derivatives import Derivatives, compiled, plain
 from potstill.errors import PotstillError
 from potstill.functional import BatchLoss, FlatNetwork, label_loss, target_loss
-from potstill.unroll import Derivatives, compiled, plain
 
 Compile = Literal["auto", "yes", "no"]
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -26,7 +26,7 @@ LARGE = 2e7  # multiplications an image from which micro-batches, lower precisio
 CACHE_BATCH = {"cpu": 32, "cuda": 256}  # images whose activations stay in cache, or fill the device
 PLAIN_SPEED = {"cpu": 7e10, "cuda": 3e12}  # multiplications a second, plainly; two cores measured, a GPU guessed
 COMPILE_FROM = 120.0  # seconds of plain work that repay compiling
-FORWARDS = {"gradient": 3, "inner step": 11}  # forward passes' worth of multiplications
+FORWARDS = {"gradient": 3, "inner step": 11}  # forward passes' worth of multiplications, plainly
 
 
 def multiplications(network: FlatNetwork, shape: tuple[int, int, int]) -> float:
@@ -114,7 +114,7 @@ def training_gradient(
         total = torch.zeros_like(theta)
         for rows in _parts(len(x), micro):
             part = x[rows]
-            total += (fast if len(part) == micro else obvious)(theta, part, targets[rows])  # one shape compiled
+            total += (fast if len(part) == micro else obvious)(theta, part, targets[rows])[0]  # one shape compiled
         return total / len(x)
 
     return gradient
@@ -129,7 +129,7 @@ def _compiled_training(network: FlatNetwork) -> Derivatives:
 def mean_gradient(loss: BatchLoss) -> Gradient:
     """The obvious one: autograd over the whole batch."""
     gradient = plain(loss).gradient
-    return lambda theta, images, targets: gradient(theta, images, targets) / len(images)
+    return lambda theta, images, targets: gradient(theta, images, targets)[0] / len(images)
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:

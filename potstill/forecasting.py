@@ -11,9 +11,9 @@ from potstill.config import Config
 from potstill.machine import timed
 from potstill.methods.trajectory import draw_steps
 from potstill.training import Recipe, one_hot, run_to_end, sgd
-from potstill.unroll import unroll
+from potstill.unroll import KEEP_BYTES, unroll
 
-INNER_STEPS = 2  # timed ones; the time of an iteration is proportional to their number
+INNER_STEPS = 2  # timed ones
 
 
 def forecast(config: Config) -> dict[str, Any]:
@@ -36,11 +36,9 @@ def forecast(config: Config) -> dict[str, Any]:
     expert_step = _training_step(job, config.expert.batch_size, expert_epochs * real, config.expert.rho)
     full_seeds = protocol.seeds if config.evaluation.full_seeds is None else config.evaluation.full_seeds
     steps = protocol.epochs * -(-n // protocol.batch_size)
-    searched, races = difficulty.effort(config)
+    searched, _ = difficulty.effort(config)
     selector = run.selector(config)
-    trials = len(evaluation.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 0
-    judged = config.distil.evaluations + 1 + races + trials
-    judging = selector.epochs * selector.seeds * -(-n // protocol.batch_size) * judged
+    judging = selector.epochs * selector.seeds * -(-n // protocol.batch_size) * sets_judged(config)
     small_step = _training_step(job, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
     full_images = protocol.full_epochs * real * full_seeds
     full_step = (
@@ -48,7 +46,7 @@ def forecast(config: Config) -> dict[str, Any]:
     )
     values = n * (shape[0] * shape[1] * shape[2] + classes)
     transform = sum(tensor.numel() for tensor in problem.transform.tensors().values())
-    inner, how = _inner_step(job, theta, n)
+    inner, kept_bytes, how = _inner_step(job, theta, n)
     weights = (config.distil.inner_steps + 1) * len(theta) * 4
     return {
         "seconds": {
@@ -61,10 +59,17 @@ def forecast(config: Config) -> dict[str, Any]:
             "experts": config.expert.count * kept * len(theta) * width,
             "distilling": 4 * (3 * values + values + transform),  # state, momentum, previous state; the set
         },
-        "memory_bytes": machine.peak_memory(problem.device) + weights,
+        "memory_bytes": machine.peak_memory(problem.device) + weights + kept_bytes,
         "device": str(problem.device),
         "engine": how,
     }
+
+
+def sets_judged(config: Config) -> int:
+    """Sets judged on validation images: through distilling and before, in the search, and by step size."""
+    _, races = difficulty.effort(config)
+    trials = len(evaluation.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 0
+    return config.distil.evaluations + 1 + races + trials
 
 
 def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 0.0) -> float:
@@ -81,8 +86,8 @@ def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 
     return timed(lambda: run_to_end(sgd(gradient, theta, images, targets, recipe, 0), theta), problem.device)
 
 
-def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, str]:
-    """Seconds of one inner step with its adjoint, and how it was differentiated."""
+def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, int, str]:
+    """Seconds of one inner step with its adjoint, bytes that all of them keep, and how they are differentiated."""
     problem = job.problem
     derivatives, micro_batch = run.inner_engine(job)
     distil = replace(job.config.distil, micro_batch=micro_batch, inner_steps=INNER_STEPS)
@@ -93,13 +98,22 @@ def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, str]:
     steps = draw_steps(config, problem, len(images), seeds.generator(0, "forecast"))
     loss = functional.label_loss(problem.network)
 
-    def iteration() -> None:
-        end = unroll(
-            theta, images, logits, alpha, steps, loss, adjoint=distil.adjoint, derivatives=derivatives,
-            micro_batch=micro_batch,
-        )  # fmt: skip
-        torch.autograd.grad((end - theta).square().sum(), (images, logits, alpha))
+    def seconds(keep: int) -> float:
+        def iteration() -> None:
+            end = unroll(
+                theta, images, logits, alpha, steps, loss, adjoint=distil.adjoint, derivatives=derivatives,
+                micro_batch=micro_batch, keep=keep,
+            )  # fmt: skip
+            torch.autograd.grad((end - theta).square().sum(), (images, logits, alpha))
 
+        return timed(iteration, problem.device) / INNER_STEPS
+
+    rows = steps[0].rows[:micro_batch]
+    _, kept = derivatives.gradient(theta, images[rows], logits[rows])
+    each = sum(tensor.nbytes for pair in kept for tensor in pair) * len(steps[0].rows) / len(rows)
+    wanted = each * job.config.distil.inner_steps
+    room = min(1.0, KEEP_BYTES / wanted) if wanted else 1.0  # part of the steps that it holds; the others are slower
+    found = room * seconds(KEEP_BYTES) + ((1 - room) * seconds(0) if room < 1 else 0.0)
     precision = str(problem.network.precision).removeprefix("torch.")
     how = "compiled" if derivatives.compiled else "plain"
-    return timed(iteration, problem.device) / INNER_STEPS, f"inner steps {how}, in {precision}"
+    return found, int(room * wanted), f"inner steps {how}, in {precision}"

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from potstill import artefacts, difficulty, distillation, engine, evaluation, experts, patterns, trajectories, window
 from potstill.config import Config, as_dict
+from potstill.derivatives import Derivatives
 from potstill.distillation import State
 from potstill.distilled import FILE, Distilled
 from potstill.distilled import load as load_distilled
@@ -36,7 +37,6 @@ from potstill.machine import environment, peak_memory
 from potstill.methods import trajectory
 from potstill.problem import Problem, prepare
 from potstill.trajectories import Trajectories
-from potstill.unroll import Derivatives
 
 # What may change between two sittings of one run: it bears on how the set is computed and judged, not on what it is.
 FREE = ("device", "compile", "evaluation", "distil.checkpoint_seconds", "expert.keep_all")

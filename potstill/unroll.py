@@ -9,13 +9,12 @@ Its gradient needs no unrolled graph.  With λ_N = ∂L/∂θ_N and, from i = N�
     sᵢ = ⟨∇θ ℓ(θᵢ; aug(xᵢ; ωᵢ), zᵢ), λᵢ₊₁⟩
     ∂L/∂α −= sᵢ     ∂L/∂xᵢ −= α ∂sᵢ/∂xᵢ     ∂L/∂zᵢ −= α ∂sᵢ/∂zᵢ     λᵢ = λᵢ₊₁ − α ∂sᵢ/∂θᵢ
 
-so what is kept is N + 1 weight vectors and the graph of one micro-batch of one step.
+so what must be kept is N + 1 weight vectors and the graph of one micro-batch of one step.  A fixed amount of memory
+more holds what the steps found on the way out and the sweep can use on the way back.
 """
 
 import functools
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,17 +23,12 @@ from torch import Tensor
 
 from potstill import augment
 from potstill.augment import Drawing
+from potstill.chain import Kept
+from potstill.derivatives import Derivatives, plain
 from potstill.errors import PotstillError
-from potstill.functional import BatchLoss, Parameters
+from potstill.functional import BatchLoss
 
-log = logging.getLogger(__name__)
-
-SHAPES = 64  # that a derivative may be compiled for; the compiler's own limit, 8, is soon met by sets of many sizes
-
-OPTIONS: dict[str, Any] = {
-    "realize_reads_threshold": 2,  # keep figures of a channel; the compiler would find them again at every pixel
-    "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add at once
-}
+KEEP_BYTES = 2**29  # of what is kept beside the weights, whatever the steps and the batch
 
 Adjoint = Literal["exact", "direct", "frozen", "truncated"]
 
@@ -47,113 +41,10 @@ class InnerStep:
     drawing: Drawing  # of b rows
 
 
-@dataclass(frozen=True)
-class Derivatives:
-    """The two derivatives of a batch loss ℓ that an unroll needs, in whatever way is fastest.
-
-    ``gradient(theta, x, z)`` is ∇θ ℓ (P,).  ``directional(theta, x, z, direction)`` is s = ⟨∇θ ℓ, direction⟩ and its
-    gradient in theta, x and z.  Both take an augmented micro-batch, and neither keeps a graph.
-    """
-
-    gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
-    directional: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-    compiled: bool = False
-
-
-def plain(loss: BatchLoss) -> Derivatives:
-    """Reverse over reverse, by autograd as it is: the fastest without a compiler (half the calls of ``torch.func``)."""
-
-    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        with torch.enable_grad():
-            theta = theta.detach().requires_grad_()
-            return torch.autograd.grad(loss(theta, x, z), theta)[0]
-
-    def directional(
-        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        with torch.enable_grad():
-            inputs = [tensor.detach().requires_grad_() for tensor in (theta, x, z)]
-            (gradient,) = torch.autograd.grad(loss(*inputs), inputs[0], create_graph=True)
-            s = gradient @ direction
-            d_theta, d_x, d_z = torch.autograd.grad(s, inputs)
-            return s.detach(), d_theta, d_x, d_z
-
-    return Derivatives(gradient, directional)
-
-
-def compiled(loss: BatchLoss) -> Derivatives:
-    """Reverse over forward, fused by the compiler: s is the tangent of ℓ, so no second graph of ∇θ ℓ is built.
-
-    The stem's tangent and adjoint are written out, for forward mode would carry a tangent of the images too, all
-    zero, through three convolutions.  Parameters go in and come out by name: to gather them in one vector is work the
-    compiler does badly.  The first call of each batch size compiles for about half a minute; the result is cached
-    between runs.
-    """
-    network = loss.network
-
-    def tangent(parameters: Parameters, features: Tensor, moving: Tensor, z: Tensor, direction: Parameters) -> Tensor:
-        def rest(parameters: Parameters, features: Tensor) -> Tensor:
-            # the clones are fused away; without them, views of the snapshots refuse a tangent of other offset
-            own = {name: parameter.clone() for name, parameter in parameters.items()}
-            return loss.after_stem(own, features, z)
-
-        return torch.func.jvp(rest, (parameters, features), (direction, moving))[1]
-
-    def both(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> tuple[Any, Tensor]:
-        features, moving = network.stem(parameters, x), network.stem(direction, x)
-        at_rest = torch.func.grad_and_value(tangent, argnums=(0, 1, 2, 3))
-        (d_parameters, d_features, d_moving, d_z), s = at_rest(parameters, features, moving, z, direction)
-        (d_stem,) = torch.func.vjp(lambda p: network.stem(p, x), parameters)[1](d_features)
-        d_parameters = {name: d_parameters[name] + d_stem[name] for name in d_parameters}
-        d_x = network.stem_adjoint(parameters, d_features, x) + network.stem_adjoint(direction, d_moving, x)
-        return (d_parameters, d_x, d_z), s
-
-    def slope(parameters: Parameters, x: Tensor, z: Tensor) -> Parameters:
-        return torch.func.grad(lambda p: loss.after_stem(p, network.stem(p, x), z))(parameters)
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-    # fullgraph: what cannot be traced whole is an error, which is told, and never a silent fall back to plain speed
-    fast_slope = torch.compile(slope, dynamic=False, fullgraph=True, options=OPTIONS)
-    fast_both = torch.compile(both, dynamic=False, fullgraph=True, options=OPTIONS)
-
-    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        return network.flatten(fast_slope(network.unflatten(theta), x, z))
-
-    def directional(
-        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        (d_theta, d_x, d_z), s = fast_both(network.unflatten(theta), x, z, network.unflatten(direction))
-        return s, network.flatten(d_theta), d_x, d_z
-
-    obvious = plain(loss)
-    return Derivatives(_or(gradient, obvious.gradient), _or(directional, obvious.directional), compiled=True)
-
-
-def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., Any]:
-    """``fast`` on detached arguments, or ``obvious`` for good once compiling has failed, with a warning."""
-    broken, told = False, set[torch.Size]()
-
-    def call(*tensors: Tensor) -> Any:
-        nonlocal broken
-        if not broken:
-            if tensors[1].shape not in told:
-                told.add(tensors[1].shape)
-                log.info("compiling for %d images: about half a minute, a few seconds from then on", len(tensors[1]))
-            try:
-                return fast(*(tensor.detach() for tensor in tensors))
-            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-                broken = True
-                reason = " ".join(str(error).split()[:40])
-                warnings.warn(f"compiling failed ({reason}); running plainly, which is slower", stacklevel=2)
-        return obvious(*tensors)
-
-    return call
-
-
 def unroll(
     theta: Tensor, images: Tensor, logits: Tensor, step_size: Tensor, steps: Sequence[InnerStep], loss: BatchLoss, *,
     adjoint: Adjoint = "exact", derivatives: Derivatives | None = None, micro_batch: int | None = None,
-    last: int | None = None,
+    last: int | None = None, keep: int = KEEP_BYTES,
 ) -> Tensor:  # fmt: skip
     """θ_N after the given steps, differentiable in theta, images, logits and step size.
 
@@ -170,6 +61,7 @@ def unroll(
         micro_batch: images differentiated at once; bounds memory, and leaves the result the same where the loss is a
             sum over independent images (not with batch norm).
         last: steps that "truncated" differentiates.
+        keep: bytes for what the steps find on the way out; makes the sweep faster, not another.
 
     Returns:
         θ_N (P,).  Calling ``backward`` on any function of it runs the chosen adjoint.
@@ -183,7 +75,8 @@ def unroll(
     if adjoint == "truncated" and (last is None or not 0 < last <= len(steps)):
         raise PotstillError(f"adjoint 'truncated' differentiates the last 1 to {len(steps)} steps; got last={last}.")
     start = len(steps) - last if adjoint == "truncated" and last is not None else 0
-    sweep = _Sweep(steps, derivatives or plain(loss), micro_batch, start, frozen=adjoint == "frozen")
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (theta, images, logits, step_size))
+    sweep = _Sweep(steps, derivatives or plain(loss), micro_batch, start, adjoint == "frozen", keep if wanted else 0)
     return _Unroll.apply(theta, images, logits, step_size, sweep)
 
 
@@ -219,21 +112,33 @@ class _Sweep:
     micro_batch: int | None
     start: int  # first step that the reverse sweep reaches
     frozen: bool
+    room: int  # bytes that may be kept for the reverse sweep
 
-    def forward(self, theta: Tensor, images: Tensor, logits: Tensor, step_size: Tensor) -> Tensor:
-        """All snapshots θ₀ … θ_N (N + 1, P)."""
+    def forward(
+        self, theta: Tensor, images: Tensor, logits: Tensor, step_size: Tensor
+    ) -> tuple[Tensor, list[list[Kept]]]:  # fmt: skip
+        """All snapshots θ₀ … θ_N (N + 1, P), and of each step's micro-batches what there is room for."""
         snapshots = theta.new_empty(len(self.steps) + 1, len(theta))
         snapshots[0] = theta
+        room = self.room
+        all_kept = []
         for i, step in enumerate(self.steps):
-            gradient = _sum(
-                self.derivatives.gradient(snapshots[i], augment.apply(images[rows], drawing), logits[rows])
-                for rows, drawing in _micro_batches(step, self.micro_batch)
-            )
-            torch.addcmul(snapshots[i], gradient, step_size / len(step.rows), value=-1, out=snapshots[i + 1])
-        return snapshots
+            gradients, kept = [], []
+            for rows, drawing in _micro_batches(step, self.micro_batch):
+                x = augment.apply(images[rows], drawing)
+                gradient, found = self.derivatives.gradient(snapshots[i], x, logits[rows])
+                size = sum(tensor.nbytes for pair in found for tensor in pair)
+                keep = i >= self.start and size <= room
+                room -= size if keep else 0
+                gradients.append(gradient)
+                kept.append(found if keep else ())
+            torch.addcmul(snapshots[i], _sum(gradients), step_size / len(step.rows), value=-1, out=snapshots[i + 1])
+            all_kept.append(kept)
+        return snapshots, all_kept
 
     def backward(
-        self, snapshots: Tensor, images: Tensor, logits: Tensor, step_size: Tensor, adjoint: Tensor
+        self, snapshots: Tensor, all_kept: list[list[Kept]], images: Tensor, logits: Tensor, step_size: Tensor,
+        adjoint: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Gradients in theta, images, logits and step size, from ``adjoint`` = λ_N = ∂L/∂θ_N (P,)."""
         d_images, d_logits, d_step_size = (torch.zeros_like(tensor) for tensor in (images, logits, step_size))
@@ -241,11 +146,12 @@ class _Sweep:
             step = self.steps[i]
             weight = step_size / len(step.rows)
             d_theta = []
-            for rows, drawing in _micro_batches(step, self.micro_batch):
+            kept_here, all_kept[i] = all_kept[i], [()] * len(all_kept[i])  # let go, whoever holds the graph
+            for (rows, drawing), kept in zip(_micro_batches(step, self.micro_batch), kept_here, strict=True):
                 with torch.enable_grad():
                     raw = images[rows].detach().requires_grad_()
                     x = augment.apply(raw, drawing)
-                s, s_theta, s_x, s_z = self.derivatives.directional(snapshots[i], x, logits[rows], adjoint)
+                s, s_theta, s_x, s_z = self.derivatives.directional(snapshots[i], x, logits[rows], adjoint, kept)
                 (s_raw,) = torch.autograd.grad(x, raw, s_x) if x is not raw else (s_x,)
                 d_step_size -= s / len(step.rows)
                 d_images.index_add_(0, rows, s_raw * -weight)
@@ -268,13 +174,13 @@ class _Unroll(torch.autograd.Function):
     def forward(
         ctx: Any, theta: Tensor, images: Tensor, logits: Tensor, step_size: Tensor, sweep: _Sweep
     ) -> Tensor:  # fmt: skip
-        snapshots = sweep.forward(theta, images, logits, step_size)
+        snapshots, kept = sweep.forward(theta, images, logits, step_size)
         ctx.save_for_backward(images, logits, step_size)
-        ctx.snapshots, ctx.sweep = snapshots, sweep
+        ctx.snapshots, ctx.kept, ctx.sweep = snapshots, kept, sweep
         return snapshots[-1].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         images, logits, step_size = ctx.saved_tensors
-        return (*ctx.sweep.backward(ctx.snapshots, images, logits, step_size, adjoint), None)
+        return (*ctx.sweep.backward(ctx.snapshots, ctx.kept, images, logits, step_size, adjoint), None)

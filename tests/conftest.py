@@ -51,6 +51,13 @@ def tiny(**changes) -> config.Config:
 
 
 @pytest.fixture
+def as_compiled(monkeypatch):
+    """What is compiled, run as it is; instance norm by its formula, for PyTorch's has no tangent in this layout."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.fixture
 def arrays(tmp_path):
     """A writer of small .npz datasets: arrays(images, labels, **more) → path."""
 

@@ -11,7 +11,7 @@ BENCH = cases.Bench(torch.device("cpu"), precision="float32")
 
 @pytest.fixture(autouse=True)
 def _plainly(monkeypatch):
-    """Compiling would take longer than all that is compared here; test_unroll holds it to the plain path."""
+    """Compiling would take longer than all that is compared here; test_derivatives holds it to the plain path."""
     monkeypatch.setattr(engine.shutil, "which", lambda name: None)
 
 

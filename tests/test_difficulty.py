@@ -163,8 +163,8 @@ def test_scale_free_rates_move_by_the_same_part(finished, scale):
 
 
 def difficulty_derivatives(run):
+    from potstill.derivatives import plain
     from potstill.functional import label_loss
-    from potstill.unroll import plain
 
     return plain(label_loss(run.problem.network))
 

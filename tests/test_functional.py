@@ -1,13 +1,10 @@
 """Flat parameters, losses, buffers; and that a seed is a seed (trap 3 of the public code)."""
 
-from typing import get_args
-
-import pytest
 import torch
 import torch.nn.functional as F
 
 from potstill import functional, networks, seeds
-from potstill.config import Architecture, NetworkConfig
+from potstill.config import NetworkConfig
 
 CONFIG, SHAPE = NetworkConfig(width=8, depth=2), (3, 8, 8)
 
@@ -19,35 +16,6 @@ def test_flat_equals_the_module():
     network = functional.flat_network(CONFIG, SHAPE, 10)
     x = torch.randn(4, *SHAPE)
     assert torch.equal(network(functional.initial(CONFIG, SHAPE, 10, 5), x), module(x))
-
-
-@pytest.mark.parametrize("name", get_args(Architecture))
-def test_stem_and_rest_are_the_network_and_the_stem_is_linear(name):
-    config = NetworkConfig(name, width=8)
-    network = functional.flat_network(config, (3, 32, 32), 10)
-    network.module.double()
-    theta, x = functional.initial(config, (3, 32, 32), 10, 5).double(), torch.randn(2, 3, 32, 32).double()
-    other = torch.randn_like(theta)
-    own = network.unflatten(theta)
-    features = network.stem(own, x)
-    assert torch.allclose(network.rest(own, features), network(theta, x), atol=1e-12)
-    assert torch.equal(network.flatten(own), theta)
-    moved = network.stem(network.unflatten(theta - 2 * other), x)
-    assert torch.allclose(moved, features - 2 * network.stem(network.unflatten(other), x), atol=1e-9)
-
-
-@pytest.mark.parametrize("name", get_args(Architecture))
-def test_the_stems_adjoint_is_autograds(name):
-    network = functional.flat_network(NetworkConfig(name, width=8), (3, 32, 32), 10)
-    network.module.double()
-    own = network.unflatten(
-        torch.randn_like(functional.initial(NetworkConfig(name, width=8), (3, 32, 32), 10, 5)).double()
-    )
-    x = torch.randn(2, 3, 32, 32).double().requires_grad_()
-    features = network.stem(own, x)
-    slope = torch.randn_like(features)
-    (expected,) = torch.autograd.grad(features, x, slope)
-    assert torch.allclose(network.stem_adjoint(own, slope, x), expected, atol=1e-9)
 
 
 def test_a_seed_decides_the_weights_and_nothing_else_does():

@@ -63,10 +63,12 @@ def test_the_finding_tells_the_size_its_loss_and_the_next_smaller_one():
     record = {"kind": "lossless", "ipc": 8, "full_per_class": 115.2, "margin": 0.0, "cells": cells}
     assert atlas.finding(record) == (
         "8 images per class of about 115 train as well as the full set, which is +0.8 (-0.2 to +1.8) points above "
-        "them: not significant; 7 lose 1.2 (0.2 to 2.2)"
+        "them: not significant; 7 lose 1.2 (0.2 to 2.2) points"
     )
     within = atlas.finding({**record, "ipc": 4, "margin": 0.03})
     assert within.endswith("+2.6 (+1.6 to +3.6) points above them: within the margin of 3.0")
+    for lost, told in (({"mean": -0.9, "ci95": [-1, -0.8]}, "less"), ({"mean": 0, "ci95": None}, "for an interval")):
+        assert atlas.finding({**record, "cells": [{"ipc": 8, "lost": lost}]}).endswith(told)
     assert atlas.finding({**record, "ipc": None}) == "None up to 8 images per class: every set loses"
 
 

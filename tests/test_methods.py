@@ -7,9 +7,9 @@ import torch
 
 from potstill import distillation, experts, functional, seeds, trajectories
 from potstill.api import exhaust
+from potstill.derivatives import plain
 from potstill.methods import METHODS, trajectory
 from potstill.problem import prepare
-from potstill.unroll import plain
 from tests.conftest import tiny
 
 

@@ -3,19 +3,17 @@
 import itertools
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
 from potstill import augment, functional, seeds
 from potstill.config import DSA, NetworkConfig
+from potstill.derivatives import compiled
 from potstill.errors import PotstillError
 from potstill.functional import label_loss, soft_cross_entropy
-from potstill.unroll import InnerStep, compiled, plain, unroll
-from tests.conftest import needs_compiler
+from potstill.unroll import InnerStep, _Sweep, unroll
 
 SHAPE, CLASSES, N = (3, 8, 8), 5, 6
 
@@ -140,37 +138,55 @@ def test_the_inner_loss_is_the_mean_soft_cross_entropy():
     assert torch.allclose(found, setting.theta - setting.alpha * gradient, atol=1e-15)
 
 
-@needs_compiler
-def test_compiled_equals_plain_and_says_that_it_compiles(caplog):
-    warnings.filterwarnings(
-        "error", message="compiling failed"
-    )  # a compile that fails and runs plainly would prove nothing
-    setting = Setting(batch=2, steps=3)
-    obvious, fast = plain(setting.loss), compiled(setting.loss)
-    with caplog.at_level("INFO", "potstill"):
-        found = setting.gradients(derivatives=fast)
-    assert max(relative(found, setting.gradients(derivatives=obvious))) < 1e-10
-    assert sum("compiling for" in line for line in caplog.messages) == 2  # once for each derivative, not every step
+class Counting:
+    """Compiled derivatives, which count what they are given of what was kept."""
+
+    def __init__(self, loss):
+        self.inner, self.reused = compiled(loss), []
+
+    def gradient(self, *given):
+        return self.inner.gradient(*given)
+
+    def directional(self, *given):
+        self.reused.append(bool(given[-1]))
+        return self.inner.directional(*given)
 
 
-@needs_compiler
-def test_compiled_in_low_precision_stays_near_float32():
-    reference, found = (Setting(dtype=torch.float32, batch=2, steps=3) for _ in range(2))
-    found.network = replace(found.network, precision=torch.bfloat16)
-    found.loss = label_loss(found.network)
-    pairs = zip(found.gradients(derivatives=compiled(found.loss)), reference.gradients(), strict=True)
-    for low, full in pairs:
-        assert torch.nn.functional.cosine_similarity(low.flatten(), full.flatten(), 0) > 0.99
+STEP_BYTES = 4768  # kept of a step of four images in float64
 
 
-def test_one_derivative_serves_more_sizes_than_the_compiler_allows_by_itself(monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is the tracer's
-    setting = Setting(dtype=torch.float32)
-    fast, obvious = compiled(setting.loss), plain(setting.loss)
-    for size in range(1, 12):
-        images, logits = torch.randn(size, *setting.images.shape[1:]), torch.randn(size, setting.logits.shape[1])
-        expected = obvious.gradient(setting.theta, images, logits)
-        assert torch.allclose(fast.gradient(setting.theta, images, logits), expected, atol=1e-4)
+@pytest.mark.usefixtures("as_compiled")
+@pytest.mark.parametrize("adjoint", [{}, {"adjoint": "frozen"}, {"adjoint": "truncated", "last": 3}])
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+@pytest.mark.parametrize("room", [0, 3 * STEP_BYTES, 2**29])
+def test_the_sweep_uses_what_there_was_room_for_and_finds_the_rest_again(room, micro_batch, adjoint):
+    setting = Setting()
+    found = Counting(setting.loss)
+    expected = setting.gradients(**adjoint)
+    assert (
+        max(relative(setting.gradients(derivatives=found, micro_batch=micro_batch, keep=room, **adjoint), expected))
+        < 1e-10
+    )
+    parts = {None: 1, 1: 4, 3: 2}[micro_batch]
+    kept = adjoint.get("last", 8) if room == 2**29 else room // STEP_BYTES
+    assert found.reused == [False] * (parts * (adjoint.get("last", 8) - kept)) + [True] * (parts * kept)
+
+
+@pytest.mark.usefixtures("as_compiled")
+def test_what_is_kept_is_let_go_with_the_sweep_and_not_kept_where_no_gradient_can_follow():
+    setting = Setting()
+    found = Counting(setting.loss)
+    outer = setting.outer(derivatives=found)
+    first = torch.autograd.grad(outer, setting.images, retain_graph=True)
+    again = torch.autograd.grad(outer, setting.images)
+    assert found.reused == [True] * 8 + [False] * 8
+    assert max(relative(again, first)) < 1e-12
+    sizes = []
+    sweep = _Sweep.forward
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(_Sweep, "forward", lambda self, *given: (sizes.append(self.room), sweep(self, *given))[1])
+        setting.outer(derivatives=found)
+    assert sizes == [0]
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
@@ -217,7 +233,7 @@ MEMORY = """
 import resource, sys, torch
 from potstill import augment, functional
 from potstill.config import NetworkConfig
-from potstill.unroll import InnerStep, unroll
+from potstill.unroll import InnerStep, _Sweep, unroll
 steps = int(sys.argv[1])
 config = NetworkConfig(width=32, depth=3)
 network = functional.flat_network(config, (3, 32, 32), 10)

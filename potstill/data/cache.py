@@ -23,9 +23,9 @@ def stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def cached(content: Any, resize: int | None, column: str | None, read: Callable[[], Content]) -> Content:
-    """What ``read`` gives, or what it gave before for the same content, size and column."""
-    key = hashlib.sha256(json.dumps([content, resize, column]).encode()).hexdigest()[:24]
+def cached(identity: Any, resize: int | None, column: str | None, read: Callable[[], Content]) -> Content:
+    """What ``read`` gives, or what it gave before for files of the same identity, size and column."""
+    key = hashlib.sha256(json.dumps([identity, resize, column]).encode()).hexdigest()[:24]
     path = cache_folder() / "data" / f"{key}.safetensors"
     try:
         tensors, header = artefacts.load(path, "data cache")

@@ -48,8 +48,8 @@ def hub(name: str, resize: int | None, column: str | None) -> Content:
             f"{name}: neither a folder or file here nor a Hugging Face dataset that can be reached ({reason}); "
             "check the spelling and the network, or download it and give the folder."
         ) from error
-    content = [(key, table[key]._fingerprint) for key in table]
-    return cached(content, resize, column, lambda: _table(name, table, resize, column))
+    identity = [(key, table[key]._fingerprint) for key in table]
+    return cached(identity, resize, column, lambda: _table(name, table, resize, column))
 
 
 def _table(name: str, table: Any, resize: int | None, column: str | None) -> Content:

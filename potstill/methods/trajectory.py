@@ -12,10 +12,11 @@ from torch import Tensor
 
 from potstill import augment, functional, seeds, window
 from potstill.config import Config
+from potstill.derivatives import Derivatives
 from potstill.problem import Problem
 from potstill.training import one_hot
 from potstill.trajectories import Trajectories
-from potstill.unroll import Derivatives, InnerStep, unroll
+from potstill.unroll import InnerStep, unroll
 
 CERTAIN = 20.0  # the logit of a hard label, whose softmax is 1 to eight digits
 

@@ -1,0 +1,121 @@
+"""The derivatives of a batch loss that an unroll needs: plainly by autograd, or compiled along the network's links."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.chain import Chain, Kept
+from potstill.errors import PotstillError
+from potstill.functional import BatchLoss
+from potstill.links import Parameters
+
+log = logging.getLogger(__name__)
+
+SHAPES = 64  # that a derivative may be compiled for; the compiler's own limit, 8, is soon met by sets of many sizes
+
+OPTIONS: dict[str, Any] = {
+    "realize_reads_threshold": 2,  # keep figures of a channel; the compiler would find them again at every pixel
+    "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add at once
+}
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """The two derivatives of a batch loss ℓ that an unroll needs, in whatever way is fastest.
+
+    ``gradient(theta, x, z)`` is ∇θ ℓ (P,), and what of the way there is worth keeping, perhaps nothing.
+    ``directional(theta, x, z, direction, kept)`` is s = ⟨∇θ ℓ, direction⟩ and its gradient in theta, x and z; with what
+    the gradient kept at the same place it is faster, with () it finds that again.  Both take an augmented
+    micro-batch, and neither keeps a graph.
+    """
+
+    gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Kept]]
+    directional: Callable[[Tensor, Tensor, Tensor, Tensor, Kept], tuple[Tensor, Tensor, Tensor, Tensor]]
+    compiled: bool = False
+
+
+def plain(loss: BatchLoss) -> Derivatives:
+    """Reverse over reverse, by autograd as it is: the fastest without a compiler (half the calls of ``torch.func``)."""
+
+    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Kept]:
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            return torch.autograd.grad(loss(theta, x, z), theta)[0], ()
+
+    def directional(
+        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor, kept: Kept
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        with torch.enable_grad():
+            inputs = [tensor.detach().requires_grad_() for tensor in (theta, x, z)]
+            (gradient,) = torch.autograd.grad(loss(*inputs), inputs[0], create_graph=True)
+            s = gradient @ direction
+            d_theta, d_x, d_z = torch.autograd.grad(s, inputs)
+            return s.detach(), d_theta, d_x, d_z
+
+    return Derivatives(gradient, directional)
+
+
+def compiled(loss: BatchLoss) -> Derivatives:
+    """Reverse over forward along the network's links (:class:`potstill.chain.Chain`), fused by the compiler.
+
+    Parameters go in and come out by name: to gather them in one vector is work the compiler does badly.  The first call
+    of each derivative with each batch size compiles for about half a minute, the directional one with and without what
+    the gradient kept; the result is cached between runs.
+
+    Raises:
+        PotstillError: the network has batch norm, whose running statistics cannot be traced.
+    """
+    if loss.network.batch_coupled:
+        raise PotstillError("batch norm cannot be compiled; use plain derivatives, or another norm.")
+    network, chain = loss.network, Chain(loss)
+
+    def afresh(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> Any:
+        return chain.directional(parameters, x, z, direction, chain.gradient(parameters, x, z)[1])
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    fast_gradient, fast_directional, fast_afresh = (
+        # fullgraph: what cannot be traced whole is an error, which is told, and never a silent fall back to plain speed
+        torch.compile(function, dynamic=False, fullgraph=True, options=OPTIONS)
+        for function in (chain.gradient, chain.directional, afresh)
+    )
+
+    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Kept]:
+        found, kept = fast_gradient(network.unflatten(theta), x, z)
+        return network.flatten(found), kept
+
+    def directional(
+        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor, kept: Kept
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        arguments = (network.unflatten(theta), x, z, network.unflatten(direction))
+        s, found, s_x, s_z = fast_directional(*arguments, kept) if kept else fast_afresh(*arguments)
+        return s, network.flatten(found), s_x, s_z
+
+    obvious = plain(loss)
+    return Derivatives(_or(gradient, obvious.gradient), _or(directional, obvious.directional), compiled=True)
+
+
+def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., Any]:
+    """``fast`` on detached arguments, or ``obvious`` for good once compiling has failed, with a warning."""
+    broken, told = False, set[Any]()
+
+    def call(*given: Any) -> Any:
+        nonlocal broken
+        if not broken:
+            case = (given[1].shape, isinstance(given[-1], tuple) and not given[-1])  # kept nothing: another function
+            if case not in told:
+                told.add(case)
+                log.info("compiling for %d images: about half a minute, a few seconds from then on", len(given[1]))
+            try:
+                return fast(*(each.detach() if isinstance(each, Tensor) else each for each in given))
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                broken = True
+                reason = " ".join(str(error).split()[:40])
+                warnings.warn(f"compiling failed ({reason}); running plainly, which is slower", stacklevel=2)
+        return obvious(*given)
+
+    return call

@@ -1,0 +1,45 @@
+"""The compiled derivatives against the plain ones, through an unroll."""
+
+import warnings
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from potstill.derivatives import compiled, plain
+from potstill.functional import label_loss
+from tests.conftest import needs_compiler
+from tests.test_unroll import Setting, relative
+
+
+@needs_compiler
+def test_compiled_equals_plain_and_says_that_it_compiles(caplog):
+    warnings.filterwarnings(
+        "error", message="compiling failed"
+    )  # a compile that fails and runs plainly would prove nothing
+    setting = Setting(batch=2, steps=3)
+    obvious, fast = plain(setting.loss), compiled(setting.loss)
+    with caplog.at_level("INFO", "potstill"):
+        found = setting.gradients(derivatives=fast)
+    assert max(relative(found, setting.gradients(derivatives=obvious))) < 1e-10
+    assert sum("compiling for" in line for line in caplog.messages) == 2  # once for each derivative, not every step
+
+
+@needs_compiler
+def test_compiled_in_low_precision_stays_near_float32():
+    reference, found = (Setting(dtype=torch.float32, batch=2, steps=3) for _ in range(2))
+    found.network = replace(found.network, precision=torch.bfloat16)
+    found.loss = label_loss(found.network)
+    pairs = zip(found.gradients(derivatives=compiled(found.loss)), reference.gradients(), strict=True)
+    for low, full in pairs:
+        assert torch.nn.functional.cosine_similarity(low.flatten(), full.flatten(), 0) > 0.99
+
+
+def test_one_derivative_serves_more_sizes_than_the_compiler_allows_by_itself(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is the tracer's
+    setting = Setting(dtype=torch.float32)
+    fast, obvious = compiled(setting.loss), plain(setting.loss)
+    for size in range(1, 12):
+        images, logits = torch.randn(size, *setting.images.shape[1:]), torch.randn(size, setting.logits.shape[1])
+        expected, _ = obvious.gradient(setting.theta, images, logits)
+        assert torch.allclose(fast.gradient(setting.theta, images, logits)[0], expected, atol=1e-4)

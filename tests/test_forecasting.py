@@ -1,0 +1,32 @@
+"""What a run would cost: the counts behind the seconds."""
+
+from pathlib import Path
+
+import pytest
+
+from potstill import forecasting, functional, run
+from tests.conftest import tiny
+
+
+def test_sets_judged_are_those_of_distilling_and_the_trials_of_the_step_size():
+    assert forecasting.sets_judged(tiny()) == 2 + 1
+    assert forecasting.sets_judged(tiny(evaluation={"step_size": "chosen"})) == 2 + 1 + 4
+
+
+@pytest.mark.usefixtures("as_compiled")
+@pytest.mark.parametrize("steps", [4, 8])
+def test_the_memory_that_steps_keep_is_counted_up_to_what_there_is_room_for(steps, monkeypatch):
+    job = run.Run(tiny(compile="yes", distil={"inner_steps": steps}), Path("."), Path("."))
+    theta = functional.initial(job.problem.network_config, job.problem.dataset.shape, 10, 0)
+    each = 4 * 10 * (2 * 8 * 4 * 4 + 10 + 8 * 2 * 2)  # float32, ten images: y and x of the second block, and the last
+    assert forecasting._inner_step(job, theta, 10)[1] == steps * each
+    monkeypatch.setattr(forecasting, "KEEP_BYTES", 6 * each)
+    assert forecasting._inner_step(job, theta, 10)[1] == min(steps, 6) * each
+
+
+def test_a_plain_run_keeps_nothing():
+    job = run.Run(tiny(compile="no"), Path("."), Path("."))
+    theta = functional.initial(job.problem.network_config, job.problem.dataset.shape, 10, 0)
+    seconds, kept, how = forecasting._inner_step(job, theta, 10)
+    assert (kept, how) == (0, "inner steps plain, in float32")
+    assert seconds > 0
