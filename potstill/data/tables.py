@@ -1,6 +1,7 @@
 """Parquet files and Hugging Face datasets, both through the package ``datasets``."""
 
 import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from potstill.data.cache import cached
 from potstill.data.pixels import decode
 from potstill.data.split import TEST, TRAIN, VALIDATION, Content, Split, split_of
 from potstill.errors import PotstillError
+
+log = logging.getLogger(__name__)
 
 
 def parquet(source: str, files: list[Path], resize: int | None, column: str | None) -> Content:
@@ -40,6 +43,7 @@ def hub(name: str, resize: int | None, column: str | None) -> Content:
             f"{name}: neither a folder nor a file here, and a Hugging Face name needs the package datasets; "
             "check the path, or pip install datasets."
         ) from error
+    log.info("%s is no folder or file here: asking Hugging Face for it", name)  # offline it tries for half a minute
     try:
         table = datasets.load_dataset(name)
     except Exception as error:  # not found, offline, gated, or needing a configuration: the library's words say which
