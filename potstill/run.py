@@ -281,9 +281,13 @@ def _checkpoint(run: Run, state: State, log: Log) -> None:
 
 
 def selector(config: Config) -> evaluation.Protocol:
-    """How the states of one run are judged: by quick networks, or as the protocol says under "paper"."""
-    protocol = evaluation.protocol_of(config.evaluation)
-    return protocol if protocol.selection == "test" else PROTOCOLS["quick"]
+    """How the states of one run are judged: by quick networks, or as the protocol says under "paper".
+
+    They never train longer than the networks of the final figures, or large sets would take more time to judge than to
+    distil.
+    """
+    protocol, quick = evaluation.protocol_of(config.evaluation), PROTOCOLS["quick"]
+    return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))
 
 
 def _judge(run: Run, who: Judge, state: State, log: Log) -> Log:

@@ -58,6 +58,12 @@ def test_metrics_have_a_line_an_iteration(finished):
     assert all(line["start_epoch"] in (0, 1) for line in lines)
 
 
+def test_sets_are_judged_by_networks_that_train_no_longer_than_the_final_ones():
+    assert stages.selector(tiny(evaluation={"epochs": None})).epochs == 300
+    assert stages.selector(tiny(evaluation={"epochs": 67})).epochs == 67
+    assert stages.selector(tiny(evaluation={"protocol": "paper"})).selection == "test"
+
+
 def test_the_kept_set_is_the_best_judged(finished):
     run, results = finished
     judged = results["judged"]
