@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill import functional, networks
+from potstill import functional, networks, seeds
 from potstill.config import Architecture, NetworkConfig
 from potstill.errors import PotstillError
 
@@ -44,9 +44,11 @@ def test_instance_norm_normalises_each_channel_of_each_image():
 
 
 def test_the_norm_that_is_compiled_is_the_obvious_one_off_centre_too():
-    norm = networks.InstanceNorm(4, 4)
-    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    x = torch.randn(3, 4, 16, 16) + 10 * torch.arange(4)[:, None, None] / 3  # means of 0 to 10 deviations
+    norm, draws = networks.InstanceNorm(4, 4), seeds.generator(0, "test")
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter, generator=draws)
+    means = 10 * torch.arange(4)[:, None, None] / 3  # of 0 to 10 deviations
+    x = torch.randn(3, 4, 16, 16, generator=draws) + means
     with torch.no_grad():
         found = torch.compile(norm, backend="eager", fullgraph=True)(x)
         assert torch.allclose(found, norm(x), atol=1e-4)
