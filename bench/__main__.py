@@ -1,7 +1,8 @@
 """Speed and memory of the inner loop, of experts and of evaluation, ours against the plain reference.
 
     python -m bench              the small set, under five minutes
-    python -m bench --full       longer and float32 cases too, how time and memory grow, and the machine's limits
+    python -m bench --full       longer and float32 cases too
+    python -m bench --growth     how time and memory grow with steps, batch and width
     python -m bench --record records/bench-NAME.json     keep what was measured
 
 Ours and the reference run in turn in the same process, a pair a round; what is printed is the median of each and of the
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +110,39 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def ratios(full: bool, rounds: int) -> Iterator[dict[str, Any]]:
+    """Ours against the reference, case by case, and the machine's limits."""
+    tell(f"{'case':40} {'ours':>10} {'reference':>10} {'faster':>8} {'first call':>11} {'peak, ours':>11}")
+    for case in [*SMALL, *(FULL if full else []), *(CUDA if torch.cuda.is_available() else [])]:
+        yield (found := apart("--case", case, "--rounds", str(rounds)))
+        against = "       out of memory"
+        if found["ratio"]:
+            against = f"{found['reference'] * 1e3:7.0f} ms {found['ratio']:7.2f}×"
+        tell(
+            f"{case:40} {found['ours'] * 1e3:7.0f} ms {against} "
+            f"{found['first']:9.1f} s {found['peak_bytes_of_ours'] / 1e6:8.0f} MB"
+        )
+    yield (found := apart("--limits"))
+    for name, speed in found.items():
+        if isinstance(speed, float):
+            tell(f"at most: {name:45} {speed / 1e9:7.0f} × 10⁹")
+
+
+def growth() -> Iterator[dict[str, Any]]:
+    """Time and memory of one iteration over steps, batch and width."""
+    tell(f"{'steps':>6} {'batch':>6} {'width':>6} {'iteration':>11} {'a step':>9} {'memory':>9} {'weights':>9}")
+    for steps, batch, width in GROWTH:
+        yield (found := apart("--grow", str(steps), str(batch), str(width)))
+        tell(
+            f"{steps:6} {batch:6} {width:6} {found['seconds']:9.2f} s {found['seconds'] / steps * 1e3:6.0f} ms "
+            f"{found['peak_bytes_above_one_step'] / 1e6:6.0f} MB {found['weights_bytes'] / 1e6:6.0f} MB"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="everything; about half an hour on two cores")
+    parser.add_argument("--full", action="store_true", help="longer and float32 cases too; eight minutes on two cores")
+    parser.add_argument("--growth", action="store_true", help="growth instead; twenty minutes on two cores")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved pairs of each case (default: %(default)s)")
     parser.add_argument("--record", type=Path, help="write all that was measured to this JSON file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -120,30 +152,8 @@ def main() -> None:
     if given.case or given.limits or given.grow:
         one(given)
         return
-    lines, ran_from = [], commit()
-    tell(f"{'case':40} {'ours':>10} {'reference':>10} {'faster':>8} {'first call':>11} {'peak, ours':>11}")
-    for case in [*SMALL, *(FULL if given.full else []), *(CUDA if torch.cuda.is_available() else [])]:
-        found = apart("--case", case, "--rounds", str(given.rounds))
-        lines.append(found)
-        against = "       out of memory"
-        if found["ratio"]:
-            against = f"{found['reference'] * 1e3:7.0f} ms {found['ratio']:7.1f}×"
-        tell(
-            f"{case:40} {found['ours'] * 1e3:7.0f} ms {against} "
-            f"{found['first']:9.1f} s {found['peak_bytes_of_ours'] / 1e6:8.0f} MB"
-        )
-    lines.append(found := apart("--limits"))
-    for name, speed in found.items():
-        if isinstance(speed, float):
-            tell(f"at most: {name:45} {speed / 1e9:7.0f} × 10⁹")
-    if given.full:
-        tell(f"\n{'steps':>6} {'batch':>6} {'width':>6} {'iteration':>11} {'a step':>9} {'memory':>9} {'weights':>9}")
-        for steps, batch, width in GROWTH:
-            lines.append(found := apart("--grow", str(steps), str(batch), str(width)))
-            tell(
-                f"{steps:6} {batch:6} {width:6} {found['seconds']:9.2f} s {found['seconds'] / steps * 1e3:6.0f} ms "
-                f"{found['peak_bytes_above_one_step'] / 1e6:6.0f} MB {found['weights_bytes'] / 1e6:6.0f} MB"
-            )
+    ran_from = commit()
+    lines = list(growth() if given.growth else ratios(given.full, given.rounds))
     if given.record:
         artefacts.write_json(given.record, {"commit": ran_from, "lines": lines})
 

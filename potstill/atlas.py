@@ -132,7 +132,7 @@ def _ablations_figure(record: dict[str, Any]) -> Any:
 
 def _windows_figure(record: dict[str, Any]) -> Any:
     """Accuracy of every window with its interval, and the one that was found as a line."""
-    names = [f"epochs {c['window']}" if number else "auto" for number, c in enumerate(record["cells"])]
+    names = [c["window"] if c["window"][0].isalpha() else f"epochs {c['window']}" for c in record["cells"]]
     return _beside_the_first(record, names, f"The window found, and some chosen by hand: {record['dataset']}")
 
 
