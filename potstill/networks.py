@@ -43,8 +43,10 @@ class InstanceNorm(nn.GroupNorm):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W), each channel of each normalised."""
-        if not torch.compiler.is_compiling():
-            return super().forward(images)
+        return self.in_one_pass(images) if torch.compiler.is_compiling() else super().forward(images)
+
+    def in_one_pass(self, images: Tensor) -> Tensor:
+        """The same by its formula, for the compiler to fuse."""
         x = images.to(torch.promote_types(images.dtype, torch.float32))
         weight, bias = self.weight.to(x.dtype)[:, None, None], self.bias.to(x.dtype)[:, None, None]
         mean = x.mean((2, 3), keepdim=True)
