@@ -1,10 +1,11 @@
 """The Python door: a whole distillation in one call."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from potstill import difficulty
 from potstill import run as stages
 from potstill.config import PRESETS, Config, default
 from potstill.distilled import Distilled
@@ -47,18 +48,25 @@ def configure(dataset: str | None, ipc: int | None, preset: str | None, settings
     else:
         config = named_preset(preset, dataset)
         config = config if ipc is None else replace(config, ipc=ipc)
-    if "window" in settings and isinstance(settings["window"], dict):  # numbers that are given are meant
-        settings = {**settings, "window": {"mode": "given", **settings["window"]}}
+    window = settings.get("window")
+    if isinstance(window, str):  # "auto", as on the command line
+        settings = {**settings, "window": {"mode": window}}
+    elif isinstance(window, dict):  # numbers that are given are meant
+        settings = {**settings, "window": {"mode": "given", **window}}
     for name, value in settings.items():
         if not hasattr(config, name):
             raise PotstillError(f"{name}: no such setting; choose among {sorted(vars(config))}.")
+        if is_dataclass(getattr(config, name)) and not isinstance(value, dict | type(getattr(config, name))):
+            raise PotstillError(
+                f"{name} {value!r}: holds several settings; give a dict of {sorted(vars(getattr(config, name)))}."
+            )
         try:
             nested = replace(getattr(config, name), **value) if isinstance(value, dict) else value
         except TypeError as error:
             choices = sorted(vars(getattr(config, name)))
             raise PotstillError(f"{name}: {sorted(value)} are not all among its fields {choices}.") from error
         config = replace(config, **{name: nested})
-    return config
+    return difficulty.keep(config, settings.get("distil", {}) if isinstance(settings.get("distil"), dict) else ())
 
 
 def named_preset(name: str, dataset: str | None) -> Config:

@@ -30,6 +30,11 @@ Kept = tuple[Pair, ...]
 """Of every link but the first, whose y is the largest and cheap: y, and the slope of ℓ in x."""
 
 
+def bytes_of(kept: Kept) -> int:
+    """Memory that ``kept`` holds."""
+    return sum(tensor.nbytes for pair in kept for tensor in pair)
+
+
 @dataclass(frozen=True)
 class Chain:
     """A batch loss along the links of its network, which must not have batch norm; parameters go and come by name.

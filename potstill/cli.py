@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from potstill import api, artefacts, engine, exploring, forecasting, lossless, report
+from potstill import api, artefacts, difficulty, engine, exploring, forecasting, lossless, report
 from potstill import run as stages
 from potstill.commands import (
     COMMANDS,
@@ -42,9 +42,9 @@ from potstill.console import (
     size,
     tensorboard,
 )
-from potstill.distilled import FILE, grid, load, png
+from potstill.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
-from potstill.evaluation import judge, protocol_of
+from potstill.evaluation import Judge, judge, protocol_of
 from potstill.exploring import Part
 from potstill.problem import prepare
 
@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        return fail("out of memory; lower --distil.batch-size, --distil.micro-batch or --distil.inner-steps.")
+        sizes = "lower --distil.batch-size, --distil.micro-batch or --distil.inner-steps"
+        return fail(f"out of memory; {'lower --width, or use --device cpu' if name == 'evaluate' else sizes}.")
     except KeyboardInterrupt:
         err.print("\nInterrupted; what was done is kept. The same command continues where it stopped.")
         return 130
@@ -123,7 +124,10 @@ def _parse(name: str, arguments: list[str]) -> Any:
         ipc = given.get("ipc", "1")
         config = default(given.get("dataset", "digits"), int(ipc) if ipc.lstrip("-").isdigit() else 1)
     required = {"experts": tyro.MISSING} if kind is Distil else {}
-    return tyro.cli(kind, args=arguments, prog=f"potstill {name}", default=kind(config=config, **required))
+    command = tyro.cli(kind, args=arguments, prog=f"potstill {name}", default=kind(config=config, **required))
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--distil.")]
+    names = [flag.removeprefix("--distil.").replace("-", "_") for flag in flags]
+    return replace(command, config=difficulty.keep(command.config, names))
 
 
 def _window_mode(arguments: list[str]) -> Iterator[str]:
@@ -131,17 +135,19 @@ def _window_mode(arguments: list[str]) -> Iterator[str]:
     names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
     for argument, name in zip(arguments, names, strict=True):
         yield argument.replace("--window", "--window.mode", 1) if name == "--window" else argument
-    numbers = {"--window.start", "--window.stop", "--window.initial", "--window.expand"}
-    if numbers & set(names) and not {"--window", "--window.mode"} & set(names):
+    numbers = {"--window.start", "--window.stop", "--window.initial", "--window.expand"} & set(names)
+    if numbers and not {"--window", "--window.mode"} & set(names):
         yield "--window.mode=given"
+    elif numbers and "auto" in _peek(arguments, ("--window", "--window.mode")).values():
+        raise PotstillError(f"--window auto: finds what {min(numbers)} gives; leave one of them out.")
 
 
-def _peek(arguments: list[str]) -> dict[str, str]:
-    """The flags that decide the defaults of the others."""
+def _peek(arguments: list[str], flags: Sequence[str] = ("--preset", "--dataset", "--ipc")) -> dict[str, str]:
+    """The values of some flags: by default of those that decide the defaults of the others."""
     found: dict[str, str] = {}
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name in ("--preset", "--dataset", "--ipc"):
+        if name in flags:
             found[name[2:]] = value if equals else arguments[i + 1] if i + 1 < len(arguments) else ""
     return found
 
@@ -206,6 +212,10 @@ def _evaluate(command: Evaluate) -> None:
     who = judge(problem, network, protocol_of(command.evaluation), config.augment)
     folder = command.path if command.path.is_dir() else command.path.parent
     with progress() as show:
+        if command.evaluation.step_size == "chosen":
+            distilled = show(_step_size_chosen(distilled, who, config))
+        tried = bool(distilled.provenance.get("step_sizes"))
+        config = replace(config, evaluation=replace(config.evaluation, step_size="chosen" if tried else "learned"))
         found = show(stages.evaluate_set(problem, distilled, config, who, command.experts or folder / "experts"))
     run = stages.Run(config, folder, command.experts or folder / "experts")
     results = stages.summary(run, problem, distilled, found, who)
@@ -213,6 +223,17 @@ def _evaluate(command: Evaluate) -> None:
     if command.json:
         artefacts.write_json(command.json, results)
         say(f"figures    {command.json}")
+
+
+def _step_size_chosen(distilled: Distilled, who: Judge, config: Config) -> Any:
+    """The set with a step size chosen on validation images; the file stays as it is."""
+    if vars(who.config) != distilled.recipe["network"]:
+        raise PotstillError(
+            "--step-size chosen: is between the step size the set has learned and smaller ones, which another network "
+            "than the set's does not use; leave it out."
+        )
+    selecting = replace(who, protocol=stages.selector(config))
+    return stages.settle_step_size(distilled, "chosen", selecting, {"stage": "evaluation", "done": 0, "total": 1})
 
 
 def _check_shape(command: Evaluate) -> None:

@@ -6,12 +6,12 @@ follow at all are left out; the rest is cut into bands from easy to hard.  The b
 iterations at rates that move images and labels by the same small fraction, whatever the data; the worse half on
 validation images drops out, and the winner's iterations are the first of the run.
 
-A setting that differs from its default was chosen by someone, and is left as it is.
+A setting that was given, or differs from its default, was chosen by someone and is left as it is.
 """
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from potstill import artefacts, distillation, evaluation, functional, seeds
-from potstill.config import Config, DistilConfig, WindowConfig
+from potstill.config import MEASURED, Config, DistilConfig, WindowConfig
 from potstill.derivatives import Derivatives
 from potstill.distillation import State
 from potstill.errors import Diverged
@@ -72,7 +72,7 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
     path = race.folder / FILE
     if race.config.window.mode == "given":
         began = time.monotonic()
-        rates = {**scale_free(race.config, race, start), "cooldown": race.config.distil.cooldown or COOLDOWN}
+        rates = {**scale_free(race.config, race, start), "cooldown": _cooldown(race.config)}
         found = replace(race.config, distil=replace(race.config.distil, **rates))
         spent = time.monotonic() - began
         artefacts.write_json(path, {"seconds": spent, "settings": artefacts.plain(settings(found))})
@@ -113,8 +113,7 @@ def found_in(folder: Path) -> dict[str, Any] | None:
 
 def settings(config: Config) -> dict[str, Any]:
     """What was found, as settings."""
-    names = ("inner_steps", "expert_epochs", "step_size", "lr_images", "lr_logits", "lr_step_size", "cooldown")
-    return {"window": asdict(config.window), "distil": {name: getattr(config.distil, name) for name in names}}
+    return {"window": asdict(config.window), "distil": {name: getattr(config.distil, name) for name in MEASURED}}
 
 
 def apply(config: Config, found: dict[str, Any]) -> Config:
@@ -126,9 +125,19 @@ def apply(config: Config, found: dict[str, Any]) -> Config:
     )
 
 
+def keep(config: Config, names: Iterable[str]) -> Config:
+    """The configuration with those of its settings named that shall not be measured, where anything is."""
+    kept = set(config.distil.given) | set(MEASURED) & set(names)
+    return replace(config, distil=replace(config.distil, given=tuple(sorted(kept)))) if wanted(config) else config
+
+
 def _chosen(config: Config, name: str) -> bool:
-    """Whether a setting of distilling differs from its default."""
-    return getattr(config.distil, name) != getattr(DistilConfig(), name)
+    """Whether a setting of distilling was given or differs from its default."""
+    return name in config.distil.given or getattr(config.distil, name) != getattr(DistilConfig(), name)
+
+
+def _cooldown(config: Config) -> float:
+    return config.distil.cooldown if _chosen(config, "cooldown") else COOLDOWN
 
 
 # --- the survey ----------------------------------------------------------------------------------------------------
@@ -155,7 +164,7 @@ def survey(race: Race, start: State, epoch: int) -> list[dict[str, float]]:
     device = race.problem.device
     begin = race.experts.segment(0, epoch, 0)[0].to(device)
     targets = [race.experts.segment(0, epoch, span)[1].to(device) for span in spans(config)]
-    step_sizes = [factor * config.expert.step_size for factor in STEP_SIZES]
+    step_sizes = [factor * race.experts.identity["expert"]["step_size"] for factor in STEP_SIZES]
     steps = draw_steps(config, race.problem, len(start.images), seeds.generator(config.seed, "survey", epoch))
     loss = functional.label_loss(race.problem.network)
     for step_size in [config.distil.step_size] if _chosen(config, "step_size") else step_sizes:
@@ -191,7 +200,7 @@ def settle(config: Config, surveyed: Sequence[dict[str, Any]]) -> tuple[Config, 
     )  # fmt: skip
     index = min((i for i, c in enumerate(choices) if c["inner_steps"] == fewest), key=lambda i: means[i])
     follows = [row["start"] for row in surveyed if row["losses"][index]["loss"] < FOLLOWS]
-    chosen = {**choices[index], "cooldown": config.distil.cooldown or COOLDOWN}
+    chosen = {**choices[index], "cooldown": _cooldown(config)}
     return replace(config, distil=replace(config.distil, **chosen)), max(follows, default=0)
 
 

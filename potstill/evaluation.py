@@ -22,7 +22,7 @@ from potstill.engine import Compile, choose_precision
 from potstill.errors import PotstillError
 from potstill.functional import FlatNetwork
 from potstill.networks import depth_for
-from potstill.problem import Problem, Whitened
+from potstill.problem import Problem, Whitened, choose_device
 from potstill.training import Recipe, one_hot, run_to_end, sgd
 
 Event = dict[str, Any]
@@ -169,14 +169,13 @@ def judge_state(judge: Judge, images: Tensor, logits: Tensor, step_size: float, 
 
 
 def step_sizes(
-    judge: Judge, distilled: Distilled, iterations: int
+    judge: Judge, distilled: Distilled, event: Event
 ) -> Generator[Event, None, list[dict[str, float]]]:  # fmt: skip
-    """Accuracies on validation images by step size, the learned one first; an event of distilling before each."""
+    """Accuracies on validation images by step size, the learned one first; ``event`` is told before each."""
     device, tried = judge.problem.device, []
     for part in TRIED_PARTS:
         step_size = distilled.step_size * part
-        doing = f"training with step size {step_size:.3g}"
-        yield {"stage": "distilling", "done": iterations, "total": iterations, "doing": doing}
+        yield {**event, "doing": f"training with step size {step_size:.3g}"}
         began = time.perf_counter()
         accuracy = judge_state(judge, distilled.images.to(device), distilled.logits.to(device), step_size)
         tried.append({"step_size": step_size, "accuracy": accuracy, "seconds": time.perf_counter() - began})
@@ -288,7 +287,7 @@ def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, flo
 
 def train(
     distilled: Distilled, network: NetworkConfig | None = None, *, seed: int = 0, epochs: int | None = None,
-    step_size: float | None = None, device: str = "cpu",
+    step_size: float | None = None, device: str = "auto",
 ) -> nn.Module:  # fmt: skip
     """Train a network on a distilled set by the standard protocol, and return it ready to predict.
 
@@ -298,7 +297,7 @@ def train(
         seed: seed of its initialisation and of the draws in training.
         epochs: epochs over the set; by default the protocol's 1001.
         step_size: step size of SGD; by default the learned one for the network the set was made with, else 0.01.
-        device: where to train.
+        device: where to train; "auto" is the fastest one present.
 
     Example:
         >>> distilled = potstill.load("runs/digits-ipc1")
@@ -310,11 +309,12 @@ def train(
     config = network or own
     config = replace(config, depth=config.depth or depth_for(h, w))
     protocol = PROTOCOLS["standard"]
-    flat = functional.flat_network(config, (c, h, w), len(distilled.classes), device)
-    theta = functional.initial(config, (c, h, w), len(distilled.classes), seed).to(device)
+    where = choose_device(device)
+    flat = functional.flat_network(config, (c, h, w), len(distilled.classes), where)
+    theta = functional.initial(config, (c, h, w), len(distilled.classes), seed).to(where)
     alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)
     recipe = protocol.recipe(epochs or protocol.epochs, alpha, distilled.recipe["augment"])
-    images, targets = (tensor.to(device) for tensor in distilled.tensors())
+    images, targets = (tensor.to(where) for tensor in distilled.tensors())
     batch = min(recipe.batch_size, len(images))
     gradient = engine.training_gradient(flat, (c, h, w), batch, recipe.epochs * len(images), "auto")
     theta = run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta)

@@ -15,7 +15,7 @@ from potstill import artefacts
 from potstill import run as stages_of
 from potstill.config import Config, WindowConfig, as_dict, default, rebase
 from potstill.errors import Diverged, PotstillError
-from potstill.evaluation import Event, difference
+from potstill.evaluation import Event, difference, protocol_of
 from potstill.run import Run
 
 T = TypeVar("T")
@@ -137,6 +137,8 @@ def explore(
     Raises:
         PotstillError: a size that the data cannot fill, before any work is done.
     """
+    for cell in cells:
+        check_honest(cell.config)
     largest = max((cell.config for cell in cells), key=lambda config: config.ipc)
     yield from stages_of.train_experts(Run(largest, out, out / "experts"))
     found: list[dict[str, Any]] = []
@@ -163,6 +165,15 @@ def explore(
     }
     artefacts.write_json(out / f"{kind}.json", record)
     return record
+
+
+def check_honest(config: Config) -> None:
+    """Refuse sets that are chosen on test images: what is compared here are their figures on those."""
+    if protocol_of(config.evaluation).selection == "test":
+        raise PotstillError(
+            f"protocol {config.evaluation.protocol}: chooses sets on the very test images they are compared on here; "
+            "take --evaluation.protocol standard or quick."
+        )
 
 
 def run_cell(kind: str, cell: Cell, out: Path, number: int, total: int) -> Generator[Event, None, dict[str, Any]]:
@@ -197,6 +208,7 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "accuracy": accuracy,
         "gain": difference(accuracy["distilled"], accuracy["random"]),
+        "judged": results["judged"],  # on validation images
         "iterations": results["iterations"],
         "step_size": results["step_size"],
         "seconds": results["seconds"],

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from potstill import difficulty, engine, evaluation, experts, functional, machine, run, seeds, window
+from potstill.chain import bytes_of
 from potstill.config import Config
 from potstill.machine import timed
 from potstill.methods.trajectory import draw_steps
@@ -110,7 +111,7 @@ def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, int, 
 
     rows = steps[0].rows[:micro_batch]
     _, kept = derivatives.gradient(theta, images[rows], logits[rows])
-    each = sum(tensor.nbytes for pair in kept for tensor in pair) * len(steps[0].rows) / len(rows)
+    each = bytes_of(kept) * len(steps[0].rows) / len(rows)
     wanted = each * job.config.distil.inner_steps
     room = min(1.0, KEEP_BYTES / wanted) if wanted else 1.0  # part of the steps that it holds; the others are slower
     found = room * seconds(KEEP_BYTES) + ((1 - room) * seconds(0) if room < 1 else 0.0)

@@ -12,7 +12,7 @@ from typing import Any
 from potstill import artefacts
 from potstill.config import Config, as_dict
 from potstill.evaluation import Event, difference
-from potstill.exploring import Cell, run_cell, sized
+from potstill.exploring import Cell, check_honest, run_cell, sized
 from potstill.run import Run, train_experts
 
 KIND = "lossless"
@@ -30,6 +30,7 @@ def search(
     Returns:
         The record, also in out/lossless.json; "ipc" is None where even ``most`` loses.
     """
+    check_honest(given)
     yield from train_experts(Run(sized(given, given.ipc), out, out / "experts"))
     cells: dict[int, dict[str, Any]] = {}
 

@@ -15,6 +15,7 @@ runs/NAME/
 
 import dataclasses
 import json
+import logging
 import math
 import time
 from collections.abc import Generator
@@ -37,6 +38,8 @@ from potstill.machine import environment, peak_memory
 from potstill.methods import trajectory
 from potstill.problem import Problem, prepare
 from potstill.trajectories import Trajectories
+
+logger = logging.getLogger(__name__)
 
 # What may change between two sittings of one run: it bears on how the set is computed and judged, not on what it is.
 FREE = ("device", "compile", "evaluation", "distil.checkpoint_seconds", "expert.keep_all")
@@ -135,8 +138,12 @@ def check_choices(config: Any, prefix: str = "") -> None:
     for name, value in vars(config).items():
         if dataclasses.is_dataclass(value):
             check_choices(value, f"{prefix}{name}.")
-        elif get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
-            raise PotstillError(f"{prefix}{name} {value!r}: choose among {', '.join(get_args(hints[name]))}.")
+            continue
+        several = get_origin(hints[name]) is tuple
+        kind = get_args(hints[name])[0] if several else hints[name]
+        for one in value if several else (value,):
+            if get_origin(kind) is Literal and one not in get_args(kind):
+                raise PotstillError(f"{prefix}{name} {one!r}: choose among {', '.join(get_args(kind))}.")
 
 
 def _bound(config: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +167,10 @@ def train_experts(run: Run) -> Generator[Event, None, Trajectories]:
     own = run.experts_folder in (run.folder, run.folder / "experts")
     if own or not _enough(run):
         yield from experts.train(run.config, run.problem, run.experts_folder)
-    return run.trajectories
+    store = run.trajectories
+    if lines := artefacts.differences(store.identity, artefacts.plain(experts.identity(run.config, run.problem))):
+        logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(lines))
+    return store
 
 
 def _enough(run: Run) -> bool:
@@ -179,7 +189,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
     config = replace(run.settled, distil=replace(run.settled.distil, micro_batch=micro_batch))
-    who = _judge_of(run, selector(run.config))
+    who = _judge_of(run, evaluation.Protocol(**log.judge))
     total, saved = config.distil.iterations, time.monotonic()
 
     def due(times: int) -> bool:
@@ -216,23 +226,30 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
                 yield {"stage": "distilling", "done": state.iteration, "total": total, **metrics, "judged": judged}
     finally:
         _checkpoint(run, state, log)
-    return (yield from _settle_step_size(run, who, total))
+    done = {"stage": "distilling", "done": total, "total": total}
+    before = load_distilled(run.folder / FILE)
+    distilled = yield from settle_step_size(before, run.config.evaluation.step_size, who, done)
+    if distilled is not before:
+        distilled.save(run.folder / FILE)
+    return distilled
 
 
-def _settle_step_size(run: Run, who: Judge, iterations: int) -> Generator[Event, None, Distilled]:
-    """The set with the step size to train with: the student's own, or one chosen on validation images."""
-    distilled = load_distilled(run.folder / FILE)
-    wanted, tried = run.config.evaluation.step_size, distilled.provenance.get("step_sizes", [])
+def settle_step_size(
+    distilled: Distilled, wanted: str, who: Judge, event: Event
+) -> Generator[Event, None, Distilled]:  # fmt: skip
+    """The set with the step size to train with: the student's own, or one chosen on validation images.
+
+    ``event`` is told before each one tried.
+    """
+    tried = distilled.provenance.get("step_sizes", [])
     if wanted == "chosen" and not tried:
-        tried = yield from evaluation.step_sizes(who, distilled, iterations)
+        tried = yield from evaluation.step_sizes(who, distilled, event)
         step_size = max(tried, key=lambda entry: entry["accuracy"])["step_size"]
     elif wanted == "learned" and tried:
         step_size, tried = tried[0]["step_size"], []
     else:
         return distilled
-    distilled = replace(distilled, step_size=step_size, provenance={**distilled.provenance, "step_sizes": tried})
-    distilled.save(run.folder / FILE)
-    return distilled
+    return replace(distilled, step_size=step_size, provenance={**distilled.provenance, "step_sizes": tried})
 
 
 @dataclass(frozen=True)
@@ -240,6 +257,7 @@ class Log:
     """What a checkpoint tells beside the state."""
 
     experts: dict[str, Any]  # identity of the store, and how many of its experts are matched
+    judge: dict[str, Any]  # the protocol by which states are judged, the same in every sitting
     judged: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each judging
     judging_seconds: float = 0.0
     peak_memory_bytes: int = 0  # over all sittings
@@ -263,7 +281,7 @@ def _resume(run: Run, store: Trajectories) -> tuple[State, Log]:
             run.folder / "start.safetensors", "start", {"images": state.images, "logits": state.logits}, {}
         )  # fmt: skip
         _truncate_metrics(run.folder / "metrics.jsonl", 0)  # of a sitting that was killed before its first checkpoint
-        return state, Log(experts_now)
+        return state, Log(experts_now, dataclasses.asdict(selector(run.config)))
     state, header = distillation.load_state(checkpoint, run.problem.device)
     found = header["log"]
     if lines := artefacts.differences(found["experts"], experts_now):
@@ -272,7 +290,7 @@ def _resume(run: Run, store: Trajectories) -> tuple[State, Log]:
             "--out."
         )
     _truncate_metrics(run.folder / "metrics.jsonl", state.iteration)
-    return state, Log(**{**found, "judged": tuple(found["judged"])})
+    return state, Log(**{"judge": dataclasses.asdict(selector(run.config)), **found, "judged": tuple(found["judged"])})
 
 
 def _checkpoint(run: Run, state: State, log: Log) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from potstill import augment
 from potstill.augment import Drawing
-from potstill.chain import Kept
+from potstill.chain import Kept, bytes_of
 from potstill.derivatives import Derivatives, plain
 from potstill.errors import PotstillError
 from potstill.functional import BatchLoss
@@ -127,7 +127,7 @@ class _Sweep:
             for rows, drawing in _micro_batches(step, self.micro_batch):
                 x = augment.apply(images[rows], drawing)
                 gradient, found = self.derivatives.gradient(snapshots[i], x, logits[rows])
-                size = sum(tensor.nbytes for pair in found for tensor in pair)
+                size = bytes_of(found)
                 keep = i >= self.start and size <= room
                 room -= size if keep else 0
                 gradients.append(gradient)

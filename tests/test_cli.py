@@ -71,6 +71,19 @@ def test_evaluate_another_network(finished, tmp_path, capsys):
     assert "random_soft" in found["accuracy"]  # the experts lie beside the set
 
 
+def test_evaluate_chooses_a_step_size_and_leaves_the_set_as_it_is(finished, tmp_path, capsys):
+    before = (finished / "distilled.safetensors").read_bytes()
+    flags = ["--protocol", "quick", "--epochs", 3, "--seeds", 2, "--full-seeds", 0, "--step-size", "chosen"]
+    assert call(capsys, "evaluate", finished, *flags, "--json", tmp_path / "r.json")[0] == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    best = max(found["step_sizes"], key=lambda entry: entry["accuracy"])
+    assert (len(found["step_sizes"]), found["step_size"]) == (4, best["step_size"])
+    assert found["config"]["evaluation"]["step_size"] == "chosen"
+    assert (finished / "distilled.safetensors").read_bytes() == before
+    code, _, err = call(capsys, "evaluate", finished, "--network", "mlp", *flags)
+    assert (code, "another network than the set's does not use" in err) == (1, True)
+
+
 def test_evaluate_refuses_other_data_and_the_papers_protocol(finished, arrays, capsys):
     import numpy as np
 
@@ -121,7 +134,7 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["run", "--ipc", "-3"], ["ipc -3"]),
     (["run", "--preset", "cifar10-ipc11"], ["unknown", "cifar10-ipc10"]),
     (["run", "--preset", "cifar10-ipc10"], ["say where they are by --dataset"]),
-    (["run", "--dataset", "/nowhere/at/all"], ["no such folder"]),
+    (["run", "--dataset", "/nowhere/at/all"], ["no such file or folder"]),
     (["run", "--window.stop", "40"], ["exceeds the 31 snapshots", "lower --window.stop"]),
     (["run", "--device", "cuda:9"], ["device 'cuda:9': not available here"]),
     (["evaluate", "/nowhere.safetensors"], ["there is no such file"]),
@@ -132,6 +145,7 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["lossless", "--most", "0"], ["--most 0", "raise it"]),
     (["lossless", "--most", "5000"], ["--most 5000", "lower it"]),
     (["run", "--window", "auto", "--expert.epochs", "2"], ["window auto: experts of 2 epochs"]),
+    (["run", "--window", "auto", "--window.stop", "9"], ["--window auto: finds what --window.stop gives"]),
     (["distill", "--experts", "/nowhere"], ["holds no experts"]),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_sentence(arguments, words, capsys, tmp_path, monkeypatch):
@@ -219,13 +233,20 @@ def test_flags_do_what_they_say(monkeypatch):
 @pytest.mark.parametrize(("flags", "mode", "stop"), [
     ([], "auto", 4), (["--window", "auto"], "auto", 4), (["--window=given"], "given", 4),
     (["--window.stop", "9"], "given", 9), (["--window.start=2", "--window.stop=5"], "given", 5),
-    (["--window", "auto", "--window.stop", "9"], "auto", 9),
 ])  # fmt: skip
 def test_a_window_is_found_unless_its_numbers_are_given(flags, mode, stop, monkeypatch):
     seen = []
     monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
     assert cli.main(["run", "--dataset", "mine", *flags]) == 0
     assert (seen[0].config.window.mode, seen[0].config.window.stop) == (mode, stop)
+
+
+def test_flags_that_equal_their_default_are_not_measured(monkeypatch):
+    seen = []
+    monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
+    assert cli.main(["run", "--dataset", "mine", "--distil.lr-images", "100", "--distil.cooldown=0"]) == 0
+    assert cli.main(["run", "--distil.lr-images", "100"]) == 0  # the digits measure nothing
+    assert [command.config.distil.given for command in seen] == [("cooldown", "lr_images"), ()]
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,12 @@ def test_folder_of_class_folders(tmp_path, above, shape):
     assert again.fingerprint == dataset.fingerprint
 
 
+@pytest.mark.parametrize("above", ["train", ""])
+def test_a_class_may_be_called_train(tmp_path, above):
+    folder_of(tmp_path / "d" / above, {"test": 10, "train": 10})
+    assert data.load(str(tmp_path / "d")).classes == ("test", "train")
+
+
 def test_folder_keeps_the_pixels(tmp_path):
     folder_of(tmp_path / "train", {"a": 4, "b": 4})
     folder_of(tmp_path / "test", {"a": 2, "b": 2})
@@ -303,7 +309,7 @@ def test_one_class(arrays):
 
 
 def test_nothing_there(tmp_path):
-    refused(tmp_path / "nowhere", "there is no such folder")
+    refused(tmp_path / "nowhere", "there is no such file or folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "holds no class folders")
     (tmp_path / "file.txt").write_text("x")

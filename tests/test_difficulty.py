@@ -135,6 +135,16 @@ def test_settings_that_were_chosen_are_left_alone(finished):
     assert difficulty.scale_free(replace(chosen, window=WindowConfig(0, 2)), race, state)["lr_logits"] == 3.0
 
 
+def test_what_was_given_is_kept_though_it_equals_its_default():
+    measured = tiny(window=WindowConfig(mode="auto"), distil={"cooldown": 0.0, "lr_images": 100.0})
+    kept = difficulty.keep(measured, ["lr_images", "cooldown", "iterations"])
+    assert kept.distil.given == ("cooldown", "lr_images")
+    assert difficulty._cooldown(measured) == difficulty.COOLDOWN
+    assert difficulty._cooldown(kept) == 0.0
+    assert [difficulty._chosen(config, "lr_images") for config in (measured, kept)] == [False, True]
+    assert difficulty.keep(tiny(), ["lr_images"]) == tiny()  # nothing is measured there
+
+
 def test_the_window_opens_from_its_half():
     assert difficulty.opening(WindowConfig(4, 10), 200) == WindowConfig(4, 10, 7, 100)
     assert difficulty.opening(WindowConfig(3, 4), 200).initial == 4

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from potstill import api, artefacts, atlas, config, exploring
+from potstill import api, artefacts, atlas, config, exploring, lossless
 from potstill.errors import Diverged, PotstillError
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
@@ -126,6 +126,17 @@ def test_ablations_of_a_window_that_is_found_all_take_what_was_found(tmp_path):
     assert {cell["settings"]["distil"]["lr_images"] for cell in others} == {first["settings"]["distil"]["lr_images"]}
     windows = [cell["settings"]["window"] for cell in others if cell["part"] != "window"]
     assert all(window == first["settings"]["window"] for window in windows)
+
+
+def test_sets_chosen_on_test_images_are_not_compared_on_them(tmp_path):
+    paper = replace(given(), evaluation=replace(given().evaluation, protocol="paper"))
+    for events in (
+        exploring.explore("stages", exploring.stage_cells(paper, (1,), (0,), 1), tmp_path),
+        lossless.search(paper, tmp_path, 2, 0.0),
+    ):
+        with pytest.raises(PotstillError, match="take --evaluation.protocol standard"):
+            api.exhaust(events)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_size_the_data_cannot_fill_is_refused_before_any_work(tmp_path):

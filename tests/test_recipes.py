@@ -11,7 +11,8 @@ import pytest
 import potstill
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-CELLS = sorted(path.stem for path in RECIPES.glob("cifar*_ipc*.py") if "cpu" not in path.stem)
+ALL = sorted(path.stem for path in RECIPES.glob("cifar*_ipc*.py"))
+CELLS = [name for name in ALL if not name.endswith("_cpu")]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,26 @@ def test_there_is_one_for_each_published_cell():
     assert sorted(name.replace("-", "_") for name in published) == CELLS
 
 
-@pytest.mark.parametrize("recipe", CELLS)
+@pytest.mark.parametrize("recipe", ALL)
 def test_a_recipe_runs_end_to_end(recipe, cook, tmp_path):
     record = cook(recipe)
     assert record["recipe"] == recipe.replace("_", "-") + "-tiny"
     assert {"distilled", "random", "random_soft", "full"} <= record["accuracy"].keys()
     assert {"config", "commit", "environment", "seconds", "peak_memory_bytes"} <= record.keys()
     assert (tmp_path / "record.safetensors").exists()
+
+
+def test_the_digits_run_by_their_recipe(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(RECIPES))
+    flags = ["--ipc", "2", "--tiny", "--out", f"{tmp_path}/run", "--record", f"{tmp_path}/record.json"]
+    monkeypatch.setattr(sys, "argv", ["digits.py", *flags])
+    runpy.run_path(str(RECIPES / "digits.py"), run_name="__main__")
+    assert json.loads((tmp_path / "record.json").read_text())["recipe"] == "digits-ipc2-tiny"
+
+
+def test_the_page_of_the_records_is_what_they_make_of_it(capsys):
+    runpy.run_path(str(RECIPES / "table.py"), run_name="__main__")
+    assert capsys.readouterr().out == (RECIPES.parent / "records" / "README.md").read_text()
 
 
 def test_a_recipe_works_in_pieces(cook, tmp_path, capsys):

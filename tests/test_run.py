@@ -15,6 +15,7 @@ import torch
 import potstill
 from potstill import api, artefacts, config, report
 from potstill import run as stages
+from potstill.config import WindowConfig
 from potstill.errors import PotstillError
 from tests.conftest import tiny
 
@@ -257,6 +258,31 @@ def test_an_interrupted_judging_is_done_when_the_run_goes_on(tmp_path, finished,
     assert potstill.load(whole.folder).images.equal(potstill.load(stopped.folder).images)
 
 
+def test_states_are_judged_alike_in_every_sitting(tmp_path, finished, monkeypatch):
+    """Another evaluation may be asked for on the way; accuracies of unlike networks would not compare."""
+    run, _ = finished
+    begun = stages.open_run(tiny(), tmp_path, run.experts_folder)
+    events = stages.distil(begun)
+    next(event for event in events if event.get("iteration") == 0)
+    events.close()
+    judges, original = [], stages.evaluation.judge_state
+    monkeypatch.setattr(
+        stages.evaluation, "judge_state", lambda who, *rest: (judges.append(who.protocol), original(who, *rest))[1]
+    )
+    longer = stages.open_run(tiny(evaluation={"epochs": 5}), tmp_path, run.experts_folder)
+    api.exhaust(stages.distil(longer))
+    assert judges
+    assert {protocol.epochs for protocol in judges} == {3}
+
+
+def test_shared_experts_that_differ_are_taken_and_told(tmp_path, finished, caplog):
+    run, _ = finished
+    other = stages.open_run(tiny(expert={"step_size": 0.04}), tmp_path, run.experts_folder)
+    with caplog.at_level("INFO", "potstill"):
+        api.exhaust(stages.train_experts(other))
+    assert "taken as they are: expert.step_size: 0.05, not 0.04" in caplog.text
+
+
 def test_a_refused_command_does_not_hold_its_folder(tmp_path):
     with pytest.raises(PotstillError, match="lower --window.stop"):
         api.exhaust(stages.train_experts(stages.open_run(tiny(window={"stop": 40}), tmp_path)))
@@ -277,6 +303,7 @@ def test_experts_may_not_be_exchanged_on_the_way(tmp_path, finished):
     ({"network": {"norm": "layer"}}, "network.norm 'layer'"), ({"distil": {"adjoint": "tesla"}}, "distil.adjoint"),
     ({"distil": {"label_experts": 0}}, "distil.label_experts 0"), ({"resize": -1}, "resize -1"),
     ({"evaluation": {"full_seeds": -1}}, "evaluation.full_seeds -1"),
+    ({"augment": ("flip", "mirror")}, "augment 'mirror': choose among colour, crop"),
 ])  # fmt: skip
 def test_python_is_held_to_the_same_choices_as_the_command_line(tmp_path, changes, word):
     with pytest.raises(PotstillError) as error:
@@ -294,6 +321,16 @@ def test_presets_say_how_but_not_on_what():
         api.configure(None, 1, None, {"nonsense": 1})
     with pytest.raises(PotstillError, match="not all among its fields"):
         api.configure(None, 1, None, {"distil": {"nonsense": 1}})
+    with pytest.raises(PotstillError, match="expert 3: holds several settings; give a dict"):
+        api.configure(None, 1, None, {"expert": 3})
+
+
+def test_python_takes_a_window_as_the_command_line_does():
+    assert api.configure(None, 1, None, {"window": "auto"}).window.mode == "auto"
+    assert api.configure("mine", 1, None, {"window": {"stop": 7}}).window == WindowConfig(0, 7)
+    config = api.configure("mine", 1, None, {"distil": {"inner_steps": 40, "iterations": 9}})
+    assert config.distil.given == ("inner_steps",)  # 40 is the default, and meant
+    assert api.configure(None, 1, None, {"distil": {"inner_steps": 40}}).distil.given == ()  # nothing is measured
 
 
 def test_distilled_digits_are_worth_more_than_random_ones(tmp_path):

@@ -86,8 +86,8 @@ def _read(source: str, resize: int | None, column: str | None) -> tuple[str, Con
             raise PotstillError(f"{source}: a file, but not .npz; give a folder, an .npz file or a dataset's name.")
         return path.stem, cached(stamps([path]), resize, column, lambda: arrays.read([path], resize))
     if not path.is_dir():
-        if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise PotstillError(f"{source}: there is no such folder; check the path.")
+        if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.suffix == ".npz":
+            raise PotstillError(f"{source}: there is no such file or folder; check the path.")
         return source, tables.hub(source, resize, column)
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     name = path.resolve().name

@@ -20,7 +20,7 @@ def read(root: Path, resize: int | None) -> Content:
             f"{root}: holds no class folders, no .parquet and no .npz; expected one folder a class, or train/ and "
             "test/ with one folder a class in each."
         )
-    train = next((children[name] for name in TRAIN if name in children), None)
+    train = next((children[name] for name in TRAIN if name in children and not _is_class(children[name])), None)
     test = next((children[name] for name in (*TEST, *VALIDATION) if name in children), None)
     if train is None:
         train, test = root, None
@@ -31,6 +31,11 @@ def read(root: Path, resize: int | None) -> Content:
         raise PotstillError(f"{test}: class {sorted(unknown)[0]!r} has no folder in {train}; rename or remove it.")
     named = {"train": train} if test is None else {"train": train, "test": test}
     return classes, {name: _class_folders(folder, classes, resize) for name, folder in named.items()}
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether images lie in it directly: classes may be called as parts are, CIFAR-100 has one of trains."""
+    return any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
