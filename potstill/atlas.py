@@ -38,15 +38,19 @@ def table(record: dict[str, Any]) -> tuple[list[str], list[Row]]:
 
 
 def _stages_table(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[Row]]:
-    heads = ["images per class", "start epochs", "random", "random, soft labels", "distilled", "gain over random"]
+    heads = [
+        "images per class", "start epochs", "random", "random, soft labels", "distilled", "gain over random",
+        "on validation images",
+    ]  # fmt: skip
     rows = []
     for cell in cells:
-        accuracy = cell["accuracy"]
+        accuracy, judged = cell["accuracy"], cell.get("judged")
         fair = [c["accuracy"]["distilled"]["mean"] for c in cells if c["ipc"] == cell["ipc"] and not c["diverged"]]
         soft = percent(accuracy["random_soft"]) if "random_soft" in accuracy else "–"
         rows.append({
             "cells": [str(cell["ipc"]), stage_name(cell), percent(accuracy["random"]), soft,
-                      percent(accuracy["distilled"]), percent(cell["gain"], "+")],
+                      percent(accuracy["distilled"]), percent(cell["gain"], "+"),
+                      f"{100 * judged[-1]['accuracy']:.1f}" if judged else "–"],
             "best": not cell["diverged"] and accuracy["distilled"]["mean"] == max(fair),
         })  # fmt: skip
     return heads, rows
