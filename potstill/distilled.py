@@ -125,7 +125,7 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             f"{dataset}: is not the data {path} was distilled from (fingerprint {found.fingerprint}, not "
             f"{header['provenance']['dataset']['fingerprint']}); give the original data."
         )
-    return whitening.fit(header["transform"], found.train.images)
+    return whitening.fit(header["transform"], found.train.images, found.fingerprint)
 
 
 def _augmenting(operations: Any) -> Callable[[list[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]:

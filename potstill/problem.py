@@ -79,7 +79,7 @@ def prepare(config: Config) -> Problem:
     network_config = replace(config.network, depth=depth)
     network = functional.flat_network(network_config, dataset.shape, len(dataset.classes), device)
     network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
-    transform = whitening.fit(config.transform, dataset.train.images)
+    transform = whitening.fit(config.transform, dataset.train.images, dataset.fingerprint)
     return Problem(dataset, transform, network_config, network, device, config.precision)
 
 

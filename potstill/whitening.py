@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from potstill.data.cache import kept
 from potstill.errors import PotstillError
 
+VERSION = 1  # of the fit; raised by hand whenever a change of the code changes what it gives
 EPSILON = 0.1  # added to the eigenvalues; the published value for pixels in [0, 1]
 AUTO_VALUES = 4096  # values an image up to which "auto" whitens by ZCA
 MAX_VALUES = 4 * AUTO_VALUES  # beyond, the eigenvectors alone need over a gigabyte
@@ -80,8 +82,13 @@ def as_unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-def fit(kind: Literal["auto", "zca", "standardise"], pixels: Tensor) -> Transform:
+def fit(
+    kind: Literal["auto", "zca", "standardise"], pixels: Tensor, identity: str | None = None
+) -> Transform:  # fmt: skip
     """Fit a transform to training pixels (N, C, H, W), uint8 or in [0, 1]; "auto" chooses by the images' size.
+
+    ``identity`` tells these pixels from any others: with it ZCA's eigenvectors, up to a minute's work, are kept for the
+    next time.
 
     Raises:
         PotstillError: the images are too large for ZCA.
@@ -98,6 +105,13 @@ def fit(kind: Literal["auto", "zca", "standardise"], pixels: Tensor) -> Transfor
             f"ZCA of images with {flat.shape[1]} values each needs a matrix of {flat.shape[1] ** 2 * 4 / 1e9:.0f} GB; "
             "use --transform standardise, or --resize to smaller images."
         )
+    if identity is None:
+        return _zca(flat)
+    tensors, _ = kept("zca", [VERSION, identity], lambda: (_zca(flat).tensors(), {}))
+    return Transform.from_tensors("zca", tensors)
+
+
+def _zca(flat: Tensor) -> Transform:
     mean = flat.mean(0)
     centred = flat - mean
     covariance = centred.T @ centred / max(len(flat) - 1, 1)

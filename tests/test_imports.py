@@ -11,10 +11,10 @@ PACKAGE = Path(potstill.__file__).parent
 # Upstream first: a module may import only modules of earlier rows.
 STREAM = [
     {"errors", "seeds", "config", "machine"},
-    {"artefacts", "augment", "networks", "whitening", "window", "figures", "links"},
+    {"artefacts", "augment", "networks", "window", "figures", "links"},
     {"functional", "data.split", "trajectories"},
     {"chain", "data.pixels", "data.cache"},
-    {"derivatives", "data.folders", "data.tables", "data.arrays"},
+    {"derivatives", "whitening", "data.folders", "data.tables", "data.arrays"},
     {"data"},
     {"unroll", "distilled"},
     {"engine"},

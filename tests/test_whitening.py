@@ -23,6 +23,15 @@ def test_zca_is_the_published_formula():
     assert torch.allclose(found.double().flatten(1), expected, atol=1e-4)
 
 
+def test_eigenvectors_are_found_once(monkeypatch):
+    first = whitening.fit("zca", pixels(), "these pixels")
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    again = whitening.fit("zca", pixels(), "these pixels")
+    assert all(tensor.equal(again.tensors()[name]) for name, tensor in first.tensors().items())
+    with pytest.raises(TypeError):
+        whitening.fit("zca", pixels(), "others")
+
+
 @pytest.mark.parametrize("kind", ["zca", "standardise"])
 def test_invert_undoes_it(kind):
     transform = whitening.fit(kind, pixels())

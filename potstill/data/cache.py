@@ -1,4 +1,4 @@
-"""Decoded images, kept by what their files were."""
+"""What is slow to make is kept: decoded images by what their files were, whitening by what it was fitted on."""
 
 import hashlib
 import json
@@ -8,13 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from potstill import artefacts
 from potstill.data.split import Content, Split
 from potstill.errors import PotstillError
 
+Made = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and a header."""
+
 
 def cache_folder() -> Path:
-    """Where decoded arrays and control results are kept: $POTSTILL_CACHE, or ~/.cache/potstill."""
+    """Where decoded arrays, whitening and control results are kept: $POTSTILL_CACHE, or ~/.cache/potstill."""
     return Path(os.environ.get("POTSTILL_CACHE", "~/.cache/potstill")).expanduser()
 
 
@@ -23,22 +28,32 @@ def stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
+def kept(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
+    """What ``make`` gives, or what it gave before for the same identity."""
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+    path = cache_folder() / kind / f"{key}.safetensors"
+    try:
+        return artefacts.load(path, kind)
+    except PotstillError:
+        tensors, header = make()
+        try:
+            artefacts.save(path, kind, tensors, header)
+        except (PotstillError, OSError) as error:  # a convenience only
+            warnings.warn(f"the {kind} is not kept for the next time: {error}", stacklevel=2)
+        return tensors, header
+
+
 def cached(identity: Any, resize: int | None, column: str | None, read: Callable[[], Content]) -> Content:
     """What ``read`` gives, or what it gave before for files of the same identity, size and column."""
-    key = hashlib.sha256(json.dumps([identity, resize, column]).encode()).hexdigest()[:24]
-    path = cache_folder() / "data" / f"{key}.safetensors"
-    try:
-        tensors, header = artefacts.load(path, "data cache")
-    except PotstillError:
+
+    def make() -> Made:
         classes, parts = read()
         tensors = {
             f"{part}.{name}": getattr(split, name) for part, split in parts.items() for name in ("images", "labels")
         }
-        try:
-            artefacts.save(path, "data cache", tensors, {"classes": list(classes)})
-        except (PotstillError, OSError) as error:  # a convenience only
-            warnings.warn(f"the decoded images are not kept for the next time: {error}", stacklevel=2)
-        return classes, parts
+        return tensors, {"classes": list(classes)}
+
+    tensors, header = kept("data", [identity, resize, column], make)
     parts = {
         part: Split(tensors[f"{part}.images"], tensors[f"{part}.labels"])
         for part in ("train", "test")
