@@ -52,6 +52,8 @@ def configure(dataset: str | None, ipc: int | None, preset: str | None, settings
     if isinstance(window, str):  # "auto", as on the command line
         settings = {**settings, "window": {"mode": window}}
     elif isinstance(window, dict):  # numbers that are given are meant
+        if window.get("mode") == "auto" and len(window) > 1:
+            raise PotstillError(f"window auto: finds what {sorted(window)[-1]} gives; leave one of them out.")
         settings = {**settings, "window": {"mode": "given", **window}}
     for name, value in settings.items():
         if not hasattr(config, name):

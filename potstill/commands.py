@@ -59,7 +59,10 @@ class Distil:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Train fresh networks on a distilled set, and judge them on the test images beside three controls."""
+    """Train fresh networks on a distilled set, and judge them on the test images beside three controls.
+
+    A set whose step size was chosen on validation images keeps it.
+    """
 
     path: tyro.conf.Positional[Path]
     """A distilled.safetensors, or the folder of a run."""

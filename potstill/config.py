@@ -13,8 +13,9 @@ Norm = Literal["instance", "batch", "none"]
 Operation = Literal["colour", "crop", "cutout", "flip", "scale", "rotate"]
 ProtocolName = Literal["quick", "standard", "paper"]
 DSA: tuple[Operation, ...] = get_args(Operation)
-MEASURED = ("inner_steps", "expert_epochs", "step_size", "lr_images", "lr_logits", "lr_step_size", "cooldown")
+Measured = Literal["inner_steps", "expert_epochs", "step_size", "lr_images", "lr_logits", "lr_step_size", "cooldown"]
 """Settings of distilling that can be found by measuring."""
+MEASURED: tuple[Measured, ...] = get_args(Measured)
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,9 @@ class DistilConfig:
     cooldown: float = 0.0
     """Last part of the iterations, a fraction, over which the outer rates fall to nothing; 0 keeps them, as published.
     Helps where iterations are few and rates high: at a constant rate the images end in its noise."""
-    given: tuple[str, ...] = ()
-    """Of the settings that are found by measuring where something is auto (inner_steps, expert_epochs, step_size,
-    lr_images, lr_logits, lr_step_size, cooldown), those to keep although they equal their default. Flags that you give
-    are entered here by themselves."""
+    given: tuple[Measured, ...] = ()
+    """Of the settings that are found by measuring where something is auto: those to keep although they equal their
+    default. Flags that you give are entered here by themselves."""
     threshold: float = 1.0
     """Matching losses above this are not stepped on."""
     start: Literal["correct", "random"] = "correct"

@@ -77,9 +77,10 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
         spent = time.monotonic() - began
         artefacts.write_json(path, {"seconds": spent, "settings": artefacts.plain(settings(found))})
         return found, start
-    fresh = {"survey": [], "rounds": [], "seconds": 0.0, "experts": artefacts.plain(race.experts.identity)}
+    common = artefacts.plain({"experts": race.experts.identity, "judge": asdict(race.judge.protocol)})
+    fresh = {"survey": [], "rounds": [], "seconds": 0.0, **common}
     record: dict[str, Any] = artefacts.read_json(path) if path.exists() else fresh
-    record = record if record.get("experts") == fresh["experts"] else fresh
+    record = record if all(record.get(name) == value for name, value in common.items()) else fresh
     for number, epoch in enumerate(starts(race.config, race.experts)):
         yield {"stage": "difficulty", "done": number, "total": TOTAL, "doing": f"matching loss from epoch {epoch}"}
         if number >= len(record["survey"]):
@@ -126,9 +127,9 @@ def apply(config: Config, found: dict[str, Any]) -> Config:
 
 
 def keep(config: Config, names: Iterable[str]) -> Config:
-    """The configuration with those of its settings named that shall not be measured, where anything is."""
+    """The configuration, noting which of its settings shall not be measured where anything is."""
     kept = set(config.distil.given) | set(MEASURED) & set(names)
-    return replace(config, distil=replace(config.distil, given=tuple(sorted(kept)))) if wanted(config) else config
+    return replace(config, distil=replace(config.distil, given=tuple(sorted(kept))))
 
 
 def _chosen(config: Config, name: str) -> bool:

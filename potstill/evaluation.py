@@ -287,7 +287,7 @@ def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, flo
 
 def train(
     distilled: Distilled, network: NetworkConfig | None = None, *, seed: int = 0, epochs: int | None = None,
-    step_size: float | None = None, device: str = "auto",
+    step_size: float | None = None, device: str | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a network on a distilled set by the standard protocol, and return it ready to predict.
 
@@ -297,7 +297,8 @@ def train(
         seed: seed of its initialisation and of the draws in training.
         epochs: epochs over the set; by default the protocol's 1001.
         step_size: step size of SGD; by default the learned one for the network the set was made with, else 0.01.
-        device: where to train; "auto" is the fastest one present.
+        device: where to train and to leave the network; by default it is trained on the fastest one present, and
+            brought back to the CPU.
 
     Example:
         >>> distilled = potstill.load("runs/digits-ipc1")
@@ -309,7 +310,7 @@ def train(
     config = network or own
     config = replace(config, depth=config.depth or depth_for(h, w))
     protocol = PROTOCOLS["standard"]
-    where = choose_device(device)
+    where = choose_device(device or "auto")
     flat = functional.flat_network(config, (c, h, w), len(distilled.classes), where)
     theta = functional.initial(config, (c, h, w), len(distilled.classes), seed).to(where)
     alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)
@@ -322,4 +323,4 @@ def train(
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), flat.unflatten(theta).values(), strict=True):
             parameter.copy_(value)
-    return module.eval()
+    return module.to(device or "cpu").eval()

@@ -155,8 +155,12 @@ def _bound(config: dict[str, Any]) -> dict[str, Any]:
         for parent in parents:
             inside = inside[parent]
         inside.pop(leaf, None)
-    bound["evaluation.selection"] = PROTOCOLS[config["evaluation"]["protocol"]].selection
-    return bound
+    if "auto" not in (bound["window"]["mode"], bound["distil"]["rates"]) or not bound["distil"].get("given"):
+        bound["distil"].pop("given", None)  # which says what not to measure
+    selection = PROTOCOLS[config["evaluation"]["protocol"]].selection
+    if selection == "test":  # whose figure is made while distilling
+        bound["evaluation"] = {name: config["evaluation"][name] for name in ("epochs", "seeds")}
+    return {**bound, "evaluation.selection": selection}
 
 
 # --- the stages ----------------------------------------------------------------------------------------------------
@@ -167,10 +171,7 @@ def train_experts(run: Run) -> Generator[Event, None, Trajectories]:
     own = run.experts_folder in (run.folder, run.folder / "experts")
     if own or not _enough(run):
         yield from experts.train(run.config, run.problem, run.experts_folder)
-    store = run.trajectories
-    if lines := artefacts.differences(store.identity, artefacts.plain(experts.identity(run.config, run.problem))):
-        logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(lines))
-    return store
+    return run.trajectories
 
 
 def _enough(run: Run) -> bool:
@@ -186,6 +187,8 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     the protocol ``paper``); the best one is the result.
     """
     problem, store = run.problem, run.trajectories
+    if unlike := artefacts.differences(store.identity, artefacts.plain(experts.identity(run.config, problem))):
+        logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
     state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
     config = replace(run.settled, distil=replace(run.settled.distil, micro_batch=micro_batch))
@@ -227,7 +230,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     finally:
         _checkpoint(run, state, log)
     done = {"stage": "distilling", "done": total, "total": total}
-    before = load_distilled(run.folder / FILE)
+    before, who = load_distilled(run.folder / FILE), _judge_of(run, selector(run.config))
     distilled = yield from settle_step_size(before, run.config.evaluation.step_size, who, done)
     if distilled is not before:
         distilled.save(run.folder / FILE)

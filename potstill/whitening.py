@@ -116,4 +116,4 @@ def _zca(flat: Tensor) -> Transform:
     centred = flat - mean
     covariance = centred.T @ centred / max(len(flat) - 1, 1)
     scale, basis = torch.linalg.eigh(covariance.double())
-    return Transform("zca", mean, scale.clamp_min(0).float(), basis.float())
+    return Transform("zca", mean, scale.clamp_min(0).float(), basis.float().contiguous())  # as it is read back

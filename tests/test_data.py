@@ -69,6 +69,20 @@ def test_a_class_may_be_called_train(tmp_path, above):
     assert data.load(str(tmp_path / "d")).classes == ("test", "train")
 
 
+def test_a_stray_image_makes_no_class(tmp_path):
+    folder_of(tmp_path / "d" / "train", {"cat": 10, "dog": 10})
+    folder_of(tmp_path / "d" / "test", {"cat": 2, "dog": 2})
+    (tmp_path / "d" / "train" / "preview.png").write_bytes(next((tmp_path / "d").rglob("*.png")).read_bytes())
+    assert data.load(str(tmp_path / "d")).classes == ("cat", "dog")
+
+
+def test_the_folder_above_is_another_dataset(tmp_path):
+    folder_of(tmp_path / "flowers" / "flowers", {"rose": 10, "tulip": 10})
+    with pytest.raises(PotstillError, match="1 class"):
+        data.load(str(tmp_path / "flowers"))
+    assert data.load(str(tmp_path / "flowers" / "flowers")).classes == ("rose", "tulip")
+
+
 def test_folder_keeps_the_pixels(tmp_path):
     folder_of(tmp_path / "train", {"a": 4, "b": 4})
     folder_of(tmp_path / "test", {"a": 2, "b": 2})

@@ -135,6 +135,15 @@ def test_settings_that_were_chosen_are_left_alone(finished):
     assert difficulty.scale_free(replace(chosen, window=WindowConfig(0, 2)), race, state)["lr_logits"] == 3.0
 
 
+def test_step_sizes_are_tried_around_that_of_the_experts_at_hand(finished):
+    run, _, _ = finished
+    others = replace(run.config, expert=replace(run.config.expert, step_size=7.0))  # not what the store holds
+    state = distillation.begin(run.config, run.problem, run.trajectories)
+    race = difficulty.Race(others, run.problem, run.trajectories, difficulty_derivatives(run), None, run.folder)
+    tried = {entry["step_size"] for entry in difficulty.survey(race, state, 0)}
+    assert tried == {factor * run.config.expert.step_size for factor in difficulty.STEP_SIZES}
+
+
 def test_what_was_given_is_kept_though_it_equals_its_default():
     measured = tiny(window=WindowConfig(mode="auto"), distil={"cooldown": 0.0, "lr_images": 100.0})
     kept = difficulty.keep(measured, ["lr_images", "cooldown", "iterations"])
@@ -142,7 +151,6 @@ def test_what_was_given_is_kept_though_it_equals_its_default():
     assert difficulty._cooldown(measured) == difficulty.COOLDOWN
     assert difficulty._cooldown(kept) == 0.0
     assert [difficulty._chosen(config, "lr_images") for config in (measured, kept)] == [False, True]
-    assert difficulty.keep(tiny(), ["lr_images"]) == tiny()  # nothing is measured there
 
 
 def test_the_window_opens_from_its_half():

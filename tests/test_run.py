@@ -275,11 +275,21 @@ def test_states_are_judged_alike_in_every_sitting(tmp_path, finished, monkeypatc
     assert {protocol.epochs for protocol in judges} == {3}
 
 
+def test_what_was_given_matters_only_where_something_is_measured(finished):
+    run, _ = finished
+    path = run.folder / "config.json"
+    stored = artefacts.read_json(path)
+    del stored["config"]["distil"]["given"]  # a run of before there was such a setting
+    artefacts.write_json(path, stored)
+    stages.open_run(tiny(distil={"given": ("lr_images",)}), run.folder)
+    stages.open_run(tiny(), run.folder)
+
+
 def test_shared_experts_that_differ_are_taken_and_told(tmp_path, finished, caplog):
     run, _ = finished
     other = stages.open_run(tiny(expert={"step_size": 0.04}), tmp_path, run.experts_folder)
     with caplog.at_level("INFO", "potstill"):
-        api.exhaust(stages.train_experts(other))
+        api.exhaust(stages.distil(other))
     assert "taken as they are: expert.step_size: 0.05, not 0.04" in caplog.text
 
 
@@ -303,6 +313,7 @@ def test_experts_may_not_be_exchanged_on_the_way(tmp_path, finished):
     ({"network": {"norm": "layer"}}, "network.norm 'layer'"), ({"distil": {"adjoint": "tesla"}}, "distil.adjoint"),
     ({"distil": {"label_experts": 0}}, "distil.label_experts 0"), ({"resize": -1}, "resize -1"),
     ({"evaluation": {"full_seeds": -1}}, "evaluation.full_seeds -1"),
+    ({"distil": {"given": ("rates",)}}, "distil.given 'rates'"),
     ({"augment": ("flip", "mirror")}, "augment 'mirror': choose among colour, crop"),
 ])  # fmt: skip
 def test_python_is_held_to_the_same_choices_as_the_command_line(tmp_path, changes, word):
@@ -330,7 +341,8 @@ def test_python_takes_a_window_as_the_command_line_does():
     assert api.configure("mine", 1, None, {"window": {"stop": 7}}).window == WindowConfig(0, 7)
     config = api.configure("mine", 1, None, {"distil": {"inner_steps": 40, "iterations": 9}})
     assert config.distil.given == ("inner_steps",)  # 40 is the default, and meant
-    assert api.configure(None, 1, None, {"distil": {"inner_steps": 40}}).distil.given == ()  # nothing is measured
+    with pytest.raises(PotstillError, match="window auto: finds what stop gives"):
+        api.configure("mine", 1, None, {"window": {"mode": "auto", "stop": 9}})
 
 
 def test_distilled_digits_are_worth_more_than_random_ones(tmp_path):

@@ -95,7 +95,8 @@ def _read(source: str, resize: int | None, column: str | None) -> tuple[str, Con
         return name, cached(stamps(packed), resize, column, lambda: arrays.read(packed, resize))
     if parquet := [file for file in files if file.suffix == ".parquet"]:
         return name, cached(stamps(parquet), resize, column, lambda: tables.parquet(source, parquet, resize, column))
-    return name, cached(stamps(files), resize, column, lambda: folders.read(path, resize))
+    identity = [str(path.resolve()), stamps(files)]  # the same files below another folder are of other classes
+    return name, cached(identity, resize, column, lambda: folders.read(path, resize))
 
 
 def _digits() -> Content:

@@ -34,8 +34,9 @@ def read(root: Path, resize: int | None) -> Content:
 
 
 def _is_class(folder: Path) -> bool:
-    """Whether images lie in it directly: classes may be called as parts are, CIFAR-100 has one of trains."""
-    return any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
+    """Whether it holds images and no folders: classes may be called as parts are, CIFAR-100 has one of trains."""
+    images = any(file.suffix.lower() in SUFFIXES for file in folder.iterdir() if file.name[0] != ".")
+    return images and not _class_names(folder)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
