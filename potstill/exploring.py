@@ -213,5 +213,5 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
         "step_size": results["step_size"],
         "seconds": results["seconds"],
         "diverged": results["diverged"],
-        "settings": {name: results["config"][name] for name in ("window", "distil")},  # found, where they were
+        "settings": artefacts.plain({name: results["config"][name] for name in ("window", "distil")}),  # as found
     }
