@@ -209,10 +209,12 @@ def png(image: Tensor, scale: int = 1) -> bytes:
 
 
 def grid(pixels: Tensor, labels: Tensor, most: int = 10, gap: int = 2) -> Tensor:
-    """One uint8 image of the set, a row a class, up to ``most`` images each, enlarged to be seen."""
+    """One uint8 image of the set, enlarged to be seen: a row a class, up to ``most`` images each; single ones abreast."""
     c, h, w = pixels.shape[1:]
     scale = max(1, 64 // h)
     rows = [pixels[labels == label][:most] for label in range(int(labels.max()) + 1)]
+    if all(len(row) == 1 for row in rows):
+        rows = list(torch.cat(rows).split(most))
     columns = max(len(row) for row in rows)
     canvas = pixels.new_full((c, len(rows) * (h * scale + gap) + gap, columns * (w * scale + gap) + gap), 255)
     for i, row in enumerate(rows):

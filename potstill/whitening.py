@@ -87,8 +87,8 @@ def fit(
 ) -> Transform:  # fmt: skip
     """Fit a transform to training pixels (N, C, H, W), uint8 or in [0, 1]; "auto" chooses by the images' size.
 
-    ``identity`` tells these pixels from any others: with it ZCA's eigenvectors, up to a minute's work, are kept for the
-    next time.
+    ``identity`` tells these pixels from any others: with it ZCA's eigenvectors, ten seconds' work for CIFAR, are kept
+    for the next time.
 
     Raises:
         PotstillError: the images are too large for ZCA.
