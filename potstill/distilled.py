@@ -209,7 +209,7 @@ def png(image: Tensor, scale: int = 1) -> bytes:
 
 
 def grid(pixels: Tensor, labels: Tensor, most: int = 10, gap: int = 2) -> Tensor:
-    """One uint8 image of the set, enlarged to be seen: a row a class, up to ``most`` images each; single ones abreast."""
+    """One uint8 image of the set, enlarged to be seen: a row a class, ``most`` images at most; single ones abreast."""
     c, h, w = pixels.shape[1:]
     scale = max(1, 64 // h)
     rows = [pixels[labels == label][:most] for label in range(int(labels.max()) + 1)]
