@@ -68,7 +68,8 @@ def configure(dataset: str | None, ipc: int | None, preset: str | None, settings
             choices = sorted(vars(getattr(config, name)))
             raise PotstillError(f"{name}: {sorted(value)} are not all among its fields {choices}.") from error
         config = replace(config, **{name: nested})
-    return difficulty.keep(config, settings.get("distil", {}) if isinstance(settings.get("distil"), dict) else ())
+    given = settings.get("distil")
+    return difficulty.keep(config, given if isinstance(given, dict) else ())
 
 
 def named_preset(name: str, dataset: str | None) -> Config:
