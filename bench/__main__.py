@@ -142,7 +142,7 @@ def growth() -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="longer and float32 cases too; eight minutes on two cores")
-    parser.add_argument("--growth", action="store_true", help="growth instead; twenty minutes on two cores")
+    parser.add_argument("--growth", action="store_true", help="growth instead; half an hour on two cores")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved pairs of each case (default: %(default)s)")
     parser.add_argument("--record", type=Path, help="write all that was measured to this JSON file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
