@@ -21,10 +21,10 @@ CONFIG = replace(
     base,
     dataset="data/cifar100",
     expert=ExpertConfig(count=10, epochs=4, batch_size=128, step_size=0.02),
-    window=WindowConfig(0, stop=4, initial=2, expand=300),
+    window=WindowConfig(0, stop=4, initial=2, expand=250),
     distil=replace(
         base.distil,
-        iterations=1100,
+        iterations=900,
         inner_steps=20,
         batch_size=50,
         expert_epochs=1,
