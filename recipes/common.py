@@ -10,15 +10,17 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from potstill import api, artefacts, engine
 from potstill import run as stages
 from potstill.config import PRESETS, Config, EvaluationConfig, WindowConfig
 from potstill.distilled import FILE, load
+from potstill.errors import PotstillError
 from potstill.machine import commit
 
 RECORDS = Path(__file__).parents[1] / "records"
@@ -52,14 +54,12 @@ def cook(name: str, config: Config, description: str) -> None:
     folder = given.out or Path("runs") / name
     record = given.record or (folder / "record.json" if given.tiny else RECORDS / f"{name}.json")
     engine.keep_freed_memory()
-    run = stages.open_run(config, folder, given.experts)
     tell = teller(given.minutes)
     results: dict[str, Any] = {}
-    try:
+    with ending():
+        run = stages.open_run(config, folder, given.experts)
         for stage in (stages.train_experts, stages.distil, stages.evaluate):
             results = api.exhaust(stage(run), tell)
-    except KeyboardInterrupt:
-        unfinished()
     artefacts.write_json(record, {"recipe": name, "commit": ran_from, **results})
     if config.ipc <= SMALL:
         load(run.folder / FILE).save(record.with_suffix(".safetensors"), compact=True)
@@ -73,10 +73,16 @@ def heed_signals() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-def unfinished() -> NoReturn:
-    """Say so, and end as an interrupted program does."""
-    print("unfinished; the same command continues", flush=True)
-    sys.exit(INTERRUPTED)
+@contextmanager
+def ending() -> Iterator[None]:
+    """End the program where the work is interrupted or can't go on: by a sentence, not by a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("unfinished; the same command continues", flush=True)
+        sys.exit(INTERRUPTED)
+    except PotstillError as error:
+        sys.exit(f"error: {error}")
 
 
 def _arguments(config: Config, description: str) -> argparse.Namespace:

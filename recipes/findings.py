@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from common import RECORDS, heed_signals, teller, unfinished
+from common import RECORDS, ending, heed_signals, teller
 
 from potstill import api, artefacts, atlas, engine, exploring, lossless
 from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
@@ -159,10 +159,8 @@ def main() -> None:
     ran_from = commit()
     for name in given.names:
         out = given.out / name
-        try:
+        with ending():
             record = api.exhaust(known[name](out), teller(None))
-        except KeyboardInterrupt:
-            unfinished()
         page = atlas.write(record, out)
         artefacts.write_json(RECORDS / f"{name}.json", {"commit": ran_from, **record})
         artefacts.write_bytes(RECORDS / f"{name}.png", page.with_suffix(".png").read_bytes())

@@ -79,6 +79,11 @@ def test_a_recipe_works_in_pieces(cook, tmp_path, capsys):
     assert cook("cifar10_ipc1")["iterations"]["iteration"] == 2
 
 
+def test_wrong_data_end_a_recipe_by_a_sentence(cook):
+    with pytest.raises(SystemExit, match=r"^error: nowhere\.npz"):
+        cook("cifar10_ipc1", "--data", "nowhere.npz")
+
+
 def test_the_set_beside_a_record_can_be_loaded(cook, tmp_path):
     cook("cifar10_ipc1")
     compact, whole = potstill.load(tmp_path / "record.safetensors"), potstill.load(tmp_path / "run")
