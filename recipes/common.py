@@ -93,7 +93,13 @@ def _arguments(config: Config, description: str) -> argparse.Namespace:
     parser.add_argument("--record", type=Path, help="default: records/NAME.json")
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command continues")
     parser.add_argument("--tiny", action="store_true", help="a few seconds of everything, to see that it runs")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.data == config.dataset and given.data.startswith("data/") and not Path(given.data).exists():
+        parser.error(  # rather than asking Hugging Face for an owner called data
+            f"{given.data}: no such folder; name by --data a folder with train.npz and test.npz or Parquet files, or a "
+            "Hugging Face dataset such as uoft-cs/cifar10"
+        )
+    return given
 
 
 def _tiny(config: Config) -> Config:

@@ -84,6 +84,13 @@ def test_wrong_data_end_a_recipe_by_a_sentence(cook):
         cook("cifar10_ipc1", "--data", "nowhere.npz")
 
 
+def test_a_recipe_without_its_data_says_where_it_looked(cook, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cook("cifar10_ipc1", "--data", "data/cifar10")
+    assert "data/cifar10: no such folder; name by --data" in capsys.readouterr().err
+
+
 def test_the_set_beside_a_record_can_be_loaded(cook, tmp_path):
     cook("cifar10_ipc1")
     compact, whole = potstill.load(tmp_path / "record.safetensors"), potstill.load(tmp_path / "run")
