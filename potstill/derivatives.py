@@ -96,10 +96,14 @@ def compiled(loss: BatchLoss) -> Derivatives:
         return s, network.flatten(found), s_x, s_z
 
     obvious = plain(loss)
-    return Derivatives(_or(gradient, obvious.gradient), _or(directional, obvious.directional), compiled=True)
+    return Derivatives(
+        _or(gradient, obvious.gradient, "gradient"),
+        _or(directional, obvious.directional, "derivative of the gradient"),
+        compiled=True,
+    )
 
 
-def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., Any]:
+def _or(fast: Callable[..., Any], obvious: Callable[..., Any], name: str) -> Callable[..., Any]:
     """``fast`` on detached arguments, or ``obvious`` for good once compiling has failed, with a warning."""
     broken, told = False, set[Any]()
 
@@ -109,7 +113,8 @@ def _or(fast: Callable[..., Any], obvious: Callable[..., Any]) -> Callable[..., 
             case = (given[1].shape, isinstance(given[-1], tuple) and not given[-1])  # kept nothing: another function
             if case not in told:
                 told.add(case)
-                log.info("compiling for %d images: about half a minute, a few seconds from then on", len(given[1]))
+                cost = "about half a minute, a few seconds from then on"
+                log.info("compiling the %s for %d images: %s", name, len(given[1]), cost)
             try:
                 return fast(*(each.detach() if isinstance(each, Tensor) else each for each in given))
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
