@@ -103,6 +103,8 @@ class DistilConfig:
     given: tuple[Measured, ...] = ()
     """Of the settings that are found by measuring where something is auto: those to keep although they equal their
     default. Flags that you give are entered here by themselves."""
+    mirror: bool = False
+    """Match each expert as often in the mirror, which makes two of one at no expense; where flip is an augmentation."""
     threshold: float = 1.0
     """Matching losses above this are not stepped on."""
     start: Literal["correct", "random"] = "correct"

@@ -127,6 +127,8 @@ def check(config: Config) -> None:
         raise PotstillError(f"distil.step_size {config.distil.step_size}: the inner step size is positive; raise it.")
     if not 0 <= config.distil.cooldown <= 1:
         raise PotstillError(f"distil.cooldown {config.distil.cooldown}: a fraction of the iterations, from 0 to 1.")
+    if config.distil.mirror and "flip" not in config.augment:
+        raise PotstillError("distil.mirror: the experts see no mirrored images; leave it out, or augment by flip.")
     check_choices(config)
     if evaluation.protocol_of(config.evaluation).selection == "test" and config.evaluation.step_size == "chosen":
         raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")

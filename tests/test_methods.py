@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import distillation, experts, functional, seeds, trajectories
+from potstill import augment, distillation, experts, functional, seeds, trajectories
 from potstill.api import exhaust
 from potstill.derivatives import plain
 from potstill.methods import METHODS, trajectory
 from potstill.problem import prepare
+from potstill.unroll import InnerStep, unroll
 from tests.conftest import tiny
 
 
@@ -122,3 +123,42 @@ def test_random_start_ignores_the_experts_judgement(setting):
     for label in range(10):
         rows = [r for r in order.tolist() if int(problem.train.labels[r]) == label][:2]
         assert torch.equal(images[labels == label], problem.train.images[rows])
+
+
+def test_a_mirrored_set_is_matched_to_the_experts_mirror_image(setting):
+    """Steps on mirrored images from θ end where the mirror of θ ends on the images themselves, in the mirror."""
+    _, problem, _ = setting
+    network = functional.flat_network(problem.network_config, problem.dataset.shape, 10)
+    network.module.double()
+    draws = seeds.generator(0, "mirror")
+    images = torch.randn(6, *problem.dataset.shape, generator=draws).double()
+    logits = torch.randn(6, 10, generator=draws).double()
+    theta = functional.initial(problem.network_config, problem.dataset.shape, 10, 1).double()
+    steps = [InnerStep(torch.arange(6), augment.draw((), 6, problem.dataset.shape[1:], draws)) for _ in range(5)]
+
+    def mirrored(theta):
+        turned = {4: lambda kernel: kernel.flip(3), 2: lambda last: last.unflatten(1, (-1, 2, 2)).flip(3).flatten(1)}
+        parts = network.unflatten(theta)
+        return network.flatten({name: turned.get(part.ndim, torch.clone)(part) for name, part in parts.items()})
+
+    def ended(theta, images):
+        return unroll(theta, images, logits, torch.tensor(0.3).double(), steps, functional.label_loss(network))
+
+    there, here = ended(theta, images.flip(3)), mirrored(ended(mirrored(theta), images))
+    assert float((there - here).norm() / (there - theta).norm()) < 1e-12
+
+
+def test_mirror_turns_the_set_in_some_iterations_and_changes_nothing_else(setting):
+    config, problem, store = setting
+    state = distillation.begin(config, problem, store)
+    derivatives = plain(functional.label_loss(problem.network))
+
+    def losses(images, mirror):
+        changed = replace(config, distil=replace(config.distil, mirror=mirror))
+        arguments = (changed, problem, store, derivatives, images, state.logits, state.step_size)
+        return [float(trajectory.matching_loss(*arguments, k)[0]) for k in range(8)]
+
+    as_is, turned = losses(state.images, False), losses(state.images.flip(3), False)
+    found = losses(state.images, True)
+    choices = [(f == a, f == t) for f, a, t in zip(found, as_is, turned, strict=True)]
+    assert set(choices) == {(True, False), (False, True)}

@@ -233,6 +233,12 @@ def test_more_patience_does_not_change_the_set(tmp_path, finished):
     assert torch.equal(potstill.load(other.folder).images, potstill.load(run.folder).images)
 
 
+def test_mirrored_experts_are_refused_where_nothing_is_mirrored():
+    with pytest.raises(PotstillError, match=r"distil\.mirror"):
+        stages.check(tiny(distil={"mirror": True}))  # digits are not flipped
+    stages.check(tiny(distil={"mirror": True}, augment=("flip",)))
+
+
 # --- interrupted, refused, mixed up --------------------------------------------------------------------------------
 
 

@@ -28,6 +28,8 @@ def matching_loss(
     """L = ‖θ_N − θ*ₜ₊ₘ‖² / ‖θ*ₜ − θ*ₜ₊ₘ‖² of one drawn segment, and what was drawn.
 
     Expert, start epoch, batches and augmentations come from (seed, iteration) alone, so any iteration can be replayed.
+    With ``mirror`` the student sees the set mirrored in every other iteration, which is the same as following the
+    expert's mirror image: one that started from mirrored weights on mirrored data.
     """
     draws = seeds.generator(config.seed, "segment", iteration)
     expert = int(torch.randint(config.expert.count, (), generator=draws))
@@ -36,6 +38,8 @@ def matching_loss(
         snapshot.to(problem.device) for snapshot in experts.segment(expert, start, config.distil.expert_epochs)
     )
     steps = draw_steps(config, problem, len(images), draws)
+    if config.distil.mirror and bool(torch.randint(2, (), generator=draws)):
+        images = images.flip(3)
     theta = unroll(
         begin, images, logits, step_size, steps, functional.label_loss(problem.network),
         adjoint=config.distil.adjoint, derivatives=derivatives, micro_batch=config.distil.micro_batch,
