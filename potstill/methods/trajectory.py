@@ -28,7 +28,7 @@ def matching_loss(
     """L = ‖θ_N − θ*ₜ₊ₘ‖² / ‖θ*ₜ − θ*ₜ₊ₘ‖² of one drawn segment, and what was drawn.
 
     Expert, start epoch, batches and augmentations come from (seed, iteration) alone, so any iteration can be replayed.
-    With ``mirror`` the student sees the set mirrored in every other iteration, which is the same as following the
+    With ``mirror`` the student sees the set mirrored in half of the iterations, which is the same as following the
     expert's mirror image: one that started from mirrored weights on mirrored data.
     """
     draws = seeds.generator(config.seed, "segment", iteration)
