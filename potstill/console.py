@@ -160,7 +160,8 @@ def tensorboard(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None] 
     def record(event: dict[str, Any]) -> None:
         if event["stage"] == "distilling" and "iteration" in event:
             for name in ("loss", "step_size", "start_epoch", "skipped", "rolled_back"):
-                writer.add_scalar(name, event[name], event["iteration"])
+                if name in event:  # polishing starts at no expert's epoch
+                    writer.add_scalar(name, event[name], event["iteration"])
             writer.add_scalar("accuracy", event["judged"]["accuracy"], event["judged"]["iteration"])
             writer.flush()
 

@@ -14,7 +14,7 @@ from potstill import artefacts
 from potstill.config import Config
 from potstill.derivatives import Derivatives
 from potstill.errors import Diverged
-from potstill.methods import METHODS
+from potstill.methods import METHODS, polishing_loss
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
 
@@ -86,6 +86,8 @@ def iterate(
     """
     while state.iteration < config.distil.iterations:
         began = time.perf_counter()
+        if state.iteration == _matching(config):
+            state = replace(state, momenta=_zeros(state.momenta))  # which are of another loss
         loss, gradients, drawn = differentiate(config, problem, experts, derivatives, state)
         metrics = {"iteration": state.iteration, "loss": loss, "step_size": float(state.step_size), **drawn}
         if not all(math.isfinite(value) for value in (loss, *(float(g.square().sum()) for g in gradients))):
@@ -110,7 +112,9 @@ def differentiate(
 ) -> tuple[float, tuple[Tensor, ...], dict[str, Any]]:  # fmt: skip
     """The loss of one iteration, its gradients in images, logits and step size, and what was drawn."""
     leaves = [tensor.detach().requires_grad_() for tensor in (state.images, state.logits, state.step_size)]
-    loss, drawn = METHODS[config.method].loss(config, problem, experts, derivatives, *leaves, state.iteration)
+    polishes = state.iteration >= _matching(config)
+    loss_of = polishing_loss if polishes else METHODS[config.method].loss
+    loss, drawn = loss_of(config, problem, experts, derivatives, *leaves, state.iteration)
     return float(loss.detach()), torch.autograd.grad(loss, leaves), drawn
 
 
@@ -137,10 +141,22 @@ def _step(config: Config, state: State, gradients: tuple[Tensor, ...]) -> State:
     )
 
 
+def _matching(config: Config) -> int:
+    """Iterations before polishing."""
+    return config.distil.iterations - config.distil.polish
+
+
 def _warmth(config: Config, iteration: int) -> float:
-    """What is left of the outer rates: 1, then falling linearly over the cooldown, never quite to 0."""
-    last = config.distil.cooldown * config.distil.iterations
-    return min(1.0, (config.distil.iterations - iteration) / last) if last > 0 else 1.0
+    """What is left of the outer rates: 1, then falling linearly over the cooldown, never quite to 0.
+
+    Polishing begins and cools anew, at its own part of the rates.
+    """
+    polishes = iteration >= _matching(config)
+    length = config.distil.polish if polishes else _matching(config)
+    left = (config.distil.iterations if polishes else length) - iteration
+    last = config.distil.cooldown * length
+    rates = config.distil.polish_rates if polishes else 1.0
+    return rates * (min(1.0, left / last) if last > 0 else 1.0)
 
 
 def _roll_back(state: State) -> State:

@@ -10,6 +10,7 @@ from potstill import difficulty, engine, evaluation, experts, functional, machin
 from potstill.chain import bytes_of
 from potstill.config import Config
 from potstill.machine import timed
+from potstill.methods import backprop
 from potstill.methods.trajectory import draw_steps
 from potstill.training import Recipe, one_hot, run_to_end, sgd
 from potstill.unroll import KEEP_BYTES, unroll
@@ -45,6 +46,8 @@ def forecast(config: Config) -> dict[str, Any]:
     full_step = (
         _training_step(job, protocol.batch_size, full_images) * -(-real // protocol.batch_size) * protocol.full_epochs
     )
+    undifferentiated = max(0, config.distil.horizon - config.distil.inner_steps) / 2  # on average
+    polishing = undifferentiated * small_step + backprop.REAL_BATCH / config.expert.batch_size * expert_step
     values = n * (shape[0] * shape[1] * shape[2] + classes)
     transform = sum(tensor.numel() for tensor in problem.transform.tensors().values())
     inner, kept_bytes, how = _inner_step(job, theta, n)
@@ -53,6 +56,7 @@ def forecast(config: Config) -> dict[str, Any]:
         "seconds": {
             "experts": expert_step * expert_epochs * -(-real // config.expert.batch_size),
             "distilling": inner * config.distil.inner_steps * (config.distil.iterations + searched)
+            + config.distil.polish * polishing
             + judging * small_step,
             "evaluation": 3 * protocol.seeds * steps * small_step + full_seeds * full_step,
         },

@@ -141,9 +141,17 @@ def _accuracy_figure(results: dict[str, Any]) -> str:
 
 
 def _loss_figure(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
-    """Matching loss by iteration, coloured by the start epoch of the segment."""
+    """Matching loss by iteration, coloured by the start epoch of the segment; polishing, the loss of real images."""
     figure, plot = axes("iteration", "matching loss", title="How near the student comes")
     finite = [line for line in metrics if line["loss"] == line["loss"] and abs(line["loss"]) < 1e6]
+    polished = [line for line in finite if "age" in line]
+    finite = [line for line in finite if "age" not in line]
+    if polished:
+        plot.plot(
+            [line["iteration"] for line in polished], [line["loss"] for line in polished], ".", color="#8a8f98",
+            markersize=4, label="polishing: loss of real images, as a part of a guess's",
+        )  # fmt: skip
+        plot.legend()
     points = plot.scatter(
         [line["iteration"] for line in finite],
         [line["loss"] for line in finite],
@@ -172,7 +180,9 @@ def _window_figure(metrics: list[dict[str, Any]]) -> str:
     """The start epochs that were drawn, and the learned step size."""
     figure, plot = axes("iteration", "start epoch drawn", title="Difficulty and step size")
     iterations = [line["iteration"] for line in metrics]
-    plot.plot(iterations, [line["start_epoch"] for line in metrics], ".", color="#2b4c7e", markersize=4)
+    matched = [line for line in metrics if "start_epoch" in line]
+    drawn = [line["iteration"] for line in matched], [line["start_epoch"] for line in matched]
+    plot.plot(*drawn, ".", color="#2b4c7e", markersize=4)
     right = plot.twinx()
     right.plot(iterations, [line["step_size"] for line in metrics], color="#c98a1b", linewidth=1.5)
     right.set_ylabel("learned step size", color="#c98a1b")

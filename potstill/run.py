@@ -127,6 +127,11 @@ def check(config: Config) -> None:
         raise PotstillError(f"distil.step_size {config.distil.step_size}: the inner step size is positive; raise it.")
     if not 0 <= config.distil.cooldown <= 1:
         raise PotstillError(f"distil.cooldown {config.distil.cooldown}: a fraction of the iterations, from 0 to 1.")
+    if not 0 <= config.distil.polish <= config.distil.iterations:
+        raise PotstillError(
+            f"distil.polish {config.distil.polish}: the iterations that polish are among the "
+            f"{config.distil.iterations} of --distil.iterations; give 0 to all of them."
+        )
     if config.distil.mirror and "flip" not in config.augment:
         raise PotstillError("distil.mirror: the experts see no mirrored images; leave it out, or augment by flip.")
     check_choices(config)

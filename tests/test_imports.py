@@ -20,6 +20,7 @@ STREAM = [
     {"engine"},
     {"training", "problem"},
     {"experts", "methods.trajectory"},
+    {"methods.backprop"},
     {"methods", "evaluation"},
     {"distillation"},
     {"patterns", "difficulty"},

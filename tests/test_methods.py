@@ -8,7 +8,7 @@ import torch
 from potstill import augment, distillation, experts, functional, seeds, trajectories
 from potstill.api import exhaust
 from potstill.derivatives import plain
-from potstill.methods import METHODS, trajectory
+from potstill.methods import METHODS, backprop, trajectory
 from potstill.problem import prepare
 from potstill.unroll import InnerStep, unroll
 from tests.conftest import tiny
@@ -162,3 +162,74 @@ def test_mirror_turns_the_set_in_some_iterations_and_changes_nothing_else(settin
     found = losses(state.images, True)
     choices = [(f == a, f == t) for f, a, t in zip(found, as_is, turned, strict=True)]
     assert set(choices) == {(True, False), (False, True)}
+
+
+def polishing(setting, **distil):
+    """The setting, of whose iterations all polish, and what a loss takes."""
+    config, problem, store = setting
+    config = replace(config, distil=replace(config.distil, polish=config.distil.iterations, horizon=20, **distil))
+    state = distillation.begin(config, problem, store)
+    derivatives = plain(functional.label_loss(problem.network))
+    return config, (problem, store, derivatives, state.images, state.logits, state.step_size)
+
+
+def test_the_polishing_loss_is_that_of_a_fresh_network_as_trained(setting):
+    config, (problem, store, derivatives, images, logits, _) = polishing(setting)
+    still = torch.zeros(())  # a network that does not move explains real images about as well as guessing
+    losses = [backprop.real_loss(config, problem, store, derivatives, images, logits, still, k)[0] for k in range(4)]
+    assert all(float(loss) == pytest.approx(1.0, abs=0.05) for loss in losses)
+    ages = {
+        backprop.real_loss(config, problem, store, derivatives, images, logits, still, k)[1]["age"] for k in range(20)
+    }
+    assert min(ages) >= config.distil.inner_steps
+    assert max(ages) <= 20
+    assert len(ages) > 3
+
+
+def test_polishing_differentiates_through_the_last_steps(setting, monkeypatch):
+    """Float64, against the graph of the whole path where the window is the whole path."""
+    config, (problem, store, _, *learned) = polishing(setting)
+    config = replace(config, distil=replace(config.distil, horizon=config.distil.inner_steps))
+    double = replace(
+        problem,
+        network=functional.flat_network(problem.network_config, problem.dataset.shape, 10, precision=torch.float64),
+    )
+    double.__dict__["train"] = replace(problem.train, images=problem.train.images.double())
+    initial = functional.initial
+    monkeypatch.setattr(functional, "initial", lambda *given: initial(*given).double())
+
+    def gradients():
+        leaves = [tensor.detach().double().requires_grad_() for tensor in learned]
+        loss, _ = backprop.real_loss(config, double, store, plain(functional.label_loss(double.network)), *leaves, 3)
+        return torch.autograd.grad(loss, leaves)
+
+    swept = gradients()
+    monkeypatch.setattr(backprop, "unroll", lambda *given, **_: unroll(*given, adjoint="direct"))
+    for ours, oracle in zip(swept, gradients(), strict=True):
+        assert torch.allclose(ours, oracle, rtol=1e-8, atol=1e-12)
+
+
+def test_polishing_lowers_the_loss_of_real_images(setting):
+    config, (problem, store, derivatives, *_) = polishing(setting, polish_rates=20.0, threshold=1.1)
+    begin = distillation.begin(config, problem, store)
+    states = list(distillation.iterate(config, problem, store, derivatives, begin))
+    assert all("age" in metrics for _, metrics in states)
+
+    def loss(state):
+        arguments = (problem, store, derivatives, state.images, state.logits, state.step_size)
+        return sum(float(backprop.real_loss(config, *arguments, k)[0]) for k in range(12))
+
+    assert loss(states[-1][0]) < 0.98 * loss(begin)
+
+
+def test_polishing_follows_matching_and_forgets_its_momentum(setting):
+    config, problem, store = setting
+    config = replace(config, distil=replace(config.distil, iterations=5, polish=2, polish_rates=0.0))
+    derivatives = plain(functional.label_loss(problem.network))
+    states = list(distillation.iterate(config, problem, store, derivatives, distillation.begin(config, problem, store)))
+    assert ["age" in metrics for _, metrics in states] == [False, False, False, True, True]
+    assert torch.equal(states[2][0].images, states[4][0].images)  # rates of nothing
+    assert not torch.equal(states[1][0].images, states[2][0].images)
+    *_, matched, first, _ = (state for state, _ in states)
+    _, gradients, _ = distillation.differentiate(config, problem, store, derivatives, matched)
+    assert all(torch.equal(momentum, gradient) for momentum, gradient in zip(first.momenta, gradients, strict=True))

@@ -48,17 +48,23 @@ def matching_loss(
     return loss, {"expert": expert, "start_epoch": start}
 
 
-def draw_steps(config: Config, problem: Problem, n: int, draws: torch.Generator) -> list[InnerStep]:
-    """The N batches of a student: the set in random order, again and again, in whole batches, each augmented."""
+def draw_steps(
+    config: Config, problem: Problem, n: int, draws: torch.Generator, count: int | None = None
+) -> list[InnerStep]:
+    """The N batches of a student: the set in random order, again and again, in whole batches, each augmented.
+
+    N is ``count``, or the configured inner steps.
+    """
+    count = count or config.distil.inner_steps
     batch = min(config.distil.batch_size, n)
     size = problem.dataset.shape[1:]
     steps: list[InnerStep] = []
-    while len(steps) < config.distil.inner_steps:
+    while len(steps) < count:
         order = torch.randperm(n, generator=draws)
         for rows in order.split(batch):
             drawing = augment.draw(config.augment, len(rows), size, draws)
             steps.append(InnerStep(rows.to(problem.device), drawing.to(problem.device)))
-    return steps[: config.distil.inner_steps]
+    return steps[:count]
 
 
 @torch.no_grad()
