@@ -149,7 +149,7 @@ def _loss_figure(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
     if polished:
         plot.plot(
             [line["iteration"] for line in polished], [line["loss"] for line in polished], ".", color="#8a8f98",
-            markersize=4, label="polishing: loss of real images, as a part of a guess's",
+            markersize=4, label="polishing: real images",
         )  # fmt: skip
         plot.legend()
     points = plot.scatter(

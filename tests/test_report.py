@@ -15,7 +15,7 @@ from tests.conftest import tiny
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run = stages.open_run(tiny(ipc=2), folder)
+    run = stages.open_run(tiny(ipc=2, distil={"polish": 2}), folder)
     for stage in (stages.train_experts, stages.distil, stages.evaluate):
         api.exhaust(stage(run))
     return report.write(folder)
@@ -34,7 +34,7 @@ def test_page_says_what_was_done(page):
     text = page.read_text()
     for words in ("20 synthetic images stand in for digits", "random real images", "random, soft labels",
                   "full training set", "95 % interval", "potstill.load", "distil.lr_images",
-                  "Matching loss"):  # fmt: skip
+                  "Matching loss", "Grey: polishing"):  # fmt: skip
         assert words in text
     assert text.count("<figcaption>") == 6
     assert text.count('alt="before"') == text.count('alt="after"') == 20
