@@ -15,7 +15,7 @@ from tests.conftest import tiny
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run = stages.open_run(tiny(ipc=2, distil={"polish": 2}), folder)
+    run = stages.open_run(tiny(ipc=2, distil={"polish": 2, "lr_images": 100.0}), folder)
     for stage in (stages.train_experts, stages.distil, stages.evaluate):
         api.exhaust(stage(run))
     return report.write(folder)
