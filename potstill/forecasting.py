@@ -71,10 +71,10 @@ def forecast(config: Config) -> dict[str, Any]:
 
 
 def sets_judged(config: Config) -> int:
-    """Sets judged on validation images: through distilling and before, in the search, and by step size."""
+    """Sets judged on validation images: through distilling, where asked for by every step size, and in the search."""
     _, races = difficulty.effort(config)
-    trials = len(evaluation.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 0
-    return config.distil.evaluations + 1 + races + trials
+    trials = len(evaluation.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 1
+    return (config.distil.evaluations + 1) * trials + races
 
 
 def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 0.0) -> float:

@@ -210,14 +210,13 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
             patterns.keep(run.folder, problem.transform, state)
         # the start, or a judging that an interruption cut short
         if due(config.distil.evaluations) and not log.has(state.iteration):
-            yield {"stage": "distilling", "done": state.iteration, "total": total, "doing": "judging"}
-            log = _judge(run, who, state, log)
+            log = yield from _judge(run, who, state, log)
         if state.iteration == 0 and difficulty.wanted(run.config):
             config = replace(run.config, distil=replace(run.config.distil, micro_batch=micro_batch))
             race = difficulty.Race(config, problem, store, derivatives, who, run.folder)
             config, state = yield from difficulty.find(race, state)
             if due(config.distil.evaluations) and not log.has(state.iteration):
-                log = _judge(run, who, state, log)
+                log = yield from _judge(run, who, state, log)
             _checkpoint(run, state, log)
         with (run.folder / "metrics.jsonl").open("a") as lines:
             for next_state, metrics in distillation.iterate(config, problem, store, derivatives, state):
@@ -227,8 +226,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
                 if due(config.distil.snapshots):
                     patterns.keep(run.folder, problem.transform, state)
                 if due(config.distil.evaluations):
-                    yield {"stage": "distilling", "done": state.iteration, "total": total, "doing": "judging"}
-                    log = _judge(run, who, state, log)
+                    log = yield from _judge(run, who, state, log)
                 if time.monotonic() - saved > config.distil.checkpoint_seconds:
                     _checkpoint(run, state, log)
                     saved = time.monotonic()
@@ -252,14 +250,20 @@ def settle_step_size(
     ``event`` is told before each one tried.
     """
     tried = distilled.provenance.get("step_sizes", [])
+    provenance = {**distilled.provenance, "step_sizes": []}
     if wanted == "chosen" and not tried:
-        tried = yield from evaluation.step_sizes(who, distilled, event)
-        step_size = max(tried, key=lambda entry: entry["accuracy"])["step_size"]
-    elif wanted == "learned" and tried:
-        step_size, tried = tried[0]["step_size"], []
-    else:
-        return distilled
-    return replace(distilled, step_size=step_size, provenance={**distilled.provenance, "step_sizes": tried})
+        images, logits = (tensor.to(who.problem.device) for tensor in (distilled.images, distilled.logits))
+        began = time.monotonic()
+        provenance["step_sizes"] = yield from evaluation.step_sizes(who, images, logits, distilled.step_size, event)
+        provenance["choosing_seconds"] = time.monotonic() - began
+        return replace(distilled, step_size=_best(provenance["step_sizes"])["step_size"], provenance=provenance)
+    if wanted == "learned" and tried:
+        return replace(distilled, step_size=tried[0]["step_size"], provenance=provenance)
+    return distilled
+
+
+def _best(tried: list[dict[str, float]]) -> dict[str, float]:
+    return max(tried, key=lambda entry: entry["accuracy"])
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,7 @@ class Log:
 
     experts: dict[str, Any]  # identity of the store, and how many of its experts are matched
     judge: dict[str, Any]  # the protocol by which states are judged, the same in every sitting
+    step_size: str = "learned"  # with which networks train then, or "chosen"; so as well
     judged: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each judging
     judging_seconds: float = 0.0
     peak_memory_bytes: int = 0  # over all sittings
@@ -291,7 +296,7 @@ def _resume(run: Run, store: Trajectories) -> tuple[State, Log]:
             run.folder / "start.safetensors", "start", {"images": state.images, "logits": state.logits}, {}
         )  # fmt: skip
         _truncate_metrics(run.folder / "metrics.jsonl", 0)  # of a sitting that was killed before its first checkpoint
-        return state, Log(experts_now, dataclasses.asdict(selector(run.config)))
+        return state, Log(experts_now, dataclasses.asdict(selector(run.config)), run.config.evaluation.step_size)
     state, header = distillation.load_state(checkpoint, run.problem.device)
     found = header["log"]
     if lines := artefacts.differences(found["experts"], experts_now):
@@ -318,26 +323,37 @@ def selector(config: Config) -> evaluation.Protocol:
     return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))
 
 
-def _judge(run: Run, who: Judge, state: State, log: Log) -> Log:
-    """Judge a state; write it as the run's set if none before was better.  Returns the log with this one added."""
+def _judge(run: Run, who: Judge, state: State, log: Log) -> Generator[Event, None, Log]:
+    """Judge a state; write it as the run's set if none before was better.  Returns the log with this one added.
+
+    Where networks shall train with a step size that is chosen, they do so here: with the learned one, a set that wants
+    smaller steps would look worse than it is.
+    """
     began = time.monotonic()
-    split = who.protocol.selection
-    accuracy = evaluation.judge_state(who, state.images, state.logits, float(state.step_size), split)
+    split, learned = who.protocol.selection, float(state.step_size)
+    event = {"stage": "distilling", "done": state.iteration, "total": run.config.distil.iterations, "doing": "judging"}
+    if log.step_size == "chosen":
+        tried = yield from evaluation.step_sizes(who, state.images, state.logits, learned, event)
+    else:
+        yield event
+        accuracy = evaluation.judge_state(who, state.images, state.logits, learned, split)
+        tried = [{"step_size": learned, "accuracy": accuracy}]
+    accuracy = _best(tried)["accuracy"]
     if run.config.distil.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in log.judged):
-        _as_distilled(run, state, log, accuracy, split).save(run.folder / FILE)
+        _as_distilled(run, state, log, tried, split).save(run.folder / FILE)
     entry = {"iteration": state.iteration, "accuracy": accuracy, "on": split}
     seconds = log.judging_seconds + time.monotonic() - began
     return replace(log, judged=(*log.judged, entry), judging_seconds=seconds)
 
 
-def _as_distilled(run: Run, state: State, log: Log, accuracy: float, selection: str) -> Distilled:
-    problem, config = run.problem, run.settled
+def _as_distilled(run: Run, state: State, log: Log, tried: list[dict[str, float]], selection: str) -> Distilled:
+    problem, config, best = run.problem, run.settled, _best(tried)
     config = replace(config, device="auto", compile="auto")  # the machine is not part of what the set is
     return Distilled(
         images=state.images,
         logits=state.logits,
         labels=state.labels,
-        step_size=float(state.step_size),
+        step_size=best["step_size"],
         transform=problem.transform,
         classes=problem.dataset.classes,
         recipe={"network": as_dict(problem.network_config), "augment": list(config.augment)},
@@ -347,7 +363,8 @@ def _as_distilled(run: Run, state: State, log: Log, accuracy: float, selection: 
             "experts": log.experts,
             "iteration": state.iteration,
             "chosen_on": selection,
-            "chosen_with_accuracy": accuracy,
+            "chosen_with_accuracy": best["accuracy"],
+            "step_sizes": tried if len(tried) > 1 else [],
         },
     )
 
@@ -397,8 +414,7 @@ def summary(
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
     header, log = _history(run.folder)
     search = difficulty.found_in(run.folder)
-    tried = distilled.provenance.get("step_sizes", [])
-    searched = (search["seconds"] if search else 0.0) + sum(entry["seconds"] for entry in tried)
+    searched = (search["seconds"] if search else 0.0) + distilled.provenance.get("choosing_seconds", 0.0)
     return {
         "dataset": problem.dataset.name,
         "ipc": config.ipc,
@@ -422,7 +438,7 @@ def summary(
         "experts": distilled.provenance["experts"],
         "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
         "step_size": distilled.step_size,
-        "step_sizes": tried,
+        "step_sizes": distilled.provenance.get("step_sizes", []),
         "config": as_dict(config),
         "dataset_fingerprint": problem.dataset.fingerprint,
         "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},

@@ -8,9 +8,9 @@ from potstill import forecasting, functional, run
 from tests.conftest import tiny
 
 
-def test_sets_judged_are_those_of_distilling_and_the_trials_of_the_step_size():
+def test_sets_judged_are_those_of_distilling_by_every_step_size_tried():
     assert forecasting.sets_judged(tiny()) == 2 + 1
-    assert forecasting.sets_judged(tiny(evaluation={"step_size": "chosen"})) == 2 + 1 + 4
+    assert forecasting.sets_judged(tiny(evaluation={"step_size": "chosen"})) == (2 + 1) * 4
 
 
 @pytest.mark.usefixtures("as_compiled")

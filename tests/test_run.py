@@ -281,6 +281,26 @@ def test_states_are_judged_alike_in_every_sitting(tmp_path, finished, monkeypatc
     assert {protocol.epochs for protocol in judges} == {3}
 
 
+def test_sets_are_judged_on_the_way_by_the_step_size_that_suits_them(tmp_path, finished, monkeypatch):
+    run, _ = finished
+    judged, original = [], stages.evaluation.judge_state
+
+    def judging(who, images, logits, step_size, *rest):
+        judged.append((step_size, original(who, images, logits, step_size, *rest)))
+        return judged[-1][1]
+
+    monkeypatch.setattr(stages.evaluation, "judge_state", judging)
+    chosen = stages.open_run(tiny(evaluation={"step_size": "chosen"}), tmp_path, run.experts_folder)
+    distilled = api.exhaust(stages.distil(chosen))
+    assert len(judged) == 3 * 4  # none after those of iterations 0, 3 and 6
+    found = stages._history(tmp_path)[1]["judged"]
+    best = [max(judged[i : i + 4], key=lambda pair: pair[1]) for i in (0, 4, 8)]
+    assert [entry["accuracy"] for entry in found] == [accuracy for _, accuracy in best]
+    kept = (0, 3, 6).index(distilled.provenance["iteration"])
+    assert distilled.step_size == best[kept][0]
+    assert [(e["step_size"], e["accuracy"]) for e in distilled.provenance["step_sizes"]] == judged[4 * kept :][:4]
+
+
 def test_what_was_given_matters_only_where_something_is_measured(finished):
     run, _ = finished
     path = run.folder / "config.json"
