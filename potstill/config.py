@@ -106,13 +106,13 @@ class DistilConfig:
     mirror: bool = False
     """Match each expert as often in the mirror, which makes two of one at no expense; where flip is an augmentation."""
     polish: int = 0
-    """Of the iterations, the last so many that match no expert, but lower the loss of real images under a student
-    trained from scratch (RaT-BPTT, Feng et al., ICLR 2024), with rates that begin and cool anew; 0: none, as
-    published."""
+    """Of the iterations, the last so many that match no expert, but lower the loss of real images under students that
+    train on the set (RaT-BPTT, Feng et al., ICLR 2024), with rates that begin and cool anew; 0: none, as published."""
     polish_rates: float = 0.25
     """Polishing: its outer rates, as a part of those before."""
     horizon: int = 400
-    """Polishing: steps that such a student takes at most; a random number, of which the last inner steps count."""
+    """Polishing: steps such a student takes at most before a fresh one begins; each iteration differentiates the next
+    inner steps of one of them."""
     threshold: float = 1.0
     """Matching losses above this are not stepped on; polishing, losses above this part of what guessing gives."""
     start: Literal["correct", "random"] = "correct"

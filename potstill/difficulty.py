@@ -315,7 +315,7 @@ def scale_free(config: Config, race: Race, state: State) -> dict[str, Any]:
     norms: list[list[float]] = []
     for iteration in range(SAMPLES):
         replayed = replace(state, iteration=iteration)
-        _, gradients, _ = distillation.differentiate(config, race.problem, race.experts, race.derivatives, replayed)
+        _, gradients, *_ = distillation.differentiate(config, race.problem, race.experts, race.derivatives, replayed)
         norms.append([_rms(gradient) for gradient in gradients])
     means = [sum(column) / len(column) for column in zip(*norms, strict=True)]
     sizes = (_rms(state.images), _rms(state.logits), float(state.step_size))

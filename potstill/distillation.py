@@ -14,7 +14,8 @@ from potstill import artefacts
 from potstill.config import Config
 from potstill.derivatives import Derivatives
 from potstill.errors import Diverged
-from potstill.methods import METHODS, polishing_loss
+from potstill.methods import METHODS, backprop
+from potstill.methods.backprop import Students
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
 
@@ -33,6 +34,7 @@ class State:
     momenta: tuple[Tensor, ...]  # of images, logits, step size
     previous: tuple[Tensor, ...]  # images, logits, step size before the last step, where a rollback returns to
     labels: Tensor  # (n,) the class of each slot
+    students: Students | None = None  # networks that train on the set while it is polished
     iteration: int = 0
     skipped: int = 0  # matching losses above the threshold
     rolled_back: int = 0  # iterations that diverged and were undone
@@ -45,6 +47,8 @@ class State:
         tensors = {name: getattr(self, name) for name in _TENSORS}
         for group in _GROUPS:
             tensors |= {f"{group}.{i}": tensor for i, tensor in enumerate(getattr(self, group))}
+        if self.students is not None:
+            tensors |= {f"students.{name}": tensor for name, tensor in vars(self.students).items()}
         # at the start and after a rollback the state shares its memory with the one before, which the format refuses
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         artefacts.save(path, KIND, tensors, {**counts, **header})
@@ -58,10 +62,13 @@ _COUNTS = ("iteration", "skipped", "rolled_back", "in_a_row", "seconds")
 def load_state(path: Path, device: torch.device) -> tuple[State, dict[str, Any]]:
     """Read a checkpoint: the state, and the header with the fields that were added."""
     tensors, header = artefacts.load(path, KIND)
+    students = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("students.")}
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     fields: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
     fields |= {group: tuple(tensors[f"{group}.{i}"] for i in range(3)) for group in _GROUPS}
     fields |= {name: header[name] for name in _COUNTS}
+    if students:
+        fields["students"] = Students(students["thetas"].to(device), students["ages"])
     return State(**fields), header
 
 
@@ -88,7 +95,7 @@ def iterate(
         began = time.perf_counter()
         if state.iteration == _matching(config):
             state = replace(state, momenta=_zeros(state.momenta))  # which are of another loss
-        loss, gradients, drawn = differentiate(config, problem, experts, derivatives, state)
+        loss, gradients, drawn, students = differentiate(config, problem, experts, derivatives, state)
         metrics = {"iteration": state.iteration, "loss": loss, "step_size": float(state.step_size), **drawn}
         if not all(math.isfinite(value) for value in (loss, *(float(g.square().sum()) for g in gradients))):
             next_state = _roll_back(state)
@@ -97,7 +104,7 @@ def iterate(
         else:
             next_state = _step(config, state, gradients)
         seconds = state.seconds + time.perf_counter() - began
-        state = replace(next_state, iteration=state.iteration + 1, seconds=seconds)
+        state = replace(next_state, students=students, iteration=state.iteration + 1, seconds=seconds)
         if state.in_a_row >= PATIENCE:
             raise Diverged(
                 f"distilling diverged {PATIENCE} times in a row at iteration {state.iteration}, each time undone; "
@@ -109,13 +116,16 @@ def iterate(
 
 def differentiate(
     config: Config, problem: Problem, experts: Trajectories, derivatives: Derivatives, state: State
-) -> tuple[float, tuple[Tensor, ...], dict[str, Any]]:  # fmt: skip
-    """The loss of one iteration, its gradients in images, logits and step size, and what was drawn."""
-    leaves = [tensor.detach().requires_grad_() for tensor in (state.images, state.logits, state.step_size)]
-    polishes = state.iteration >= _matching(config)
-    loss_of = polishing_loss if polishes else METHODS[config.method].loss
-    loss, drawn = loss_of(config, problem, experts, derivatives, *leaves, state.iteration)
-    return float(loss.detach()), torch.autograd.grad(loss, leaves), drawn
+) -> tuple[float, tuple[Tensor, ...], dict[str, Any], Students | None]:  # fmt: skip
+    """The loss of one iteration, its gradients in images, logits and step size, what was drawn, and the students."""
+    x, z, alpha = leaves = [t.detach().requires_grad_() for t in (state.images, state.logits, state.step_size)]
+    students = None
+    if state.iteration >= _matching(config):
+        students = state.students or backprop.enrol(config, problem)
+        loss, drawn, students = backprop.real_loss(config, problem, derivatives, x, z, alpha, state.iteration, students)
+    else:
+        loss, drawn = METHODS[config.method].loss(config, problem, experts, derivatives, x, z, alpha, state.iteration)
+    return float(loss.detach()), torch.autograd.grad(loss, leaves), drawn, students
 
 
 def _step(config: Config, state: State, gradients: tuple[Tensor, ...]) -> State:

@@ -46,7 +46,8 @@ def forecast(config: Config) -> dict[str, Any]:
     full_step = (
         _training_step(job, protocol.batch_size, full_images) * -(-real // protocol.batch_size) * protocol.full_epochs
     )
-    undifferentiated = max(0, config.distil.horizon - config.distil.inner_steps) / 2  # on average
+    windows = max(1, config.distil.horizon // config.distil.inner_steps)  # in the life of a student
+    undifferentiated = config.distil.inner_steps / 2 / windows
     polishing = undifferentiated * small_step + backprop.REAL_BATCH / config.expert.batch_size * expert_step
     values = n * (shape[0] * shape[1] * shape[2] + classes)
     transform = sum(tensor.numel() for tensor in problem.transform.tensors().values())

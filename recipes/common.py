@@ -112,8 +112,14 @@ def _tiny(config: Config) -> Config:
         expert=replace(config.expert, count=2, epochs=3),
         window=WindowConfig(0, 2, 1, 2),
         distil=replace(
-            config.distil, iterations=2, polish=min(config.distil.polish, 1), inner_steps=2, horizon=4,
-            expert_epochs=1, evaluations=1, snapshots=1,
+            config.distil,
+            iterations=2,
+            polish=min(config.distil.polish, 1),
+            inner_steps=2,
+            horizon=4,
+            expert_epochs=1,
+            evaluations=1,
+            snapshots=1,
         ),
         evaluation=EvaluationConfig(protocol="paper", epochs=1, full_epochs=1),  # whose choosing is as short
     )

@@ -175,7 +175,7 @@ def test_scale_free_rates_move_by_the_same_part(finished, scale):
     one_step = replace(given, distil=replace(given.distil, inner_steps=1))
     race = difficulty.Race(one_step, run.problem, run.trajectories, Scaled(), None, run.folder)
     rates = difficulty.scale_free(one_step, race, state)
-    _, gradients, _ = distillation.differentiate(one_step, run.problem, run.trajectories, Scaled(), state)
+    _, gradients, *_ = distillation.differentiate(one_step, run.problem, run.trajectories, Scaled(), state)
     moved = rates["lr_images"] * gradients[0].square().mean().sqrt() / state.images.square().mean().sqrt()
     assert 0.3 * difficulty.MOVES["images"] < float(moved) < 3 * difficulty.MOVES["images"]
 

@@ -167,57 +167,124 @@ def test_mirror_turns_the_set_in_some_iterations_and_changes_nothing_else(settin
 def polishing(setting, **distil):
     """The setting, of whose iterations all polish, and what a loss takes."""
     config, problem, store = setting
-    config = replace(config, distil=replace(config.distil, polish=config.distil.iterations, horizon=20, **distil))
+    config = replace(config, distil=replace(config.distil, polish=config.distil.iterations, horizon=40, **distil))
     state = distillation.begin(config, problem, store)
     derivatives = plain(functional.label_loss(problem.network))
-    return config, (problem, store, derivatives, state.images, state.logits, state.step_size)
+    return config, (problem, derivatives, state.images, state.logits, state.step_size)
 
 
-def test_the_polishing_loss_is_that_of_a_fresh_network_as_trained(setting):
-    config, (problem, store, derivatives, images, logits, _) = polishing(setting)
-    still = torch.zeros(())  # a network that does not move explains real images about as well as guessing
-    losses = [backprop.real_loss(config, problem, store, derivatives, images, logits, still, k)[0] for k in range(4)]
-    assert all(float(loss) == pytest.approx(1.0, abs=0.05) for loss in losses)
-    ages = {
-        backprop.real_loss(config, problem, store, derivatives, images, logits, still, k)[1]["age"] for k in range(20)
-    }
+def test_a_student_that_does_not_move_explains_as_much_as_guessing(setting):
+    config, (problem, derivatives, images, logits, _) = polishing(setting)
+    still, students = torch.zeros(()), backprop.enrol(config, problem)
+    for k in range(4):
+        loss, _, _ = backprop.real_loss(config, problem, derivatives, images, logits, still, k, students)
+        assert float(loss) == pytest.approx(1.0, abs=0.05)
+
+
+def test_students_go_on_grow_to_the_horizon_and_are_followed_by_fresh_ones(setting):
+    config, given = polishing(setting)
+    problem, _, images, logits, step_size = given
+    students, ages, begun = backprop.enrol(config, problem), [], {}
+    for k in range(6 * backprop.STUDENTS):
+        number, before = k % backprop.STUDENTS, students
+        _, drawn, students = backprop.real_loss(config, *given, k, before)
+        ages.append(drawn["age"])
+        others = torch.arange(backprop.STUDENTS) != number
+        assert torch.equal(students.thetas[others], before.thetas[others])
+        if before.ages[number] <= 0:
+            begun[number] = begun.get(number, 0) + 1
+        else:
+            assert drawn["age"] == before.ages[number] + config.distil.inner_steps
     assert min(ages) >= config.distil.inner_steps
-    assert max(ages) <= 20
-    assert len(ages) > 3
+    assert config.distil.horizon - config.distil.inner_steps < max(ages) <= config.distil.horizon
+    assert len(set(ages)) > 10
+    assert min(begun.values()) > 1
+    first = ages[: backprop.STUDENTS]
+    assert max(first) - min(first) > config.distil.inner_steps  # spread from the start
+
+    # a student is the network that plain training gives
+    k = 6 * backprop.STUDENTS
+    fresh = replace(students, ages=torch.zeros_like(students.ages))
+    _, drawn, after = backprop.real_loss(config, *given, k, fresh)
+    draws = seeds.generator(config.seed, "student", k)
+    lead = int(torch.randint(config.distil.inner_steps, (), generator=draws))
+    steps = [
+        step
+        for count in (lead, config.distil.inner_steps) if count
+        for step in trajectory.draw_steps(config, problem, len(images), draws, count)
+    ]  # fmt: skip
+    seed = seeds.derive(config.seed, "student network", k)
+    theta = functional.initial(problem.network_config, problem.dataset.shape, 10, seed)
+    loss = functional.label_loss(problem.network)
+    expected = unroll(theta, images, logits, step_size, steps, loss, adjoint="direct").detach()
+    assert drawn["age"] == len(steps)
+    assert torch.allclose(after.thetas[k % backprop.STUDENTS], expected, atol=1e-5)
 
 
-def test_polishing_differentiates_through_the_last_steps(setting, monkeypatch):
-    """Float64, against the graph of the whole path where the window is the whole path."""
-    config, (problem, store, _, *learned) = polishing(setting)
-    config = replace(config, distil=replace(config.distil, horizon=config.distil.inner_steps))
+def test_a_student_that_diverged_makes_room_for_a_fresh_one(setting):
+    config, (problem, derivatives, images, logits, _) = polishing(setting)
+    far = torch.tensor(1e30)
+    _, _, students = backprop.real_loss(
+        config, problem, derivatives, images, logits, far, 1, backprop.enrol(config, problem)
+    )
+    assert int(students.ages[1]) == 0
+
+
+def doubled(problem, students):
+    """The same in float64."""
     double = replace(
         problem,
         network=functional.flat_network(problem.network_config, problem.dataset.shape, 10, precision=torch.float64),
     )
     double.__dict__["train"] = replace(problem.train, images=problem.train.images.double())
-    initial = functional.initial
-    monkeypatch.setattr(functional, "initial", lambda *given: initial(*given).double())
+    return double, backprop.Students(students.thetas.double(), students.ages)
 
-    def gradients():
+
+def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeypatch):
+    """Float64, against the graph of all steps of the window and of all real images."""
+    config, (problem, _, *learned) = polishing(setting)
+    problem, students = doubled(problem, backprop.enrol(config, problem))
+    derivatives = plain(functional.label_loss(problem.network))
+
+    def gradients(k, students):
         leaves = [tensor.detach().double().requires_grad_() for tensor in learned]
-        loss, _ = backprop.real_loss(config, double, store, plain(functional.label_loss(double.network)), *leaves, 3)
-        return torch.autograd.grad(loss, leaves)
+        loss, _, after = backprop.real_loss(config, problem, derivatives, *leaves, k, students)
+        return torch.autograd.grad(loss, leaves), after
 
-    swept = gradients()
+    _, students = gradients(3, students)  # student 3 has begun
+    swept, _ = gradients(3, students)
     monkeypatch.setattr(backprop, "unroll", lambda *given, **_: unroll(*given, adjoint="direct"))
-    for ours, oracle in zip(swept, gradients(), strict=True):
+    monkeypatch.setattr(
+        backprop, "mean_loss",
+        lambda network, theta, x, t: functional.soft_cross_entropy(network(theta, x), t) / len(x),
+    )  # fmt: skip
+    for ours, oracle in zip(swept, gradients(3, students)[0], strict=True):
         assert torch.allclose(ours, oracle, rtol=1e-8, atol=1e-12)
 
 
+def test_the_mean_loss_in_parts_is_that_of_all_images(setting):
+    config, (problem, *_) = polishing(setting)
+    problem, _ = doubled(problem, backprop.enrol(config, problem))
+    theta = functional.initial(problem.network_config, problem.dataset.shape, 10, 1).double().requires_grad_()
+    images, targets = problem.train.images[:23], torch.eye(10).double()[problem.train.labels[:23]]
+    whole = functional.soft_cross_entropy(problem.network(theta, images), targets) / 23
+    parts = backprop.mean_loss(problem.network, theta, images, targets, part=5)
+    assert float(parts.detach()) == pytest.approx(float(whole.detach()), rel=1e-12)
+    (ours,), (oracle,) = (torch.autograd.grad(3 * loss, theta) for loss in (parts, whole))
+    assert torch.allclose(ours, oracle, rtol=1e-10, atol=1e-14)
+
+
 def test_polishing_lowers_the_loss_of_real_images(setting):
-    config, (problem, store, derivatives, *_) = polishing(setting, polish_rates=20.0, threshold=1.1)
+    config, (problem, derivatives, *_) = polishing(setting, polish_rates=20.0, threshold=1.1)
+    store = setting[2]
     begin = distillation.begin(config, problem, store)
     states = list(distillation.iterate(config, problem, store, derivatives, begin))
     assert all("age" in metrics for _, metrics in states)
 
-    def loss(state):
-        arguments = (problem, store, derivatives, state.images, state.logits, state.step_size)
-        return sum(float(backprop.real_loss(config, *arguments, k)[0]) for k in range(12))
+    def loss(state):  # of the same fresh students, before and after
+        arguments = (problem, derivatives, state.images, state.logits, state.step_size)
+        students = backprop.enrol(config, problem)
+        return sum(float(backprop.real_loss(config, *arguments, k, students)[0]) for k in range(12))
 
     assert loss(states[-1][0]) < 0.98 * loss(begin)
 
@@ -231,5 +298,17 @@ def test_polishing_follows_matching_and_forgets_its_momentum(setting):
     assert torch.equal(states[2][0].images, states[4][0].images)  # rates of nothing
     assert not torch.equal(states[1][0].images, states[2][0].images)
     *_, matched, first, _ = (state for state, _ in states)
-    _, gradients, _ = distillation.differentiate(config, problem, store, derivatives, matched)
+    _, gradients, *_ = distillation.differentiate(config, problem, store, derivatives, matched)
     assert all(torch.equal(momentum, gradient) for momentum, gradient in zip(first.momenta, gradients, strict=True))
+
+
+def test_polishing_resumes_with_its_students(setting, tmp_path):
+    config, (problem, derivatives, *_) = polishing(setting)
+    store = setting[2]
+    begin = distillation.begin(config, problem, store)
+    states = [state for state, _ in distillation.iterate(config, problem, store, derivatives, begin)]
+    states[9].save(tmp_path / "checkpoint.safetensors", {})  # the first of the students is in its second window
+    state, _ = distillation.load_state(tmp_path / "checkpoint.safetensors", problem.device)
+    resumed = [state for state, _ in distillation.iterate(config, problem, store, derivatives, state)]
+    assert torch.equal(states[-1].images, resumed[-1].images)
+    assert torch.equal(states[-1].students.thetas, resumed[-1].students.thetas)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from potstill.config import Config
-from potstill.methods import backprop, trajectory
+from potstill.methods import trajectory
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
 
@@ -26,4 +26,3 @@ class Method:
 
 
 METHODS: dict[str, Method] = {"datm": Method(trajectory.start, trajectory.matching_loss)}
-polishing_loss: Loss = backprop.real_loss  # of the last iterations, whatever the method
