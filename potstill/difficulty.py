@@ -286,7 +286,7 @@ def _run(
         if (entry["band"], entry["round"]) == (band, number) and path.exists():
             return distillation.load_state(path, race.problem.device)[0], entry["accuracy"]
     began, length = time.monotonic(), round_length(race.config)
-    config = replace(race.config, window=window)
+    config = replace(race.config, window=window, distil=replace(race.config.distil, polish=0))
     rates = scale_free(config, race, state) if number == 0 else _rates(record, band)
     config = replace(config, distil=replace(config.distil, **rates))
     losses: list[float] = []
@@ -312,6 +312,7 @@ def scale_free(config: Config, race: Race, state: State) -> dict[str, Any]:
     The size of a gradient depends on the data, the number of images and the part that is matched over orders of
     magnitude; some segments say what it is here.
     """
+    config = replace(config, distil=replace(config.distil, polish=0))
     norms: list[list[float]] = []
     for iteration in range(SAMPLES):
         replayed = replace(state, iteration=iteration)

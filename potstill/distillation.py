@@ -36,7 +36,7 @@ class State:
     labels: Tensor  # (n,) the class of each slot
     students: Students | None = None  # networks that train on the set while it is polished
     iteration: int = 0
-    skipped: int = 0  # matching losses above the threshold
+    skipped: int = 0  # losses above the threshold
     rolled_back: int = 0  # iterations that diverged and were undone
     in_a_row: int = 0  # of the last iterations, how many diverged
     seconds: float = 0.0  # spent on iterations so far, over all sittings
@@ -48,7 +48,8 @@ class State:
         for group in _GROUPS:
             tensors |= {f"{group}.{i}": tensor for i, tensor in enumerate(getattr(self, group))}
         if self.students is not None:
-            tensors |= {f"students.{name}": tensor for name, tensor in vars(self.students).items()}
+            tensors |= {f"students.{i}": theta for i, theta in enumerate(self.students.thetas)}
+            tensors |= {"students.ages": self.students.ages, "students.leads": self.students.leads}
         # at the start and after a rollback the state shares its memory with the one before, which the format refuses
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         artefacts.save(path, KIND, tensors, {**counts, **header})
@@ -62,13 +63,13 @@ _COUNTS = ("iteration", "skipped", "rolled_back", "in_a_row", "seconds")
 def load_state(path: Path, device: torch.device) -> tuple[State, dict[str, Any]]:
     """Read a checkpoint: the state, and the header with the fields that were added."""
     tensors, header = artefacts.load(path, KIND)
-    students = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith("students.")}
+    ages, leads = (tensors.pop(f"students.{name}", None) for name in ("ages", "leads"))
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     fields: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
     fields |= {group: tuple(tensors[f"{group}.{i}"] for i in range(3)) for group in _GROUPS}
     fields |= {name: header[name] for name in _COUNTS}
-    if students:
-        fields["students"] = Students(students["thetas"].to(device), students["ages"])
+    if ages is not None and leads is not None:
+        fields["students"] = Students(tuple(tensors[f"students.{i}"] for i in range(len(ages))), ages, leads)
     return State(**fields), header
 
 
@@ -85,8 +86,9 @@ def iterate(
 ) -> Iterator[tuple[State, dict[str, Any]]]:  # fmt: skip
     """Run iterations from ``state`` on, and yield each new state with its metrics.
 
-    A matching loss above the threshold is not stepped on.  Where a loss or a gradient is not finite, the last step
-    led astray: it is undone, its momentum forgotten, and the iteration counted in ``rolled_back``.
+    A loss above the threshold is not stepped on.  Where a loss or a gradient is not finite, the last step led astray:
+    it is undone, its momentum forgotten, and the iteration counted in ``rolled_back``.  A student that takes part in
+    either makes room for a fresh one.
 
     Raises:
         Diverged: twenty iterations in a row diverged.
@@ -99,8 +101,10 @@ def iterate(
         metrics = {"iteration": state.iteration, "loss": loss, "step_size": float(state.step_size), **drawn}
         if not all(math.isfinite(value) for value in (loss, *(float(g.square().sum()) for g in gradients))):
             next_state = _roll_back(state)
+            students = students and students.dismiss(state.iteration)
         elif loss > config.distil.threshold:
             next_state = replace(state, skipped=state.skipped + 1, in_a_row=0)
+            students = students and students.dismiss(state.iteration)  # or it would come again
         else:
             next_state = _step(config, state, gradients)
         seconds = state.seconds + time.perf_counter() - began
@@ -108,8 +112,9 @@ def iterate(
         if state.in_a_row >= PATIENCE:
             raise Diverged(
                 f"distilling diverged {PATIENCE} times in a row at iteration {state.iteration}, each time undone; "
-                f"lower --distil.lr-images (now {config.distil.lr_images:g}) or --distil.step-size (now "
-                f"{config.distil.step_size:g}) in another --out; --experts takes the experts along."
+                f"lower --distil.lr-images (now {config.distil.lr_images:g}), --distil.step-size (now "
+                f"{config.distil.step_size:g}) or, polishing, --distil.polish-rates (now "
+                f"{config.distil.polish_rates:g}) in another --out; --experts takes the experts along."
             )
         yield state, {**metrics, "skipped": state.skipped, "rolled_back": state.rolled_back}
 

@@ -48,6 +48,8 @@ def forecast(config: Config) -> dict[str, Any]:
     )
     windows = max(1, config.distil.horizon // config.distil.inner_steps)  # in the life of a student
     undifferentiated = config.distil.inner_steps / 2 / windows
+    students = backprop.STUDENTS if config.distil.polish else 0
+    spread = students * (config.distil.horizon - config.distil.inner_steps) / 2 * small_step
     polishing = undifferentiated * small_step + backprop.REAL_BATCH / config.expert.batch_size * expert_step
     values = n * (shape[0] * shape[1] * shape[2] + classes)
     transform = sum(tensor.numel() for tensor in problem.transform.tensors().values())
@@ -58,14 +60,16 @@ def forecast(config: Config) -> dict[str, Any]:
             "experts": expert_step * expert_epochs * -(-real // config.expert.batch_size),
             "distilling": inner * config.distil.inner_steps * (config.distil.iterations + searched)
             + config.distil.polish * polishing
+            + spread
             + judging * small_step,
             "evaluation": 3 * protocol.seeds * steps * small_step + full_seeds * full_step,
         },
         "disk_bytes": {
             "experts": config.expert.count * kept * len(theta) * width,
-            "distilling": 4 * (3 * values + values + transform),  # state, momentum, previous state; the set
+            # state, momentum, previous state; the set; students
+            "distilling": 4 * (3 * values + values + transform + students * len(theta)),
         },
-        "memory_bytes": machine.peak_memory(problem.device) + weights + kept_bytes,
+        "memory_bytes": machine.peak_memory(problem.device) + weights + kept_bytes + 4 * students * len(theta),
         "device": str(problem.device),
         "engine": how,
     }

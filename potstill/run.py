@@ -132,6 +132,11 @@ def check(config: Config) -> None:
             f"distil.polish {config.distil.polish}: the iterations that polish are among the "
             f"{config.distil.iterations} of --distil.iterations; give 0 to all of them."
         )
+    if config.distil.polish and config.distil.horizon < config.distil.inner_steps:
+        raise PotstillError(
+            f"distil.horizon {config.distil.horizon}: a student takes {config.distil.inner_steps} inner steps in every "
+            "iteration that polishes; raise --distil.horizon, or lower --distil.inner-steps."
+        )
     if config.distil.mirror and "flip" not in config.augment:
         raise PotstillError("distil.mirror: the experts see no mirrored images; leave it out, or augment by flip.")
     check_choices(config)
@@ -256,10 +261,13 @@ def settle_step_size(
         began = time.monotonic()
         provenance["step_sizes"] = yield from evaluation.step_sizes(who, images, logits, distilled.step_size, event)
         provenance["choosing_seconds"] = time.monotonic() - began
-        return replace(distilled, step_size=_best(provenance["step_sizes"])["step_size"], provenance=provenance)
-    if wanted == "learned" and tried:
-        return replace(distilled, step_size=tried[0]["step_size"], provenance=provenance)
-    return distilled
+        taken = _best(provenance["step_sizes"])
+    elif wanted == "learned" and tried:
+        taken = tried[0]
+    else:
+        return distilled
+    provenance["chosen_with_accuracy"] = taken["accuracy"]
+    return replace(distilled, step_size=taken["step_size"], provenance=provenance)
 
 
 def _best(tried: list[dict[str, float]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What a run would cost: the counts behind the seconds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,17 @@ def test_a_plain_run_keeps_nothing():
     seconds, kept, how = forecasting._inner_step(job, theta, 10)
     assert (kept, how) == (0, "inner steps plain, in float32")
     assert seconds > 0
+
+
+def test_polishing_costs_its_students_walk_alone_and_their_real_images(monkeypatch):
+    monkeypatch.setattr(forecasting, "_training_step", lambda job, batch, *_: float(batch))  # a second an image
+    monkeypatch.setattr(forecasting, "_inner_step", lambda *_: (7.0, 0, ""))
+    config = tiny(distil={"iterations": 30, "inner_steps": 10, "horizon": 50})
+    without, with_it = (
+        forecasting.forecast(replace(config, distil=replace(config.distil, polish=polish))) for polish in (0, 20)
+    )
+    n, weights = 10, 4 * 8 * len(functional.initial(config.network, (1, 8, 8), 10, 0))
+    first_ages, later_leads = 8 * (50 - 10) / 2, 20 * 10 / 2 / 5  # steps of all n images without an adjoint
+    dearer = with_it["seconds"]["distilling"] - without["seconds"]["distilling"]
+    assert dearer == pytest.approx(n * (first_ages + later_leads) + 20 * 500)
+    assert with_it["disk_bytes"]["distilling"] - without["disk_bytes"]["distilling"] == weights

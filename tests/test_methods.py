@@ -1,5 +1,6 @@
 """One contract for every method of the dict, and DATM's own start."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -177,40 +178,57 @@ def test_a_student_that_does_not_move_explains_as_much_as_guessing(setting):
     config, (problem, derivatives, images, logits, _) = polishing(setting)
     still, students = torch.zeros(()), backprop.enrol(config, problem)
     for k in range(4):
-        loss, _, _ = backprop.real_loss(config, problem, derivatives, images, logits, still, k, students)
+        loss, _, after = backprop.real_loss(config, problem, derivatives, images, logits, still, k, students)
         assert float(loss) == pytest.approx(1.0, abs=0.05)
+        seed = seeds.derive(config.seed, "student network", k)
+        assert torch.equal(after.thetas[k], functional.initial(problem.network_config, problem.dataset.shape, 10, seed))
 
 
-def test_students_go_on_grow_to_the_horizon_and_are_followed_by_fresh_ones(setting):
+@pytest.mark.parametrize("horizon", [10, 11, 15, 19, 40, 67])
+@pytest.mark.parametrize("seed", range(3))
+def test_students_go_on_grow_to_the_horizon_and_are_followed_by_fresh_ones(setting, horizon, seed, monkeypatch):
     config, given = polishing(setting)
-    problem, _, images, logits, step_size = given
-    students, ages, begun = backprop.enrol(config, problem), [], {}
-    for k in range(6 * backprop.STUDENTS):
+    config = replace(config, seed=seed, distil=replace(config.distil, horizon=horizon))
+    window = config.distil.inner_steps
+    walked = []
+
+    def counted(theta, images, logits, step_size, steps, *_, **__):
+        walked.append(len(steps))
+        return theta + 0 * images.sum()
+
+    monkeypatch.setattr(backprop, "unroll", counted)
+    students, ages, begun = backprop.enrol(config, given[0]), [], [0] * backprop.STUDENTS
+    for k in range(8 * backprop.STUDENTS):
         number, before = k % backprop.STUDENTS, students
+        walked.clear()
         _, drawn, students = backprop.real_loss(config, *given, k, before)
         ages.append(drawn["age"])
-        others = torch.arange(backprop.STUDENTS) != number
-        assert torch.equal(students.thetas[others], before.thetas[others])
-        if before.ages[number] <= 0:
-            begun[number] = begun.get(number, 0) + 1
+        assert drawn["age"] == before.ages[number] + sum(walked)
+        assert all(a is b for i, (a, b) in enumerate(zip(students.thetas, before.thetas, strict=True)) if i != number)
+        if before.ages[number] == 0:
+            begun[number] += 1
+            assert max(walked) <= window  # what is walked at once is what memory holds
         else:
-            assert drawn["age"] == before.ages[number] + config.distil.inner_steps
-    assert min(ages) >= config.distil.inner_steps
-    assert config.distil.horizon - config.distil.inner_steps < max(ages) <= config.distil.horizon
-    assert len(set(ages)) > 10
-    assert min(begun.values()) > 1
+            assert walked == [window]
+    assert window <= min(ages)
+    assert horizon - window < max(ages) <= horizon
+    assert min(begun) > 1
     first = ages[: backprop.STUDENTS]
-    assert max(first) - min(first) > config.distil.inner_steps  # spread from the start
+    assert max(first) - min(first) >= (horizon - window) // 2  # spread from the start
 
-    # a student is the network that plain training gives
-    k = 6 * backprop.STUDENTS
-    fresh = replace(students, ages=torch.zeros_like(students.ages))
-    _, drawn, after = backprop.real_loss(config, *given, k, fresh)
+
+def test_a_student_is_the_network_that_plain_training_gives(setting):
+    config, given = polishing(setting)
+    problem, _, images, logits, step_size = given
+    k = 2
+    _, drawn, after = backprop.real_loss(config, *given, k, backprop.enrol(config, problem))
+    window, lead = config.distil.inner_steps, drawn["age"] - config.distil.inner_steps
+    assert lead > 0
     draws = seeds.generator(config.seed, "student", k)
-    lead = int(torch.randint(config.distil.inner_steps, (), generator=draws))
+    torch.randint(window, (), generator=draws)
     steps = [
         step
-        for count in (lead, config.distil.inner_steps) if count
+        for count in (*[window] * (lead // window), lead % window, window) if count
         for step in trajectory.draw_steps(config, problem, len(images), draws, count)
     ]  # fmt: skip
     seed = seeds.derive(config.seed, "student network", k)
@@ -218,32 +236,45 @@ def test_students_go_on_grow_to_the_horizon_and_are_followed_by_fresh_ones(setti
     loss = functional.label_loss(problem.network)
     expected = unroll(theta, images, logits, step_size, steps, loss, adjoint="direct").detach()
     assert drawn["age"] == len(steps)
-    assert torch.allclose(after.thetas[k % backprop.STUDENTS], expected, atol=1e-5)
+    assert torch.allclose(after.thetas[k], expected, atol=1e-5)
 
 
-def test_a_student_that_diverged_makes_room_for_a_fresh_one(setting):
-    config, (problem, derivatives, images, logits, _) = polishing(setting)
-    far = torch.tensor(1e30)
-    _, _, students = backprop.real_loss(
-        config, problem, derivatives, images, logits, far, 1, backprop.enrol(config, problem)
-    )
-    assert int(students.ages[1]) == 0
+@pytest.mark.parametrize(("limits", "counted"), [({"threshold": 0.1}, "skipped"), ({}, "rolled_back")])
+def test_a_student_that_led_astray_makes_room_for_a_fresh_one(setting, limits, counted, monkeypatch):
+    """One loss of three in which student 2 takes part is above the threshold, or no number."""
+    config, (problem, derivatives, *_) = polishing(setting, **limits)
+    real_loss = backprop.real_loss
+
+    def wild(*given):
+        loss, drawn, students = real_loss(*given)
+        value = 0.01 if given[6] != 2 else 0.5 if limits else float("nan")
+        return loss * value, drawn, students
+
+    monkeypatch.setattr(backprop, "real_loss", wild)
+    begin = distillation.begin(config, problem, setting[2])
+    going = distillation.iterate(config, problem, setting[2], derivatives, begin)
+    states = [state for state, _ in itertools.islice(going, 4)]
+    assert [getattr(state, counted) for state in states] == [0, 0, 1, 1]
+    assert [int(state.students.ages[2]) > 0 for state in states] == [False] * 4
+    assert all(int(states[-1].students.ages[number]) > 0 for number in (0, 1, 3))
+    stays = states[1] if limits else states[0]  # nothing is stepped on, or the step before is undone
+    assert torch.equal(states[2].images, stays.images)
 
 
-def doubled(problem, students):
+def doubled(problem):
     """The same in float64."""
     double = replace(
         problem,
         network=functional.flat_network(problem.network_config, problem.dataset.shape, 10, precision=torch.float64),
     )
     double.__dict__["train"] = replace(problem.train, images=problem.train.images.double())
-    return double, backprop.Students(students.thetas.double(), students.ages)
+    return double
 
 
 def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeypatch):
     """Float64, against the graph of all steps of the window and of all real images."""
     config, (problem, _, *learned) = polishing(setting)
-    problem, students = doubled(problem, backprop.enrol(config, problem))
+    problem, students = doubled(problem), backprop.enrol(config, problem)
     derivatives = plain(functional.label_loss(problem.network))
 
     def gradients(k, students):
@@ -263,8 +294,7 @@ def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeyp
 
 
 def test_the_mean_loss_in_parts_is_that_of_all_images(setting):
-    config, (problem, *_) = polishing(setting)
-    problem, _ = doubled(problem, backprop.enrol(config, problem))
+    problem = doubled(setting[1])
     theta = functional.initial(problem.network_config, problem.dataset.shape, 10, 1).double().requires_grad_()
     images, targets = problem.train.images[:23], torch.eye(10).double()[problem.train.labels[:23]]
     whole = functional.soft_cross_entropy(problem.network(theta, images), targets) / 23
@@ -307,8 +337,21 @@ def test_polishing_resumes_with_its_students(setting, tmp_path):
     store = setting[2]
     begin = distillation.begin(config, problem, store)
     states = [state for state, _ in distillation.iterate(config, problem, store, derivatives, begin)]
-    states[9].save(tmp_path / "checkpoint.safetensors", {})  # the first of the students is in its second window
+    states[4].save(tmp_path / "checkpoint.safetensors", {})  # some of the students have not begun
     state, _ = distillation.load_state(tmp_path / "checkpoint.safetensors", problem.device)
     resumed = [state for state, _ in distillation.iterate(config, problem, store, derivatives, state)]
     assert torch.equal(states[-1].images, resumed[-1].images)
-    assert torch.equal(states[-1].students.thetas, resumed[-1].students.thetas)
+    for ours, theirs in zip(states[-1].students.thetas, resumed[-1].students.thetas, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(states[-1].students.ages, resumed[-1].students.ages)
+    assert torch.equal(states[-1].students.leads, resumed[-1].students.leads)
+
+
+def test_with_batch_norm_the_real_images_are_not_taken_apart(setting):
+    _, problem, _ = setting
+    config = replace(problem.network_config, norm="batch")
+    network = functional.flat_network(config, problem.dataset.shape, 10)
+    theta = functional.initial(config, problem.dataset.shape, 10, 1)
+    images, targets = problem.train.images[:23], torch.eye(10)[problem.train.labels[:23]]
+    whole = functional.soft_cross_entropy(network(theta, images), targets) / 23
+    assert float(backprop.mean_loss(network, theta, images, targets, part=5)) == pytest.approx(float(whole), rel=1e-5)

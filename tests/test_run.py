@@ -239,6 +239,14 @@ def test_mirrored_experts_are_refused_where_nothing_is_mirrored():
     stages.check(tiny(distil={"mirror": True}, augment=("flip",)))
 
 
+def test_polishing_is_refused_where_no_student_lives_for_a_window():
+    with pytest.raises(PotstillError, match=r"distil\.horizon 4: a student takes 5 inner steps"):
+        stages.check(tiny(distil={"polish": 1, "horizon": 4, "inner_steps": 5}))
+    stages.check(tiny(distil={"horizon": 4, "inner_steps": 5}))  # where nothing polishes it means nothing
+    with pytest.raises(PotstillError, match=r"distil\.polish 3: .*among the 2 of"):
+        stages.check(tiny(distil={"polish": 3, "iterations": 2}))
+
+
 # --- interrupted, refused, mixed up --------------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
 """Backpropagation through training: networks trained on the synthetic set should explain real images.
 
-RaT-BPTT: Feng et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024: the loss of real images is
-differentiated through a few steps of a student of random age.  Here students go on from iteration to iteration, one of
-a few in turn, instead of training from scratch each time: their steps are then nearly all differentiated ones.
+RaT-BPTT (Feng et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024) differentiates the loss of real images
+through a few steps of a student of random age.  Here, as in FRePo's pool (Zhou et al., NeurIPS 2022), students go on
+from iteration to iteration, one of a few in turn, instead of training from scratch each time: nearly all of their
+steps are then differentiated ones.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from potstill.functional import FlatNetwork
 from potstill.methods.trajectory import draw_steps
 from potstill.problem import Problem
 from potstill.training import one_hot
-from potstill.unroll import unroll
+from potstill.unroll import Adjoint, unroll
 
 REAL_BATCH = 500  # real images a loss
 PART = 100  # of them whose graph is held at once
@@ -29,20 +30,27 @@ STUDENTS = 8
 class Students:
     """Networks that train on the synthetic set, one in turn at each iteration."""
 
-    thetas: Tensor  # (S, P)
-    ages: Tensor  # (S,) int64, on the CPU: steps taken; where not positive, a fresh network shall begin with -age steps
+    thetas: tuple[Tensor, ...]  # S of (P,); empty where a fresh network is due
+    ages: Tensor  # (S,) int64, on the CPU: steps taken; 0 where a fresh network is due
+    leads: Tensor  # (S,) int64, on the CPU: steps that this fresh network takes at least before it is differentiated
 
-    def after(self, number: int, theta: Tensor, age: int) -> "Students":
-        """The same, but for one of them."""
-        thetas, ages = self.thetas.clone(), self.ages.clone()
-        thetas[number], ages[number] = theta, age
-        return Students(thetas, ages)
+    def after(self, iteration: int, theta: Tensor, age: int) -> "Students":
+        """The same, but for the one whose turn it was at ``iteration``."""
+        number = iteration % STUDENTS
+        ages, leads = self.ages.clone(), self.leads.clone()
+        ages[number], leads[number] = age, 0
+        return Students((*self.thetas[:number], theta, *self.thetas[number + 1 :]), ages, leads)
+
+    def dismiss(self, iteration: int) -> "Students":
+        """The same, but that this one makes room for a fresh network."""
+        return self.after(iteration, self.thetas[0].new_empty(0), 0)
 
 
 def enrol(config: Config, problem: Problem) -> Students:
-    """Students yet to begin, whose first ages are spread over the horizon."""
-    ages = torch.arange(STUDENTS) * max(config.distil.horizon - config.distil.inner_steps, 0) // STUDENTS
-    return Students(torch.zeros(STUDENTS, sum(problem.network.sizes), device=problem.device), -ages)
+    """Students yet to begin, with leads that spread their first ages over the horizon."""
+    leads = torch.arange(STUDENTS) * (_horizon(config) - config.distil.inner_steps) // STUDENTS
+    nobody = tuple(torch.empty(0, device=problem.device) for _ in range(STUDENTS))
+    return Students(nobody, torch.zeros_like(leads), leads)
 
 
 def real_loss(
@@ -51,39 +59,46 @@ def real_loss(
 ) -> tuple[Tensor, dict[str, Any], Students]:  # fmt: skip
     """Cross-entropy of a batch of real images under θ_N, as a part of log K, which guessing gives.
 
-    θ_N is the student whose turn it is, ``inner_steps`` differentiated steps later.  One that would grow older than
-    ``horizon`` by the next, or that diverged, makes room for a fresh network; this one first takes some steps, fewer
-    than ``inner_steps``, at random.  All draws come from (seed, iteration) alone.
+    θ_N is the student whose turn it is, after ``inner_steps`` more steps, which are differentiated.  A student whose
+    next steps would end beyond ``horizon`` makes room for a fresh network, which first walks its lead and fewer than
+    ``inner_steps`` steps more, at random.  All draws come from (seed, iteration) alone.
 
     Returns:
         The loss, the age of the student, and the students of the next iteration.
     """
     draws = seeds.generator(config.seed, "student", iteration)
-    number, window = iteration % STUDENTS, config.distil.inner_steps
+    number, window, horizon = iteration % STUDENTS, config.distil.inner_steps, _horizon(config)
 
-    def walk(theta: Tensor, steps: int) -> Tensor:
+    def walk(theta: Tensor, steps: int, adjoint: Adjoint = "exact") -> Tensor:
         return unroll(
             theta, images, logits, step_size, draw_steps(config, problem, len(images), draws, steps),
-            functional.label_loss(problem.network), derivatives=derivatives, micro_batch=config.distil.micro_batch,
+            functional.label_loss(problem.network), adjoint=adjoint, derivatives=derivatives,
+            micro_batch=config.distil.micro_batch,
         )  # fmt: skip
 
     theta, age = students.thetas[number], int(students.ages[number])
-    if age <= 0:
+    if age == 0:
         seed = seeds.derive(config.seed, "student network", iteration)
         theta = functional.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
-        theta = theta.to(students.thetas)
-        age = -age + int(torch.randint(window, (), generator=draws))
+        theta = theta.to(images)
+        lead = int(students.leads[number])
+        age = lead + int(torch.randint(min(window, horizon - window - lead + 1), (), generator=draws))
         with torch.no_grad():
             for first in range(0, age, window):  # in pieces, each of which holds its weights
                 theta = walk(theta, min(window, age - first))
-    theta, age = walk(theta, window), age + window
+    theta, age = walk(theta, window, config.distil.adjoint), age + window
     truth = problem.train.labels
     rows = torch.randint(len(truth), (min(REAL_BATCH, len(truth)),), generator=draws).to(problem.device)
     targets = one_hot(truth[rows], len(problem.dataset.classes))
     loss = mean_loss(problem.network, theta, problem.train.images[rows], targets)
-    goes_on = age + window <= config.distil.horizon and bool(theta.isfinite().all())
     guessing = torch.tensor(targets.shape[1]).log().to(loss)
-    return loss / guessing, {"age": age}, students.after(number, theta.detach(), age if goes_on else 0)
+    going = students.after(iteration, theta.detach(), age) if age + window <= horizon else students.dismiss(iteration)
+    return loss / guessing, {"age": age}, going
+
+
+def _horizon(config: Config) -> int:
+    """Steps that a student takes at most; room for one window, where its length was found by measuring."""
+    return max(config.distil.horizon, config.distil.inner_steps)
 
 
 def mean_loss(network: FlatNetwork, theta: Tensor, images: Tensor, targets: Tensor, part: int = PART) -> Tensor:
