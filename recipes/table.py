@@ -12,8 +12,8 @@ RECORDS = Path(__file__).parents[1] / "records"
 HEAD = """# Records
 
 What was really measured. Every JSON file in the table is one run, with its configuration, commit, machine, seeds and
-all values; cifar10-ipc1-rates.json holds trials, not a finished run. This page is made from the records by
-`python recipes/table.py > records/README.md`.
+all values; those named "matching" are older ones of the same recipe, without polishing; cifar10-ipc1-rates.json holds
+trials, not a finished run. This page is made from the records by `python recipes/table.py > records/README.md`.
 
 Test accuracy in per cent: mean of the networks, and the 95 % interval of that mean. Minutes are of experts,
 distilling and evaluation; memory is the peak of the process.
@@ -41,7 +41,7 @@ def figure(found: dict | None) -> str:
 def row(name: str, record: dict) -> str:
     """One line of the table."""
     accuracy, seconds = record["accuracy"], record["seconds"]
-    published = PUBLISHED.get(name.removesuffix("-cpu"))
+    published = PUBLISHED.get(name.removesuffix("-cpu").removesuffix("-matching"))
     apart = 100 * accuracy["distilled"]["mean"] - published if published else None
     minutes = " + ".join(f"{(seconds[stage] or 0) / 60:.1f}" for stage in ("experts", "distill", "evaluate"))
     cells = [
