@@ -12,8 +12,8 @@ RECORDS = Path(__file__).parents[1] / "records"
 HEAD = """# Records
 
 What was really measured. Every JSON file in the table is one run, with its configuration, commit, machine, seeds and
-all values; those named "matching" are older ones of the same recipe, without polishing; cifar10-ipc1-rates.json holds
-trials, not a finished run. This page is made from the records by `python recipes/table.py > records/README.md`.
+all values; those named "matching" are older ones of the same recipe, without polishing; those named "rates" hold
+trials, not finished runs. This page is made from the records by `python recipes/table.py > records/README.md`.
 
 Test accuracy in per cent: mean of the networks, and the 95 % interval of that mean. Minutes are of experts,
 distilling and evaluation; memory is the peak of the process.
