@@ -241,7 +241,7 @@ def test_a_student_is_the_network_that_plain_training_gives(setting):
 
 @pytest.mark.parametrize(("limits", "counted"), [({"threshold": 0.1}, "skipped"), ({}, "rolled_back")])
 def test_a_student_that_led_astray_makes_room_for_a_fresh_one(setting, limits, counted, monkeypatch):
-    """One loss of three in which student 2 takes part is above the threshold, or no number."""
+    """The one loss in which student 2 takes part is above the threshold, or no number."""
     config, (problem, derivatives, *_) = polishing(setting, **limits)
     real_loss = backprop.real_loss
 
