@@ -1,0 +1,41 @@
+"""The digits' set at one image per class, bit for bit: what a change of the structure must not move.
+
+A sum of floats depends on the order in which a processor adds, so the hash is kept for one kind of machine; on others
+the test is skipped, and says for which machine to add a line.
+"""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill import api
+from potstill import run as stages
+from potstill.config import default
+
+GOLDEN = {  # processor capability and torch → SHA-256 of images and logits (CPU, one thread, float32)
+    "AVX512 2.13.0+cpu": "13f29c1b887c809d361a14b166f8bf20addbdbb2bc07bb82fa3d8d1b5eb137cb",
+}
+
+
+def test_the_set_is_the_same_bit_for_bit(tmp_path):
+    machine = f"{torch.backends.cpu.get_cpu_capability()} {torch.__version__}"
+    if machine not in GOLDEN:
+        pytest.skip(f"no hash is known for {machine}")
+    config = default("digits", 1)
+    config = replace(
+        config,
+        device="cpu",
+        precision="float32",
+        compile="no",
+        expert=replace(config.expert, count=4, epochs=10),
+        distil=replace(config.distil, iterations=40, evaluations=2),
+    )
+    run = stages.open_run(config, tmp_path)
+    api.exhaust(stages.train_experts(run))
+    distilled = api.exhaust(stages.distil(run))
+    digest = hashlib.sha256()
+    for tensor in (distilled.images, distilled.logits):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest() == GOLDEN[machine]
