@@ -24,7 +24,7 @@ import torch
 from bench import cases
 from bench.cases import CUDA, FULL, SMALL, Bench
 from bench.limits import limits
-from potstill import artefacts, engine
+from potstill import engine, files
 from potstill.machine import commit, environment, peak_memory, wait
 from potstill.unroll import KEEP_BYTES
 
@@ -155,7 +155,7 @@ def main() -> None:
     ran_from = commit()
     lines = list(growth() if given.growth else ratios(given.full, given.rounds))
     if given.record:
-        artefacts.write_json(given.record, {"commit": ran_from, "lines": lines})
+        files.write_json(given.record, {"commit": ran_from, "lines": lines})
 
 
 if __name__ == "__main__":

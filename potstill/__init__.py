@@ -6,10 +6,10 @@ predicted = network(distilled.transform(uint8_images)).argmax(1)
 """
 
 from potstill.api import distill
-from potstill.artefacts import VERSION as __version__
 from potstill.config import Config, default
 from potstill.distilled import Distilled, load
 from potstill.errors import PotstillError
 from potstill.evaluation import train
+from potstill.files import VERSION as __version__
 
 __all__ = ["Config", "Distilled", "PotstillError", "__version__", "default", "distill", "load", "train"]

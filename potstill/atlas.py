@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill import artefacts, patterns
+from potstill import files, patterns
 from potstill.figures import COLOURS, NAMES, STAGES, axes, page, render, svg
 from potstill.report import film, flatten
 
@@ -15,13 +15,13 @@ def write(record: dict[str, Any], out: Path) -> Path:
     """Write KIND.html and KIND.png of an exploration beside its runs; returns the page's path."""
     kind = record["kind"]
     drawn = FIGURES[kind](record)
-    artefacts.write_bytes(out / f"{kind}.png", render(drawn, "png"))
+    files.write_bytes(out / f"{kind}.png", render(drawn, "png"))
     heads, rows = table(record)
     values = {
         "record": record, "heads": heads, "rows": rows, "figure": svg(drawn), "notes": _notes(record),
         "patterns": _patterns(record, out), "settings": sorted(flatten(record["config"]).items()), **_words(record),
     }  # fmt: skip
-    artefacts.write_bytes(out / f"{kind}.html", page("exploration", **values).encode())
+    files.write_bytes(out / f"{kind}.html", page("exploration", **values).encode())
     return out / f"{kind}.html"
 
 

@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from potstill import api, artefacts, difficulty, engine, exploring, forecasting, lossless, report
+from potstill import api, difficulty, engine, exploring, files, forecasting, lossless, report
 from potstill import run as stages
 from potstill.commands import (
     COMMANDS,
@@ -27,7 +27,7 @@ from potstill.commands import (
     Show,
     Stages,
     Windows,
-)  # fmt: skip
+)
 from potstill.config import Config, NetworkConfig, default
 from potstill.console import (
     duration,
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         return _help()
     if arguments[0] == "--version":
-        out.print(f"potstill {artefacts.VERSION}")
+        out.print(f"potstill {files.VERSION}")
         return 0
     words = 2 if arguments[0] == "explore" else 1
     name, arguments = " ".join(arguments[:words]), arguments[words:]
@@ -221,7 +221,7 @@ def _evaluate(command: Evaluate) -> None:
     results = stages.summary(run, problem, distilled, found, who)
     print_results(results)
     if command.json:
-        artefacts.write_json(command.json, results)
+        files.write_json(command.json, results)
         say(f"figures    {command.json}")
 
 
@@ -261,7 +261,7 @@ def _report(command: Report) -> None:
 def _show(command: Show) -> None:
     distilled = load(command.path, command.dataset)
     image = grid(distilled.pixels, distilled.labels, command.most)
-    artefacts.write_bytes(command.out, png(image))
+    files.write_bytes(command.out, png(image))
     n, c, h, w = distilled.images.shape
     certain = float(distilled.soft_labels.max(1).values.mean())
     say(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import artefacts, distillation, evaluation, functional, seeds
+from potstill import distillation, evaluation, files, functional, seeds
 from potstill.config import MEASURED, Config, DistilConfig, WindowConfig
 from potstill.derivatives import Derivatives
 from potstill.distillation import State
@@ -75,11 +75,11 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
         rates = {**scale_free(race.config, race, start), "cooldown": _cooldown(race.config)}
         found = replace(race.config, distil=replace(race.config.distil, **rates))
         spent = time.monotonic() - began
-        artefacts.write_json(path, {"seconds": spent, "settings": artefacts.plain(settings(found))})
+        files.write_json(path, {"seconds": spent, "settings": files.plain(settings(found))})
         return found, start
-    common = artefacts.plain({"experts": race.experts.identity, "judge": asdict(race.judge.protocol)})
+    common = files.plain({"experts": race.experts.identity, "judge": asdict(race.judge.protocol)})
     fresh = {"survey": [], "rounds": [], "seconds": 0.0, **common}
-    record: dict[str, Any] = artefacts.read_json(path) if path.exists() else fresh
+    record: dict[str, Any] = files.read_json(path) if path.exists() else fresh
     record = record if all(record.get(name) == value for name, value in common.items()) else fresh
     for number, epoch in enumerate(starts(race.config, race.experts)):
         yield {"stage": "difficulty", "done": number, "total": TOTAL, "doing": f"matching loss from epoch {epoch}"}
@@ -87,7 +87,7 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
             began = time.monotonic()
             record["survey"].append({"start": epoch, "losses": survey(race, start, epoch)})
             record["seconds"] += time.monotonic() - began  # of all sittings, interrupted ones too
-            artefacts.write_json(path, record)
+            files.write_json(path, record)
     config, limit = settle(race.config, record["survey"])
     entrants = bands(limit, config, race.experts)
     record |= {"limit": limit, "follows": FOLLOWS, "bands": [asdict(band) for band in entrants]}
@@ -96,7 +96,7 @@ def find(race: Race, start: State) -> Generator[Event, None, tuple[Config, State
     winner, state = yield from _race(replace(race, config=config), record, entrants, start)
     window = opening(entrants[winner], config.distil.iterations)
     found = replace(config, window=window, distil=replace(config.distil, **_rates(record, winner)))
-    artefacts.write_json(path, {**record, "winner": winner, "settings": artefacts.plain(settings(found))})
+    files.write_json(path, {**record, "winner": winner, "settings": files.plain(settings(found))})
     yield {"stage": "difficulty", "done": TOTAL, "total": TOTAL}
     return found, replace(state, seconds=0.0)  # counted with the search
 
@@ -108,7 +108,7 @@ def wanted(config: Config) -> bool:
 
 def found_in(folder: Path) -> dict[str, Any] | None:
     """The finished record of a search; None where there is none."""
-    record = artefacts.read_json(folder / FILE) if (folder / FILE).exists() else {}
+    record = files.read_json(folder / FILE) if (folder / FILE).exists() else {}
     return record if "settings" in record else None
 
 
@@ -223,7 +223,7 @@ def _race(
                 "doing": f"epochs {first}–{last}, round {number + 1}",
             }  # fmt: skip
             states[band], scores[band] = _run(race, record, entrants[band], band, number, states[band])
-            artefacts.write_json(race.folder / FILE, record)
+            files.write_json(race.folder / FILE, record)
         best = sorted(scores, key=lambda band: -scores[band])[: max(1, len(scores) // 2)]
         if len(best) == 1:
             return best[0], states[best[0]]

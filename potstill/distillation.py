@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import artefacts
+from potstill import files
 from potstill.config import Config
 from potstill.derivatives import Derivatives
 from potstill.errors import Diverged
@@ -52,7 +52,7 @@ class State:
             tensors |= {"students.ages": self.students.ages, "students.leads": self.students.leads}
         # at the start and after a rollback the state shares its memory with the one before, which the format refuses
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        artefacts.save(path, KIND, tensors, {**counts, **header})
+        files.save(path, KIND, tensors, {**counts, **header})
 
 
 _TENSORS = ("images", "logits", "step_size", "labels")
@@ -62,7 +62,7 @@ _COUNTS = ("iteration", "skipped", "rolled_back", "in_a_row", "seconds")
 
 def load_state(path: Path, device: torch.device) -> tuple[State, dict[str, Any]]:
     """Read a checkpoint: the state, and the header with the fields that were added."""
-    tensors, header = artefacts.load(path, KIND)
+    tensors, header = files.load(path, KIND)
     ages, leads = (tensors.pop(f"students.{name}", None) for name in ("ages", "leads"))
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     fields: dict[str, Any] = {name: tensors[name] for name in _TENSORS}

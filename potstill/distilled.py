@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from potstill import artefacts, data, whitening
+from potstill import data, files, whitening
 from potstill.errors import PotstillError
 from potstill.whitening import Transform
 
@@ -68,7 +68,7 @@ class Distilled:
             "step_size": self.step_size, "classes": list(self.classes), "transform": self.transform.kind,
             "recipe": self.recipe, "provenance": self.provenance,
         }  # fmt: skip
-        artefacts.save(Path(path), KIND, tensors | ({} if left_out else self.transform.tensors()), header)
+        files.save(Path(path), KIND, tensors | ({} if left_out else self.transform.tensors()), header)
 
     def export(self, path: str | Path) -> None:
         """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
@@ -94,7 +94,7 @@ def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
         >>> images, soft_labels = distilled.tensors()
     """
     path = Path(path)
-    tensors, header = artefacts.load(path / FILE if path.is_dir() else path, KIND)
+    tensors, header = files.load(path / FILE if path.is_dir() else path, KIND)
     complete = "transform.mean" in tensors
     transform = Transform.from_tensors(header["transform"], tensors) if complete else _refit(path, header, dataset)
     return Distilled(
@@ -148,7 +148,7 @@ def _export(distilled: Distilled, path: Path) -> None:
 
     pixels = distilled.pixels.permute(0, 2, 3, 1).numpy()
     if path.suffix == ".png":
-        return artefacts.write_bytes(path, png(grid(distilled.pixels, distilled.labels)))
+        return files.write_bytes(path, png(grid(distilled.pixels, distilled.labels)))
     if path.suffix == ".npz":
         buffer = io.BytesIO()
         transform: dict[str, Any] = {
@@ -159,16 +159,16 @@ def _export(distilled: Distilled, path: Path) -> None:
             labels=distilled.labels.numpy(), classes=np.array(distilled.classes), step_size=distilled.step_size,
             **transform,
         )  # fmt: skip
-        return artefacts.write_bytes(path, buffer.getvalue())
+        return files.write_bytes(path, buffer.getvalue())
     encoded = [png(image) for image in distilled.pixels]
     if path.suffix == ".parquet":
-        return artefacts.write_bytes(path, _parquet(distilled, encoded))
+        return files.write_bytes(path, _parquet(distilled, encoded))
     if path.suffix:
         raise PotstillError(f"{path}: cannot export to {path.suffix!r}; use .png, .npz, .parquet or a folder.")
     for number, (content, label) in enumerate(zip(encoded, distilled.labels.tolist(), strict=True)):
         name = re.sub(r"[/\\]|^\.+$", "_", distilled.classes[label])  # a class named ".." stays inside the folder
-        artefacts.write_bytes(path / name / f"{number:05d}.png", content)
-    return artefacts.write_json(path / "soft_labels.json", distilled.soft_labels.tolist())
+        files.write_bytes(path / name / f"{number:05d}.png", content)
+    return files.write_json(path / "soft_labels.json", distilled.soft_labels.tolist())
 
 
 def _parquet(distilled: Distilled, encoded: list[bytes]) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill import artefacts, engine, functional, seeds
+from potstill import engine, files, functional, seeds
 from potstill.config import EvaluationConfig, NetworkConfig, Operation
 from potstill.data import cache_folder
 from potstill.distilled import Distilled
@@ -253,7 +253,7 @@ def _plans(
         )  # fmt: skip
 
     n, synthetic = protocol.seeds, [*common, protocol.epochs]
-    yield "distilled", n, [*synthetic, "distilled", artefacts.fingerprint(images, targets, step_size)], of_distilled
+    yield "distilled", n, [*synthetic, "distilled", files.fingerprint(images, targets, step_size)], of_distilled
     yield "random", n, [*synthetic, "random", ipc], of_random
     if soft_labels is not None:
         yield "random_soft", n, [*synthetic, "random_soft", ipc, experts], of_random_soft
@@ -271,14 +271,14 @@ def random_rows(problem: Problem, ipc: int, number: int) -> Tensor:
 
 def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float]:
     """A network's accuracy and the seconds it took, computed once and kept by fingerprint."""
-    path = cache_folder() / "networks" / f"{artefacts.fingerprint(identity)}.json"
+    path = cache_folder() / "networks" / f"{files.fingerprint(identity)}.json"
     if path.exists():
-        kept = artefacts.read_json(path)
+        kept = files.read_json(path)
         return kept["accuracy"], kept["seconds"]
     began = time.perf_counter()
     accuracy = compute()
     seconds = time.perf_counter() - began
-    artefacts.write_json(path, {"accuracy": accuracy, "seconds": seconds, "identity": identity})
+    files.write_json(path, {"accuracy": accuracy, "seconds": seconds, "identity": identity})
     return accuracy, seconds
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from potstill import artefacts, engine, functional, trajectories, window
+from potstill import engine, files, functional, trajectories, window
 from potstill.config import Config
 from potstill.errors import PotstillError
 from potstill.problem import Problem
@@ -72,7 +72,7 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
     snapshots = {0: (theta, network.buffers)}
     epoch, before = 0, 0.0
     if partial.exists():
-        tensors, header = artefacts.load(partial, "expert in training")
+        tensors, header = files.load(partial, "expert in training")
         theta, epoch, before = tensors["last"], header["epoch"], header["seconds"]
         network.set_buffers(tensors["last_buffers"])
         snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
@@ -120,4 +120,4 @@ def _save(
         "last": last,
         "last_buffers": last_buffers,
     }
-    artefacts.save(path, kind, tensors, {**header, "epochs": list(snapshots)})
+    files.save(path, kind, tensors, {**header, "epochs": list(snapshots)})

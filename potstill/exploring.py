@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from potstill import artefacts
+from potstill import files
 from potstill import run as stages_of
 from potstill.config import Config, WindowConfig, as_dict, default, rebase
 from potstill.errors import Diverged, PotstillError
@@ -159,11 +159,11 @@ def explore(
         "protocol": results["protocol"],
         "network": results["network"],
         "cells": found,
-        "config": artefacts.plain(as_dict(cells[0].config)),
+        "config": files.plain(as_dict(cells[0].config)),
         "environment": results["environment"],
-        "version": artefacts.VERSION,
+        "version": files.VERSION,
     }
-    artefacts.write_json(out / f"{kind}.json", record)
+    files.write_json(out / f"{kind}.json", record)
     return record
 
 
@@ -213,5 +213,5 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
         "step_size": results["step_size"],
         "seconds": results["seconds"],
         "diverged": results["diverged"],
-        "settings": artefacts.plain({name: results["config"][name] for name in ("window", "distil")}),  # as found
+        "settings": files.plain({name: results["config"][name] for name in ("window", "distil")}),  # as found
     }

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill import artefacts
+from potstill import files
 from potstill.config import Config, as_dict
 from potstill.evaluation import Event, difference
 from potstill.exploring import Cell, check_honest, run_cell, sized
@@ -56,11 +56,11 @@ def search(
         "protocol": record["protocol"],
         "network": record["network"],
         "cells": [cells[ipc] for ipc in sorted(cells)],
-        "config": artefacts.plain(as_dict(given)),
+        "config": files.plain(as_dict(given)),
         "environment": record["environment"],
-        "version": artefacts.VERSION,
+        "version": files.VERSION,
     }
-    artefacts.write_json(out / f"{KIND}.json", found)
+    files.write_json(out / f"{KIND}.json", found)
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from potstill import artefacts
+from potstill import files
 from potstill.distillation import State
 from potstill.distilled import grid
 from potstill.whitening import Transform
@@ -44,14 +44,14 @@ def keep(folder: Path, transform: Transform, state: State) -> None:
     pixels = transform.pixels(state.images[rows].float().cpu())
     tensors = {"pixels": pixels, "soft": state.logits[rows].softmax(1).cpu(), "labels": state.labels[rows].cpu()}
     path = folder / "snapshots" / f"{state.iteration:06d}.safetensors"
-    artefacts.save(path, KIND, tensors, {"iteration": state.iteration})
+    files.save(path, KIND, tensors, {"iteration": state.iteration})
 
 
 def read(folder: Path) -> list[Snapshot]:
     """The snapshots of a run in the order of its iterations; none where it kept none."""
     found = []
     for path in sorted((folder / "snapshots").glob("*.safetensors")):
-        tensors, header = artefacts.load(path, KIND)
+        tensors, header = files.load(path, KIND)
         found.append(Snapshot(header["iteration"], tensors["pixels"], tensors["soft"], tensors["labels"]))
     return found
 

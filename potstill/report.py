@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from potstill import artefacts, patterns, trajectories
+from potstill import files, patterns, trajectories
 from potstill.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
 from potstill.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
@@ -27,7 +27,7 @@ def write(folder: Path) -> Path:
         raise PotstillError(
             f"{folder}: holds no finished run (results.json is missing); run `potstill run --out {folder}` to its end."
         )
-    results = artefacts.read_json(folder / "results.json")
+    results = files.read_json(folder / "results.json")
     metrics = read_metrics(folder / "metrics.jsonl")
     distilled = load(folder / FILE)
     snapshots = patterns.read(folder)
@@ -53,7 +53,7 @@ def write(folder: Path) -> Path:
         survey_figure=_survey_figure(found) if found and "survey" in found else None,
         race_figure=_race_figure(found) if found and "survey" in found else None,
     )
-    artefacts.write_bytes(folder / "report.html", text.encode())
+    files.write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"
 
 
@@ -74,7 +74,7 @@ def _row(name: str, results: dict[str, Any]) -> dict[str, Any]:
 
 def _start(folder: Path, distilled: Distilled) -> torch.Tensor:
     """Images in true colours before the first iteration (n, C, H, W) uint8."""
-    tensors, _ = artefacts.load(folder / "start.safetensors", "start")
+    tensors, _ = files.load(folder / "start.safetensors", "start")
     return distilled.transform.pixels(tensors["images"].float())
 
 
@@ -105,7 +105,7 @@ def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]
 def _accuracies(folder: Path) -> list[float]:
     """Validation accuracies of the run's own experts; none where they lie elsewhere."""
     path = folder / "experts" / trajectories.MANIFEST
-    return artefacts.read_json(path)["accuracies"] if path.exists() else []
+    return files.read_json(path)["accuracies"] if path.exists() else []
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from potstill import artefacts, difficulty, distillation, engine, evaluation, experts, patterns, trajectories, window
+from potstill import difficulty, distillation, engine, evaluation, experts, files, patterns, trajectories, window
 from potstill.config import Config, as_dict
 from potstill.derivatives import Derivatives
 from potstill.distillation import State
@@ -90,15 +90,15 @@ def open_run(config: Config, folder: Path, experts_folder: Path | None = None) -
     path = folder / "config.json"
     for leftover in (*folder.glob(".*.tmp"), *(folder / "experts").glob(".*.tmp")):  # of a killed process
         leftover.unlink()
-    wanted = artefacts.plain(as_dict(config))
+    wanted = files.plain(as_dict(config))
     if path.exists() and any((folder / name).exists() for name in ("checkpoint.safetensors", FILE)):
-        found = artefacts.read_json(path)["config"]
-        if lines := artefacts.differences(_bound(found), _bound(wanted)):
+        found = files.read_json(path)["config"]
+        if lines := files.differences(_bound(found), _bound(wanted)):
             raise PotstillError(
                 f"{folder}: holds a run that differs in {'; '.join(lines)}. Give the same settings to continue it, or "
                 "another --out."
             )
-    artefacts.write_json(path, {"version": artefacts.VERSION, "config": wanted})
+    files.write_json(path, {"version": files.VERSION, "config": wanted})
     return Run(config, folder, experts_folder or folder / "experts")
 
 
@@ -199,7 +199,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     the protocol ``paper``); the best one is the result.
     """
     problem, store = run.problem, run.trajectories
-    if unlike := artefacts.differences(store.identity, artefacts.plain(experts.identity(run.config, problem))):
+    if unlike := files.differences(store.identity, files.plain(experts.identity(run.config, problem))):
         logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
     state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
@@ -297,17 +297,17 @@ def _resume(run: Run, store: Trajectories) -> tuple[State, Log]:
         PotstillError: the checkpoint comes from other experts (the differing fields are named).
     """
     checkpoint = run.folder / "checkpoint.safetensors"
-    experts_now = artefacts.plain({**store.identity, "count": run.config.expert.count})
+    experts_now = files.plain({**store.identity, "count": run.config.expert.count})
     if not checkpoint.exists():
         state = distillation.begin(run.config, run.problem, store)
-        artefacts.save(
+        files.save(
             run.folder / "start.safetensors", "start", {"images": state.images, "logits": state.logits}, {}
         )  # fmt: skip
         _truncate_metrics(run.folder / "metrics.jsonl", 0)  # of a sitting that was killed before its first checkpoint
         return state, Log(experts_now, dataclasses.asdict(selector(run.config)), run.config.evaluation.step_size)
     state, header = distillation.load_state(checkpoint, run.problem.device)
     found = header["log"]
-    if lines := artefacts.differences(found["experts"], experts_now):
+    if lines := files.differences(found["experts"], experts_now):
         raise PotstillError(
             f"{run.folder}: was begun with other experts: {'; '.join(lines)}. Give the same --experts, or another "
             "--out."
@@ -391,7 +391,7 @@ def evaluate(run: Run) -> Generator[Event, None, dict[str, Any]]:
     if protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
         found["accuracy"]["distilled"] = evaluation.interval([distilled.provenance["chosen_with_accuracy"]])
     results = summary(run, run.problem, distilled, found, who)
-    artefacts.write_json(run.folder / "results.json", results)
+    files.write_json(run.folder / "results.json", results)
     return results
 
 
@@ -450,7 +450,7 @@ def summary(
         "config": as_dict(config),
         "dataset_fingerprint": problem.dataset.fingerprint,
         "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
-        "version": artefacts.VERSION,
+        "version": files.VERSION,
     }
 
 
@@ -459,13 +459,13 @@ def _history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():
         return {}, {}
-    _, header = artefacts.load(checkpoint, distillation.KIND)
+    _, header = files.load(checkpoint, distillation.KIND)
     return header, header["log"]
 
 
 def _expert_seconds(folder: Path) -> float | None:
     path = folder / trajectories.MANIFEST
-    return artefacts.read_json(path).get("seconds") if path.exists() else None
+    return files.read_json(path).get("seconds") if path.exists() else None
 
 
 def _truncate_metrics(path: Path, iteration: int) -> None:
@@ -473,7 +473,7 @@ def _truncate_metrics(path: Path, iteration: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["iteration"] < iteration]
-    artefacts.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import artefacts
+from potstill import files
 from potstill.errors import PotstillError
 
 MANIFEST = "manifest.json"
@@ -35,14 +35,14 @@ class Trajectories:
 
     def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
         """Snapshots (P,) at epochs ``start`` and ``start + span``, float32, read without the rest of the file."""
-        with artefacts.opened(expert_path(self.folder, expert), "expert") as (slices, _):
+        with files.opened(expert_path(self.folder, expert), "expert") as (slices, _):
             theta = slices("theta")
             first, last = (theta[self._row(epoch)] for epoch in (start, start + span))
         return first.float(), last.float()
 
     def last(self, expert: int) -> tuple[Tensor, Tensor]:
         """Parameters (P,) and buffers (B,) after the last epoch."""
-        tensors, _ = artefacts.load(expert_path(self.folder, expert), "expert")
+        tensors, _ = files.load(expert_path(self.folder, expert), "expert")
         return tensors["last"].float(), tensors["last_buffers"].float()
 
     def _row(self, epoch: int) -> int:
@@ -68,7 +68,7 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> Non
         PotstillError: the folder holds experts of another network, dataset, transform or recipe; the differing
             fields are named.
     """
-    identity = artefacts.plain(identity)
+    identity = files.plain(identity)
     begun = any(folder.glob("expert-*.safetensors"))
     if begun and (folder / MANIFEST).exists():
         found = _manifest(folder)
@@ -85,10 +85,10 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> Non
 def write(store: Trajectories) -> None:
     """Write the manifest of a store."""
     manifest = {
-        "kind": "trajectories", "version": artefacts.VERSION, "identity": store.identity,
+        "kind": "trajectories", "version": files.VERSION, "identity": store.identity,
         "epochs": list(store.epochs), "accuracies": list(store.accuracies), "seconds": store.seconds,
     }  # fmt: skip
-    artefacts.write_json(store.folder / MANIFEST, manifest)
+    files.write_json(store.folder / MANIFEST, manifest)
 
 
 def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories:
@@ -102,14 +102,14 @@ def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajecto
     found = _manifest(folder)
     if identity is not None:
         asked = {name: value for name, value in found["identity"].items() if name in identity}
-        check_identity(folder, asked, artefacts.plain(identity))
+        check_identity(folder, asked, files.plain(identity))
     epochs, accuracies = tuple(found["epochs"]), tuple(found["accuracies"])
     return Trajectories(folder, found["identity"], epochs, accuracies, found["seconds"])
 
 
 def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuse a store of another identity; more experts than asked for are welcome."""
-    if lines := artefacts.differences(found, wanted):
+    if lines := files.differences(found, wanted):
         raise PotstillError(
             f"{folder}: these experts differ from what is asked for in {'; '.join(lines)}. Give the same settings, or "
             "another folder."
@@ -117,7 +117,7 @@ def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) 
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    manifest = artefacts.read_json(folder / MANIFEST)
+    manifest = files.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories":
         raise PotstillError(f"{folder / MANIFEST}: not a manifest of potstill's experts; choose another folder.")
     return manifest

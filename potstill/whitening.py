@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from potstill.data.cache import kept
 from potstill.errors import PotstillError
+from potstill.store import kept
 
 VERSION = 1  # of the fit; raised by hand whenever a change of the code changes what it gives
 EPSILON = 0.1  # added to the eigenvalues; the published value for pixels in [0, 1]

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill import api, artefacts, engine
+from potstill import api, engine, files
 from potstill import run as stages
 from potstill.config import PRESETS, Config, EvaluationConfig, WindowConfig
 from potstill.distilled import FILE, load
@@ -60,7 +60,7 @@ def cook(name: str, config: Config, description: str) -> None:
         run = stages.open_run(config, folder, given.experts)
         for stage in (stages.train_experts, stages.distil, stages.evaluate):
             results = api.exhaust(stage(run), tell)
-    artefacts.write_json(record, {"recipe": name, "commit": ran_from, **results})
+    files.write_json(record, {"recipe": name, "commit": ran_from, **results})
     if config.ipc <= SMALL:
         load(run.folder / FILE).save(record.with_suffix(".safetensors"), compact=True)
     for key, figure in results["accuracy"].items():

@@ -24,7 +24,7 @@ from typing import Any, get_args
 import numpy as np
 from common import RECORDS, ending, heed_signals, teller
 
-from potstill import api, artefacts, atlas, engine, exploring, lossless
+from potstill import api, atlas, engine, exploring, files, lossless
 from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
 from potstill.exploring import Part
 from potstill.machine import commit
@@ -162,8 +162,8 @@ def main() -> None:
         with ending():
             record = api.exhaust(known[name](out), teller(None))
         page = atlas.write(record, out)
-        artefacts.write_json(RECORDS / f"{name}.json", {"commit": ran_from, **record})
-        artefacts.write_bytes(RECORDS / f"{name}.png", page.with_suffix(".png").read_bytes())
+        files.write_json(RECORDS / f"{name}.json", {"commit": ran_from, **record})
+        files.write_bytes(RECORDS / f"{name}.png", page.with_suffix(".png").read_bytes())
         heads, rows = atlas.table(record)
         print(" | ".join(heads))
         for row in rows:

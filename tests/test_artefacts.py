@@ -6,17 +6,17 @@ import os
 import pytest
 import torch
 
-from potstill import artefacts
+from potstill import files
 from potstill.distilled import load
 from potstill.errors import PotstillError
 
 
 def test_round_trip(tmp_path):
     tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
-    artefacts.save(tmp_path / "x.safetensors", "thing", tensors, {"n": [1, 2]})
-    found, header = artefacts.load(tmp_path / "x.safetensors", "thing")
+    files.save(tmp_path / "x.safetensors", "thing", tensors, {"n": [1, 2]})
+    found, header = files.load(tmp_path / "x.safetensors", "thing")
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert (header["n"], header["version"]) == ([1, 2], artefacts.VERSION)
+    assert (header["n"], header["version"]) == ([1, 2], files.VERSION)
 
 
 def test_truncated_foreign_or_of_another_kind(tmp_path):
@@ -25,7 +25,7 @@ def test_truncated_foreign_or_of_another_kind(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(PotstillError, match="there is no such file"):
         load(path)
-    artefacts.save(path, "thing", {"a": torch.zeros(100)}, {})
+    files.save(path, "thing", {"a": torch.zeros(100)}, {})
     with pytest.raises(PotstillError, match="holds a potstill thing; expected a distilled set"):
         load(path)
     whole = path.read_bytes()
@@ -41,15 +41,15 @@ def test_truncated_foreign_or_of_another_kind(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
 def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch, code):
     path = tmp_path / "x.json"
-    artefacts.write_json(path, {"old": 1})
+    files.write_json(path, {"old": 1})
 
     def full(_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PotstillError, match="no room for .* nothing was half-written. Free some space"):
-        artefacts.write_json(path, {"new": 2})
-    assert artefacts.read_json(path) == {"old": 1}
+        files.write_json(path, {"new": 2})
+    assert files.read_json(path) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -59,24 +59,24 @@ def test_other_errors_of_the_system_are_not_dressed_up(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="broken"):
-        artefacts.write_json(tmp_path / "x.json", 1)
+        files.write_json(tmp_path / "x.json", 1)
 
 
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(PotstillError, match=r"config.json: not valid JSON"):
-        artefacts.read_json(tmp_path / "config.json")
+        files.read_json(tmp_path / "config.json")
 
 
 def test_fingerprints_tell_values_apart():
     x = torch.arange(6)
     values = [x, x.view(2, 3), x.float(), x + 1, [1], {"a": 1}, {"a": 2}]
-    assert len({artefacts.fingerprint(value) for value in values}) == len(values)
-    assert artefacts.fingerprint({"a": 1, "b": 2}) == artefacts.fingerprint({"b": 2, "a": 1})
+    assert len({files.fingerprint(value) for value in values}) == len(values)
+    assert files.fingerprint({"a": 1, "b": 2}) == files.fingerprint({"b": 2, "a": 1})
 
 
 def test_differences_name_nested_fields():
-    found = artefacts.differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "d": 3, "e": 5})
+    found = files.differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "d": 3, "e": 5})
     assert found == ["a.c: 2, not 4", "e: None, not 5"]
 
 

@@ -291,9 +291,9 @@ def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number)
     assert "The same command continues where it stopped" in err
     assert "Traceback" not in err
     done = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["iteration"]
-    from potstill import artefacts
+    from potstill import files
 
-    _, header = artefacts.load(tmp_path / "run" / "checkpoint.safetensors", "checkpoint")
+    _, header = files.load(tmp_path / "run" / "checkpoint.safetensors", "checkpoint")
     assert header["iteration"] in (done, done + 1)
 
 

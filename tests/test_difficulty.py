@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import api, artefacts, config, difficulty, distillation, report
+from potstill import api, config, difficulty, distillation, files, report
 from potstill import run as stages
 from potstill.config import WindowConfig
 from potstill.errors import Diverged, PotstillError
@@ -43,7 +43,7 @@ def row(start, *losses):
 
 def test_a_run_finds_its_window_and_goes_on_from_the_winner(finished):
     run, seen, results = finished
-    record = artefacts.read_json(run.folder / "difficulty.json")
+    record = files.read_json(run.folder / "difficulty.json")
     found = record["settings"]
     assert len(record["survey"]) == len(difficulty.starts(run.config, run.trajectories)) == 5
     assert found["window"]["mode"] == "given"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from potstill import api, artefacts, atlas, config, exploring, lossless
+from potstill import api, atlas, config, exploring, files, lossless
 from potstill.errors import Diverged, PotstillError
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
@@ -44,7 +44,7 @@ def test_parts_outside_the_trajectories_are_refused(starts, width, words):
 
 def test_stages_leave_a_record(explored):
     out, cells, record = explored
-    assert record == artefacts.read_json(out / "stages.json")
+    assert record == files.read_json(out / "stages.json")
     assert len(record["cells"]) == len(cells) == 4
     for cell in record["cells"]:
         gain = cell["accuracy"]["distilled"]["mean"] - cell["accuracy"]["random"]["mean"]

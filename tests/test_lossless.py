@@ -2,7 +2,7 @@
 
 import pytest
 
-from potstill import api, artefacts, atlas, lossless
+from potstill import api, atlas, files, lossless
 from tests.conftest import tiny
 
 SIZES = {4: 0.026, 7: 0.012, 8: 0.008}  # images per class, and what the full set has over them
@@ -48,7 +48,7 @@ def test_lossless_means_not_significantly_worse_or_within_the_margin():
 def test_a_search_leaves_its_runs_a_record_and_a_page(tmp_path):
     given = tiny(distil={"iterations": 1, "inner_steps": 1}, evaluation={"epochs": 1})
     record = api.exhaust(lossless.search(given, tmp_path, 2, margin=0.0))
-    assert record == artefacts.read_json(tmp_path / "lossless.json")
+    assert record == files.read_json(tmp_path / "lossless.json")
     sizes = [cell["ipc"] for cell in record["cells"]]
     assert sizes[0] == 1
     for cell in record["cells"]:

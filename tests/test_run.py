@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import potstill
-from potstill import api, artefacts, config, report
+from potstill import api, config, files, report
 from potstill import run as stages
 from potstill.config import WindowConfig
 from potstill.errors import PotstillError
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
 
 def test_results_keep_the_contract(finished):
     run, results = finished
-    assert artefacts.plain(results) == artefacts.read_json(run.folder / "results.json")
+    assert files.plain(results) == files.read_json(run.folder / "results.json")
     assert set(results) >= {
         "dataset", "ipc", "method", "network", "protocol", "accuracy", "recovered", "images", "compression", "seconds",
         "peak_memory_bytes", "config", "environment", "version",
@@ -213,7 +213,7 @@ def test_killed_twice_and_continued_is_bit_for_bit_an_undisturbed_run(tmp_path):
     assert "distilling 24" not in printed.splitlines()[-16:]  # it continued, and did not begin again
     for name in ("distilled.safetensors", "metrics.jsonl", "experts/expert-01.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    states = [artefacts.load(tmp_path / k / "checkpoint.safetensors", "checkpoint")[0] for k in ("whole", "killed")]
+    states = [files.load(tmp_path / k / "checkpoint.safetensors", "checkpoint")[0] for k in ("whole", "killed")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -312,9 +312,9 @@ def test_sets_are_judged_on_the_way_by_the_step_size_that_suits_them(tmp_path, f
 def test_what_was_given_matters_only_where_something_is_measured(finished):
     run, _ = finished
     path = run.folder / "config.json"
-    stored = artefacts.read_json(path)
+    stored = files.read_json(path)
     del stored["config"]["distil"]["given"]  # a run of before there was such a setting
-    artefacts.write_json(path, stored)
+    files.write_json(path, stored)
     stages.open_run(tiny(distil={"given": ("lr_images",)}), run.folder)
     stages.open_run(tiny(), run.folder)
 

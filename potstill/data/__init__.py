@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from potstill import artefacts, seeds
+from potstill import files, seeds
 from potstill.data import arrays, folders, tables
-from potstill.data.cache import cache_folder, cached, stamps
 from potstill.data.split import Content, Split
 from potstill.errors import PotstillError
+from potstill.store import cache_folder, cached, stamps
 
 __all__ = ["Dataset", "Split", "cache_folder", "load"]
 
@@ -73,7 +73,7 @@ def load(
             )
     val, train = _divide(train, validation, len(classes), seeds.generator(0, "validation split"))
     content = [tensor for split in (train, val, test) for tensor in (split.images, split.labels)]
-    return Dataset(name, classes, train, val, test, artefacts.fingerprint(list(classes), *content))
+    return Dataset(name, classes, train, val, test, files.fingerprint(list(classes), *content))
 
 
 def _read(source: str, resize: int | None, column: str | None) -> tuple[str, Content]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from potstill import artefacts
+from potstill import files
 from potstill.data.split import Content, Split
 from potstill.errors import PotstillError
 
@@ -33,11 +33,11 @@ def kept(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     path = cache_folder() / kind / f"{key}.safetensors"
     try:
-        return artefacts.load(path, kind)
+        return files.load(path, kind)
     except PotstillError:
         tensors, header = make()
         try:
-            artefacts.save(path, kind, tensors, header)
+            files.save(path, kind, tensors, header)
         except (PotstillError, OSError) as error:  # a convenience only
             warnings.warn(f"the {kind} is not kept for the next time: {error}", stacklevel=2)
         return tensors, header
