@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import augment, engine, functional, seeds
+from potstill import engine, functional, seeds
 from potstill.config import DSA, NetworkConfig
+from potstill.data import augment
 from potstill.functional import FlatNetwork, label_loss, target_loss
 from potstill.training import Recipe, flat, run_to_end, sgd
 from potstill.unroll import InnerStep, unroll

@@ -7,7 +7,7 @@ predicted = network(distilled.transform(uint8_images)).argmax(1)
 
 from potstill.api import distill
 from potstill.config import Config, default
-from potstill.distilled import Distilled, load
+from potstill.data.distilled import Distilled, load
 from potstill.errors import PotstillError
 from potstill.evaluation import train
 from potstill.files import VERSION as __version__

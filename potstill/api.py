@@ -8,7 +8,7 @@ from typing import Any
 from potstill import difficulty
 from potstill import run as stages
 from potstill.config import PRESETS, Config, default
-from potstill.distilled import Distilled
+from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 
 

@@ -42,7 +42,7 @@ from potstill.console import (
     size,
     tensorboard,
 )
-from potstill.distilled import FILE, Distilled, grid, load, png
+from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation import Judge, judge, protocol_of
 from potstill.exploring import Part

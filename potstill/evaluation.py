@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from potstill import engine, files, functional, seeds
 from potstill.config import EvaluationConfig, NetworkConfig, Operation
-from potstill.data import cache_folder
-from potstill.distilled import Distilled
+from potstill.data.dataset import cache_folder
+from potstill.data.distilled import Distilled
 from potstill.engine import Compile, choose_precision
 from potstill.errors import PotstillError
 from potstill.functional import FlatNetwork

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from potstill import files
+from potstill.data.distilled import grid
+from potstill.data.transform import Transform
 from potstill.distillation import State
-from potstill.distilled import grid
-from potstill.whitening import Transform
 
 KIND = "snapshot"
 MOST = 10  # images of a class that are kept

@@ -6,13 +6,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from potstill import data, functional, networks, whitening
+from potstill import functional, networks
 from potstill.config import Config, NetworkConfig
-from potstill.data import Dataset, Split
+from potstill.data import dataset, transform
+from potstill.data.dataset import Dataset, Split
+from potstill.data.transform import Transform
 from potstill.engine import choose_precision
 from potstill.errors import PotstillError
 from potstill.functional import FlatNetwork
-from potstill.whitening import Transform
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def prepare(config: Config) -> Problem:
     Raises:
         PotstillError: whatever is wrong with the data, the device or the sizes.
     """
-    dataset = data.load(
+    dataset = dataset.load(
         config.dataset, validation=config.validation, resize=config.resize, label_column=config.label_column
     )
     counts = torch.bincount(dataset.train.labels, minlength=len(dataset.classes))
@@ -79,7 +80,7 @@ def prepare(config: Config) -> Problem:
     network_config = replace(config.network, depth=depth)
     network = functional.flat_network(network_config, dataset.shape, len(dataset.classes), device)
     network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
-    transform = whitening.fit(config.transform, dataset.train.images, dataset.fingerprint)
+    transform = transform.fit(config.transform, dataset.train.images, dataset.fingerprint)
     return Problem(dataset, transform, network_config, network, device, config.precision)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from potstill import files, patterns, trajectories
-from potstill.distilled import FILE, Distilled, load, png
+from potstill.data.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
 from potstill.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
 from potstill.patterns import Snapshot

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from potstill import difficulty, distillation, engine, evaluation, experts, files, patterns, trajectories, window
 from potstill.config import Config, as_dict
+from potstill.data.distilled import FILE, Distilled
+from potstill.data.distilled import load as load_distilled
 from potstill.derivatives import Derivatives
 from potstill.distillation import State
-from potstill.distilled import FILE, Distilled
-from potstill.distilled import load as load_distilled
 from potstill.errors import PotstillError
 from potstill.evaluation import PROTOCOLS, Event, Judge
 from potstill.machine import environment, peak_memory

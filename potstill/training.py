@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill import augment, seeds
+from potstill import seeds
 from potstill.config import Operation
+from potstill.data import augment
 from potstill.engine import Gradient
 
 

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from potstill import augment
-from potstill.augment import Drawing
 from potstill.chain import Kept, bytes_of
+from potstill.data import augment
+from potstill.data.augment import Drawing
 from potstill.derivatives import Derivatives, plain
 from potstill.errors import PotstillError
 from potstill.functional import BatchLoss

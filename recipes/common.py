@@ -19,7 +19,7 @@ from typing import Any
 from potstill import api, engine, files
 from potstill import run as stages
 from potstill.config import PRESETS, Config, EvaluationConfig, WindowConfig
-from potstill.distilled import FILE, load
+from potstill.data.distilled import FILE, load
 from potstill.errors import PotstillError
 from potstill.machine import commit
 

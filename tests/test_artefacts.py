@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from potstill import files
-from potstill.distilled import load
+from potstill.data.distilled import load
 from potstill.errors import PotstillError
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from potstill import augment, seeds
+from potstill import seeds
 from potstill.config import DSA
+from potstill.data import augment
 
 
 def images(b=7, size=(12, 10)):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from potstill import cli
-from potstill.distilled import load
+from potstill.data.distilled import load
 
 SMALL = (
     "--network.width 8 --expert.count 2 --expert.epochs 4 --expert.step-size 0.05 --window.stop 2 "

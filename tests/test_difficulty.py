@@ -77,7 +77,7 @@ def test_an_interrupted_search_ends_in_the_same_set(finished, tmp_path):
     for leftover in ("checkpoint.safetensors",):  # as after a kill that left no checkpoint
         (tmp_path / leftover).unlink()
     distilled = api.exhaust(stages.distil(begun))
-    from potstill.distilled import load
+    from potstill.data.distilled import load
 
     assert distilled.images.equal(load(run.folder).images)
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import data, evaluation, seeds
+from potstill import evaluation, seeds
 from potstill.api import exhaust
 from potstill.config import EvaluationConfig, NetworkConfig
+from potstill.data import dataset
 from potstill.errors import PotstillError
 from potstill.evaluation import PROTOCOLS, interval
 from potstill.problem import prepare
@@ -53,7 +54,7 @@ def setting(monkeypatch, tmp_path):
 
 
 def as_set(problem, rows, labels=None):
-    from potstill.distilled import Distilled
+    from potstill.data.distilled import Distilled
 
     logits = torch.full((len(rows), 10), -20.0)
     logits[torch.arange(len(rows)), problem.train.labels[rows]] = 20.0
@@ -138,7 +139,7 @@ def test_any_network_can_be_judged(setting, name, norm):
     other = evaluation.judge(problem, NetworkConfig(name=name, width=16, norm=norm), protocol, judge.augment)
     given = as_set(problem, evaluation.random_rows(problem, 2, 0))
     images, targets = given.tensors()
-    small = data.Split(problem.dataset.test.images[:40], problem.dataset.test.labels[:40])
+    small = dataset.Split(problem.dataset.test.images[:40], problem.dataset.test.labels[:40])
     on = replace(problem, dataset=replace(problem.dataset, test=small)).test
     assert 0 <= other.accuracy(images, targets, 2, 0.01, 0, on) <= 1
 

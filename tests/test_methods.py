@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import augment, distillation, experts, functional, seeds, trajectories
+from potstill import distillation, experts, functional, seeds, trajectories
 from potstill.api import exhaust
+from potstill.data import augment
 from potstill.derivatives import plain
 from potstill.methods import METHODS, backprop, trajectory
 from potstill.problem import prepare

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import augment, functional, seeds
+from potstill import functional, seeds
 from potstill.config import DSA, NetworkConfig
+from potstill.data import augment
 from potstill.derivatives import compiled
 from potstill.errors import PotstillError
 from potstill.functional import label_loss, soft_cross_entropy

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill import augment, functional, seeds, window
+from potstill import functional, seeds, window
 from potstill.config import Config
+from potstill.data import augment
 from potstill.derivatives import Derivatives
 from potstill.problem import Problem
 from potstill.training import one_hot

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from potstill import data, files, whitening
+from potstill import files
+from potstill.data import dataset, transform
+from potstill.data.transform import Transform
 from potstill.errors import PotstillError
-from potstill.whitening import Transform
 
 FILE = "distilled.safetensors"
 KIND = "distilled set"
@@ -117,7 +118,7 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             "was distilled from (--dataset, or potstill.load(path, dataset=...))."
         )
     config = header["provenance"]["config"]
-    found = data.load(
+    found = dataset.load(
         str(dataset), validation=config["validation"], resize=config["resize"], label_column=config["label_column"]
     )
     if found.fingerprint != header["provenance"]["dataset"]["fingerprint"]:
@@ -125,12 +126,12 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             f"{dataset}: is not the data {path} was distilled from (fingerprint {found.fingerprint}, not "
             f"{header['provenance']['dataset']['fingerprint']}); give the original data."
         )
-    return whitening.fit(header["transform"], found.train.images, found.fingerprint)
+    return transform.fit(header["transform"], found.train.images, found.fingerprint)
 
 
 def _augmenting(operations: Any) -> Callable[[list[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]:
     """A collate function that augments each batch by one drawn operation, seeded by torch's global generator."""
-    from potstill import augment
+    from potstill.data import augment
 
     def collate(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         images, targets = torch.stack([image for image, _ in rows]), torch.stack([target for _, target in rows])
