@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import engine, functional, seeds
+from potstill import engine, seeds
 from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
-from potstill.functional import FlatNetwork, label_loss, target_loss
+from potstill.networks import flat
+from potstill.networks.flat import FlatNetwork, label_loss, target_loss
 from potstill.training import Recipe, flat, run_to_end, sgd
 from potstill.unroll import InnerStep, unroll
 
@@ -33,12 +34,12 @@ class Bench:
     def networks(self, width: int) -> tuple[FlatNetwork, FlatNetwork, Tensor]:
         """The published network as ours computes it, as the reference does, and fresh parameters."""
         config = NetworkConfig(width=width, depth=3)
-        obvious = functional.flat_network(config, SHAPE, CLASSES, self.device)
+        obvious = flat.flat_network(config, SHAPE, CLASSES, self.device)
         chosen = engine.choose_precision(self.precision, self.device, obvious, SHAPE)
         return (
-            functional.flat_network(config, SHAPE, CLASSES, self.device, chosen),
+            flat.flat_network(config, SHAPE, CLASSES, self.device, chosen),
             obvious,
-            functional.initial(config, SHAPE, CLASSES, 0).to(self.device),
+            flat.initial(config, SHAPE, CLASSES, 0).to(self.device),
         )
 
     def batch(self, size: int) -> tuple[Tensor, Tensor]:

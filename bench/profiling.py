@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from bench.cases import CLASSES, LONG, SHAPE, Bench
 from potstill import engine
 from potstill.derivatives import Derivatives, plain
-from potstill.functional import label_loss
 from potstill.machine import timed
+from potstill.networks.flat import label_loss
 
 REPEATS = 10
 KINDS = {  # what a profiled name belongs to; the first that fits

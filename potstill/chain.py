@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.functional import BatchLoss
-from potstill.links import Parameters
+from potstill.networks.flat import BatchLoss
+from potstill.networks.layers import Parameters
 
 jvp: Any = torch.func.jvp  # their types leave the number of results open
 vjp: Any = torch.func.vjp

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from potstill.chain import Chain, Kept
 from potstill.errors import PotstillError
-from potstill.functional import BatchLoss
-from potstill.links import Parameters
+from potstill.networks.flat import BatchLoss
+from potstill.networks.layers import Parameters
 
 log = logging.getLogger(__name__)
 

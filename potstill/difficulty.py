@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import distillation, evaluation, files, functional, seeds
+from potstill import distillation, evaluation, files, seeds
 from potstill.config import MEASURED, Config, DistilConfig, WindowConfig
 from potstill.derivatives import Derivatives
 from potstill.distillation import State
 from potstill.errors import Diverged
 from potstill.evaluation import Event, Judge
 from potstill.methods.trajectory import draw_steps
+from potstill.networks import flat
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
 from potstill.unroll import unroll
@@ -167,7 +168,7 @@ def survey(race: Race, start: State, epoch: int) -> list[dict[str, float]]:
     targets = [race.experts.segment(0, epoch, span)[1].to(device) for span in spans(config)]
     step_sizes = [factor * race.experts.identity["expert"]["step_size"] for factor in STEP_SIZES]
     steps = draw_steps(config, race.problem, len(start.images), seeds.generator(config.seed, "survey", epoch))
-    loss = functional.label_loss(race.problem.network)
+    loss = flat.label_loss(race.problem.network)
     for step_size in [config.distil.step_size] if _chosen(config, "step_size") else step_sizes:
         alpha = torch.tensor(step_size, device=device)
         theta, walked = begin, 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from potstill.derivatives import Derivatives, compiled, plain
 from potstill.errors import PotstillError
-from potstill.functional import BatchLoss, FlatNetwork, label_loss, target_loss
+from potstill.networks.flat import BatchLoss, FlatNetwork, label_loss, target_loss
 
 Compile = Literal["auto", "yes", "no"]
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill import engine, files, functional, seeds
+from potstill import engine, files, seeds
 from potstill.config import EvaluationConfig, NetworkConfig, Operation
 from potstill.data.dataset import cache_folder
 from potstill.data.distilled import Distilled
 from potstill.engine import Compile, choose_precision
 from potstill.errors import PotstillError
-from potstill.functional import FlatNetwork
-from potstill.networks import depth_for
+from potstill.networks import flat
+from potstill.networks.architectures import depth_for
+from potstill.networks.flat import FlatNetwork
 from potstill.problem import Problem, Whitened, choose_device
 from potstill.training import Recipe, one_hot, run_to_end, sgd
 
@@ -129,7 +130,7 @@ class Judge:
         """Parameters (P,) of a fresh network trained on images with target probabilities."""
         self.network.reset_buffers()
         shape, classes = self.problem.dataset.shape, len(self.problem.dataset.classes)
-        theta = functional.initial(self.config, shape, classes, seed).to(self.problem.device)
+        theta = flat.initial(self.config, shape, classes, seed).to(self.problem.device)
         recipe = self.protocol.recipe(epochs, step_size, self.augment)
         seen = epochs * len(images) * self.protocol.seeds
         batch = min(self.protocol.batch_size, len(images))
@@ -143,7 +144,7 @@ class Judge:
         theta = self.train(images, targets, epochs, step_size, seed)
         if not bool(theta.isfinite().all()):
             return 0.0
-        return functional.accuracy(self.network, theta, on.images, on.labels)
+        return flat.accuracy(self.network, theta, on.images, on.labels)
 
 
 def judge(
@@ -153,7 +154,7 @@ def judge(
     network = problem.network
     if config != problem.network_config:
         shape, classes = problem.dataset.shape, len(problem.dataset.classes)
-        network = functional.flat_network(config, shape, classes, problem.device)
+        network = flat.flat_network(config, shape, classes, problem.device)
         wanted = "float32" if network.batch_coupled else problem.wanted_precision
         network = replace(network, precision=choose_precision(wanted, problem.device, network, shape))
     return Judge(problem, config, network, protocol, tuple(augment), compile)
@@ -308,8 +309,8 @@ def train(
     config = replace(config, depth=config.depth or depth_for(h, w))
     protocol = PROTOCOLS["standard"]
     where = choose_device(device or "auto")
-    flat = functional.flat_network(config, (c, h, w), len(distilled.classes), where)
-    theta = functional.initial(config, (c, h, w), len(distilled.classes), seed).to(where)
+    flat = flat.flat_network(config, (c, h, w), len(distilled.classes), where)
+    theta = flat.initial(config, (c, h, w), len(distilled.classes), seed).to(where)
     alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)
     recipe = protocol.recipe(epochs or protocol.epochs, alpha, distilled.recipe["augment"])
     images, targets = (tensor.to(where) for tensor in distilled.tensors())

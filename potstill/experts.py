@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from potstill import engine, files, functional, trajectories, window
+from potstill import engine, files, trajectories, window
 from potstill.config import Config
 from potstill.errors import PotstillError
+from potstill.networks import flat
 from potstill.problem import Problem
 from potstill.seeds import derive
 from potstill.training import Recipe, one_hot, sgd
@@ -68,7 +69,7 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
     partial = partial_path(folder, number)
     dtype = getattr(torch, config.expert.storage)
     network.reset_buffers()
-    theta = functional.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
+    theta = flat.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
     snapshots = {0: (theta, network.buffers)}
     epoch, before = 0, 0.0
     if partial.exists():
@@ -101,7 +102,7 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
             _save(partial, "expert in training", snapshots, theta, network.buffers, header, torch.float32)
             saved = time.monotonic()
         yield epoch
-    accuracy = functional.accuracy(network, theta, problem.val.images, problem.val.labels)
+    accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels)
     kept = {e: snapshot for e, snapshot in snapshots.items() if e in store.epochs}
     seconds = before + time.monotonic() - began
     _save(expert_path(folder, number), "expert", kept, theta, network.buffers, {"epoch": epoch}, dtype)

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from potstill import difficulty, engine, evaluation, experts, functional, machine, run, seeds, window
+from potstill import difficulty, engine, evaluation, experts, machine, run, seeds, window
 from potstill.chain import bytes_of
 from potstill.config import Config
 from potstill.machine import timed
 from potstill.methods import backprop
 from potstill.methods.trajectory import draw_steps
+from potstill.networks import flat
 from potstill.training import Recipe, one_hot, run_to_end, sgd
 from potstill.unroll import KEEP_BYTES, unroll
 
@@ -31,7 +32,7 @@ def forecast(config: Config) -> dict[str, Any]:
     protocol = evaluation.protocol_of(config.evaluation)
     real = len(problem.train.labels)
     shape = problem.dataset.shape
-    theta = functional.initial(problem.network_config, shape, classes, 0).to(problem.device)
+    theta = flat.initial(problem.network_config, shape, classes, 0).to(problem.device)
     kept = len(experts.kept_epochs(config)) + 1
     width = 2 if config.expert.storage == "float16" else 4
     expert_epochs = config.expert.count * config.expert.epochs
@@ -87,7 +88,7 @@ def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 
     problem = job.problem
     classes = len(problem.dataset.classes)
     images, labels = problem.train.images[:batch], problem.train.labels[:batch]
-    theta = functional.initial(problem.network_config, problem.dataset.shape, classes, 0).to(problem.device)
+    theta = flat.initial(problem.network_config, problem.dataset.shape, classes, 0).to(problem.device)
     recipe = Recipe(1, batch, 0.01, rho=rho, augment=job.config.augment)
     targets = one_hot(labels, classes)
     gradient = engine.training_gradient(
@@ -106,7 +107,7 @@ def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, int, 
     logits = torch.zeros(len(images), len(problem.dataset.classes), device=problem.device, requires_grad=True)
     alpha = torch.tensor(distil.step_size, device=problem.device, requires_grad=True)
     steps = draw_steps(config, problem, len(images), seeds.generator(0, "forecast"))
-    loss = functional.label_loss(problem.network)
+    loss = flat.label_loss(problem.network)
 
     def seconds(keep: int) -> float:
         def iteration() -> None:

@@ -6,14 +6,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from potstill import functional, networks
 from potstill.config import Config, NetworkConfig
 from potstill.data import dataset, transform
 from potstill.data.dataset import Dataset, Split
 from potstill.data.transform import Transform
 from potstill.engine import choose_precision
 from potstill.errors import PotstillError
-from potstill.functional import FlatNetwork
+from potstill.networks import architectures, flat
+from potstill.networks.flat import FlatNetwork
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def prepare(config: Config) -> Problem:
             "images after the validation part is kept aside; lower --ipc."
         )
     device = choose_device(config.device)
-    depth = config.network.depth or networks.depth_for(*dataset.shape[1:])
+    depth = config.network.depth or architectures.depth_for(*dataset.shape[1:])
     network_config = replace(config.network, depth=depth)
-    network = functional.flat_network(network_config, dataset.shape, len(dataset.classes), device)
+    network = flat.flat_network(network_config, dataset.shape, len(dataset.classes), device)
     network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
     transform = transform.fit(config.transform, dataset.train.images, dataset.fingerprint)
     return Problem(dataset, transform, network_config, network, device, config.precision)

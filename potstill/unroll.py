@@ -26,7 +26,7 @@ from potstill.data import augment
 from potstill.data.augment import Drawing
 from potstill.derivatives import Derivatives, plain
 from potstill.errors import PotstillError
-from potstill.functional import BatchLoss
+from potstill.networks.flat import BatchLoss
 
 KEEP_BYTES = 2**29  # of what is kept beside the weights, whatever the steps and the batch
 

@@ -11,7 +11,7 @@ from potstill import seeds
 from potstill.chain import Chain
 from potstill.config import Architecture
 from potstill.derivatives import plain
-from potstill.functional import label_loss, target_loss
+from potstill.networks.flat import label_loss, target_loss
 from tests.test_links import CLASSES, setting
 
 

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from potstill import engine, functional
+from potstill import engine
 from potstill.config import NetworkConfig
 from potstill.errors import PotstillError
+from potstill.networks import flat
 
 SHAPE = (3, 32, 32)
 
 
 def network(**changes):
-    return functional.flat_network(NetworkConfig(**changes), SHAPE, 10)
+    return flat.flat_network(NetworkConfig(**changes), SHAPE, 10)
 
 
 def test_multiplications_are_counted():

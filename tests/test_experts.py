@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import experts, functional, trajectories
+from potstill import experts, trajectories
 from potstill.api import exhaust
 from potstill.config import NetworkConfig
 from potstill.errors import PotstillError
+from potstill.networks import flat
 from potstill.problem import prepare
 from tests.conftest import tiny
 
@@ -26,13 +27,13 @@ def test_snapshots_differ_and_lead_to_the_last(tmp_path):
     assert store.epochs == (0, 1, 2, 3, 4)
     assert len(store) == 2
     begin, end = store.segment(0, 0, 4)
-    assert torch.equal(begin, functional.initial(config.network, problem.dataset.shape, 10, _seed(config, 0)))
+    assert torch.equal(begin, flat.initial(config.network, problem.dataset.shape, 10, _seed(config, 0)))
     assert torch.equal(end, store.last(0)[0])
     steps = [store.segment(0, t, 1) for t in range(4)]
     assert all(float((a - b).norm()) > 1e-3 for a, b in steps)
     assert all(torch.equal(steps[t][1], steps[t + 1][0]) for t in range(3))
     assert not torch.equal(store.segment(1, 0, 1)[0], begin)
-    accuracy = functional.accuracy(problem.network, end, problem.val.images, problem.val.labels)
+    accuracy = flat.accuracy(problem.network, end, problem.val.images, problem.val.labels)
     assert accuracy == pytest.approx(store.accuracies[0])
 
 
@@ -97,7 +98,7 @@ def test_running_statistics_are_stored(tmp_path):
     theta, buffers = store.last(0)
     assert len(buffers) > 0
     problem.network.set_buffers(buffers)
-    found = functional.accuracy(problem.network, theta, problem.val.images, problem.val.labels)
+    found = flat.accuracy(problem.network, theta, problem.val.images, problem.val.labels)
     assert found == pytest.approx(store.accuracies[0])
 
 

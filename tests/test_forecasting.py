@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from potstill import forecasting, functional, run
+from potstill import forecasting, run
+from potstill.networks import flat
 from tests.conftest import tiny
 
 
@@ -18,7 +19,7 @@ def test_sets_judged_are_those_of_distilling_by_every_step_size_tried():
 @pytest.mark.parametrize("steps", [4, 8])
 def test_the_memory_that_steps_keep_is_counted_up_to_what_there_is_room_for(steps, monkeypatch):
     job = run.Run(tiny(compile="yes", distil={"inner_steps": steps}), Path("."), Path("."))
-    theta = functional.initial(job.problem.network_config, job.problem.dataset.shape, 10, 0)
+    theta = flat.initial(job.problem.network_config, job.problem.dataset.shape, 10, 0)
     each = 4 * 10 * (2 * 8 * 4 * 4 + 10 + 8 * 2 * 2)  # float32, ten images: y and x of the second block, and the last
     assert forecasting._inner_step(job, theta, 10)[1] == steps * each
     monkeypatch.setattr(forecasting, "KEEP_BYTES", 6 * each)
@@ -27,7 +28,7 @@ def test_the_memory_that_steps_keep_is_counted_up_to_what_there_is_room_for(step
 
 def test_a_plain_run_keeps_nothing():
     job = run.Run(tiny(compile="no"), Path("."), Path("."))
-    theta = functional.initial(job.problem.network_config, job.problem.dataset.shape, 10, 0)
+    theta = flat.initial(job.problem.network_config, job.problem.dataset.shape, 10, 0)
     seconds, kept, how = forecasting._inner_step(job, theta, 10)
     assert (kept, how) == (0, "inner steps plain, in float32")
     assert seconds > 0
@@ -40,7 +41,7 @@ def test_polishing_costs_its_students_walk_alone_and_their_real_images(monkeypat
     without, with_it = (
         forecasting.forecast(replace(config, distil=replace(config.distil, polish=polish))) for polish in (0, 20)
     )
-    n, weights = 10, 4 * 8 * len(functional.initial(config.network, (1, 8, 8), 10, 0))
+    n, weights = 10, 4 * 8 * len(flat.initial(config.network, (1, 8, 8), 10, 0))
     first_ages, later_leads = 8 * (50 - 10) / 2, 20 * 10 / 2 / 5  # steps of all n images without an adjoint
     dearer = with_it["seconds"]["distilling"] - without["seconds"]["distilling"]
     assert dearer == pytest.approx(n * (first_ages + later_leads) + 20 * 500)

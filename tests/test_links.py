@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from potstill import functional, links
 from potstill.config import Architecture, NetworkConfig
+from potstill.networks import flat, layers
 
 SHAPE, CLASSES = (3, 32, 32), 10
 
@@ -14,9 +14,9 @@ SHAPE, CLASSES = (3, 32, 32), 10
 def setting(name, batch=2):
     """A network, its parameters, a direction, images and logits."""
     config = NetworkConfig(name, width=8)
-    network = functional.flat_network(config, SHAPE, CLASSES)
+    network = flat.flat_network(config, SHAPE, CLASSES)
     network.module.double()
-    theta = functional.initial(config, SHAPE, CLASSES, 5).double()
+    theta = flat.initial(config, SHAPE, CLASSES, 5).double()
     draws = torch.Generator().manual_seed(0)
     x, z, direction = (
         torch.randn(size, generator=draws).double() for size in ((batch, *SHAPE), (batch, CLASSES), theta.shape)
@@ -66,5 +66,5 @@ def test_layers_within_blocks_belong_to_a_tail():
     network, *_ = setting("resnet18")
     assert len(network.links) == 2
     assert [type(link.layers[-1]) for link in network.links] == [torch.nn.Conv2d, torch.nn.Linear]
-    assert links.lowered(torch.float64, torch.float32) == torch.float64
-    assert links.lowered(torch.float32, torch.bfloat16) == torch.bfloat16
+    assert layers.lowered(torch.float64, torch.float32) == torch.float64
+    assert layers.lowered(torch.float32, torch.bfloat16) == torch.bfloat16

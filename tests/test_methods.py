@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import distillation, experts, functional, seeds, trajectories
+from potstill import distillation, experts, seeds, trajectories
 from potstill.api import exhaust
 from potstill.data import augment
 from potstill.derivatives import plain
 from potstill.methods import METHODS, backprop, trajectory
+from potstill.networks import flat
 from potstill.problem import prepare
 from potstill.unroll import InnerStep, unroll
 from tests.conftest import tiny
@@ -28,7 +29,7 @@ def setting(tmp_path_factory):
 def run(setting, method, state=None):
     config, problem, store = setting
     config = replace(config, method=method)
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
     state = state or distillation.begin(config, problem, store)
     return list(distillation.iterate(config, problem, store, derivatives, state))
 
@@ -46,7 +47,7 @@ def test_contract(setting, method):
     resumed = run(setting, method, states[4][0])[-1][0]
     assert torch.equal(final.images, resumed.images)
     assert torch.equal(final.step_size, resumed.step_size)
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
 
     def loss(state):  # over the same segments, before and after
         arguments = (config, problem, store, derivatives, state.images, state.logits, state.step_size)
@@ -58,7 +59,7 @@ def test_contract(setting, method):
 def test_an_iteration_can_be_replayed_alone(setting):
     config, problem, store = setting
     state = distillation.begin(config, problem, store)
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
     arguments = (config, problem, store, derivatives, state.images, state.logits, state.step_size)
     first = trajectory.matching_loss(*arguments, 7)
     trajectory.matching_loss(*arguments, 3)
@@ -70,7 +71,7 @@ def test_an_iteration_can_be_replayed_alone(setting):
 def test_matching_loss_is_the_published_ratio(setting):
     config, problem, store = setting
     state = distillation.begin(config, problem, store)
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
     still = torch.zeros(())  # a student that does not move is as far as the expert went: the ratio is 1
     loss, _ = trajectory.matching_loss(config, problem, store, derivatives, state.images, state.logits, still, 0)
     assert float(loss) == pytest.approx(1.0)
@@ -130,12 +131,12 @@ def test_random_start_ignores_the_experts_judgement(setting):
 def test_a_mirrored_set_is_matched_to_the_experts_mirror_image(setting):
     """Steps on mirrored images from θ end where the mirror of θ ends on the images themselves, in the mirror."""
     _, problem, _ = setting
-    network = functional.flat_network(problem.network_config, problem.dataset.shape, 10)
+    network = flat.flat_network(problem.network_config, problem.dataset.shape, 10)
     network.module.double()
     draws = seeds.generator(0, "mirror")
     images = torch.randn(6, *problem.dataset.shape, generator=draws).double()
     logits = torch.randn(6, 10, generator=draws).double()
-    theta = functional.initial(problem.network_config, problem.dataset.shape, 10, 1).double()
+    theta = flat.initial(problem.network_config, problem.dataset.shape, 10, 1).double()
     steps = [InnerStep(torch.arange(6), augment.draw((), 6, problem.dataset.shape[1:], draws)) for _ in range(5)]
 
     def mirrored(theta):
@@ -144,7 +145,7 @@ def test_a_mirrored_set_is_matched_to_the_experts_mirror_image(setting):
         return network.flatten({name: turned.get(part.ndim, torch.clone)(part) for name, part in parts.items()})
 
     def ended(theta, images):
-        return unroll(theta, images, logits, torch.tensor(0.3).double(), steps, functional.label_loss(network))
+        return unroll(theta, images, logits, torch.tensor(0.3).double(), steps, flat.label_loss(network))
 
     there, here = ended(theta, images.flip(3)), mirrored(ended(mirrored(theta), images))
     assert float((there - here).norm() / (there - theta).norm()) < 1e-12
@@ -153,7 +154,7 @@ def test_a_mirrored_set_is_matched_to_the_experts_mirror_image(setting):
 def test_mirror_turns_the_set_in_some_iterations_and_changes_nothing_else(setting):
     config, problem, store = setting
     state = distillation.begin(config, problem, store)
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
 
     def losses(images, mirror):
         changed = replace(config, distil=replace(config.distil, mirror=mirror))
@@ -171,7 +172,7 @@ def polishing(setting, **distil):
     config, problem, store = setting
     config = replace(config, distil=replace(config.distil, polish=config.distil.iterations, horizon=40, **distil))
     state = distillation.begin(config, problem, store)
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
     return config, (problem, derivatives, state.images, state.logits, state.step_size)
 
 
@@ -182,7 +183,7 @@ def test_a_student_that_does_not_move_explains_as_much_as_guessing(setting):
         loss, _, after = backprop.real_loss(config, problem, derivatives, images, logits, still, k, students)
         assert float(loss) == pytest.approx(1.0, abs=0.05)
         seed = seeds.derive(config.seed, "student network", k)
-        assert torch.equal(after.thetas[k], functional.initial(problem.network_config, problem.dataset.shape, 10, seed))
+        assert torch.equal(after.thetas[k], flat.initial(problem.network_config, problem.dataset.shape, 10, seed))
 
 
 @pytest.mark.parametrize("horizon", [10, 11, 15, 19, 40, 67])
@@ -233,8 +234,8 @@ def test_a_student_is_the_network_that_plain_training_gives(setting):
         for step in trajectory.draw_steps(config, problem, len(images), draws, count)
     ]  # fmt: skip
     seed = seeds.derive(config.seed, "student network", k)
-    theta = functional.initial(problem.network_config, problem.dataset.shape, 10, seed)
-    loss = functional.label_loss(problem.network)
+    theta = flat.initial(problem.network_config, problem.dataset.shape, 10, seed)
+    loss = flat.label_loss(problem.network)
     expected = unroll(theta, images, logits, step_size, steps, loss, adjoint="direct").detach()
     assert drawn["age"] == len(steps)
     assert torch.allclose(after.thetas[k], expected, atol=1e-5)
@@ -266,7 +267,7 @@ def doubled(problem):
     """The same in float64."""
     double = replace(
         problem,
-        network=functional.flat_network(problem.network_config, problem.dataset.shape, 10, precision=torch.float64),
+        network=flat.flat_network(problem.network_config, problem.dataset.shape, 10, precision=torch.float64),
     )
     double.__dict__["train"] = replace(problem.train, images=problem.train.images.double())
     return double
@@ -276,7 +277,7 @@ def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeyp
     """Float64, against the graph of all steps of the window and of all real images."""
     config, (problem, _, *learned) = polishing(setting)
     problem, students = doubled(problem), backprop.enrol(config, problem)
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
 
     def gradients(k, students):
         leaves = [tensor.detach().double().requires_grad_() for tensor in learned]
@@ -288,7 +289,7 @@ def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeyp
     monkeypatch.setattr(backprop, "unroll", lambda *given, **_: unroll(*given, adjoint="direct"))
     monkeypatch.setattr(
         backprop, "mean_loss",
-        lambda network, theta, x, t: functional.soft_cross_entropy(network(theta, x), t) / len(x),
+        lambda network, theta, x, t: flat.soft_cross_entropy(network(theta, x), t) / len(x),
     )  # fmt: skip
     for ours, oracle in zip(swept, gradients(3, students)[0], strict=True):
         assert torch.allclose(ours, oracle, rtol=1e-8, atol=1e-12)
@@ -296,9 +297,9 @@ def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeyp
 
 def test_the_mean_loss_in_parts_is_that_of_all_images(setting):
     problem = doubled(setting[1])
-    theta = functional.initial(problem.network_config, problem.dataset.shape, 10, 1).double().requires_grad_()
+    theta = flat.initial(problem.network_config, problem.dataset.shape, 10, 1).double().requires_grad_()
     images, targets = problem.train.images[:23], torch.eye(10).double()[problem.train.labels[:23]]
-    whole = functional.soft_cross_entropy(problem.network(theta, images), targets) / 23
+    whole = flat.soft_cross_entropy(problem.network(theta, images), targets) / 23
     parts = backprop.mean_loss(problem.network, theta, images, targets, part=5)
     assert float(parts.detach()) == pytest.approx(float(whole.detach()), rel=1e-12)
     (ours,), (oracle,) = (torch.autograd.grad(3 * loss, theta) for loss in (parts, whole))
@@ -323,7 +324,7 @@ def test_polishing_lowers_the_loss_of_real_images(setting):
 def test_polishing_follows_matching_and_forgets_its_momentum(setting):
     config, problem, store = setting
     config = replace(config, distil=replace(config.distil, iterations=5, polish=2, polish_rates=0.0))
-    derivatives = plain(functional.label_loss(problem.network))
+    derivatives = plain(flat.label_loss(problem.network))
     states = list(distillation.iterate(config, problem, store, derivatives, distillation.begin(config, problem, store)))
     assert ["age" in metrics for _, metrics in states] == [False, False, False, True, True]
     assert torch.equal(states[2][0].images, states[4][0].images)  # rates of nothing
@@ -351,8 +352,8 @@ def test_polishing_resumes_with_its_students(setting, tmp_path):
 def test_with_batch_norm_the_real_images_are_not_taken_apart(setting):
     _, problem, _ = setting
     config = replace(problem.network_config, norm="batch")
-    network = functional.flat_network(config, problem.dataset.shape, 10)
-    theta = functional.initial(config, problem.dataset.shape, 10, 1)
+    network = flat.flat_network(config, problem.dataset.shape, 10)
+    theta = flat.initial(config, problem.dataset.shape, 10, 1)
     images, targets = problem.train.images[:23], torch.eye(10)[problem.train.labels[:23]]
-    whole = functional.soft_cross_entropy(network(theta, images), targets) / 23
+    whole = flat.soft_cross_entropy(network(theta, images), targets) / 23
     assert float(backprop.mean_loss(network, theta, images, targets, part=5)) == pytest.approx(float(whole), rel=1e-5)

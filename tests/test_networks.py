@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from potstill import functional, networks, seeds
+from potstill import seeds
 from potstill.config import Architecture, NetworkConfig
 from potstill.errors import PotstillError
+from potstill.networks import architectures, flat
 
 ALL = Architecture.__args__
 
@@ -14,15 +15,15 @@ ALL = Architecture.__args__
     ((3, 32, 32), 10, 3, 320_010), ((3, 32, 32), 100, 3, 504_420), ((3, 64, 64), 200, 4, 857_160),
 ])  # fmt: skip
 def test_convnet_has_the_published_number_of_weights(shape, classes, depth, count):
-    assert len(functional.initial(NetworkConfig(depth=depth), shape, classes, 0)) == count
-    assert len(functional.initial(NetworkConfig(), shape, classes, 0)) == count  # the depth follows from the size
+    assert len(flat.initial(NetworkConfig(depth=depth), shape, classes, 0)) == count
+    assert len(flat.initial(NetworkConfig(), shape, classes, 0)) == count  # the depth follows from the size
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 33, 20)])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_every_network_takes_every_shape_and_trains(name, shape, norm):
-    network = networks.build(NetworkConfig(name=name, width=16, norm=norm), shape, 7)
+    network = architectures.build(NetworkConfig(name=name, width=16, norm=norm), shape, 7)
     outputs = network(torch.randn(4, *shape))
     assert outputs.shape == (4, 7)
     outputs.square().sum().backward()
@@ -32,19 +33,19 @@ def test_every_network_takes_every_shape_and_trains(name, shape, norm):
 @pytest.mark.parametrize("pooling", ["avg", "max", "none"])
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
 def test_convnet_family(pooling, norm):
-    network = networks.build(NetworkConfig(width=8, depth=2, norm=norm, pooling=pooling), (3, 16, 16), 5)
+    network = architectures.build(NetworkConfig(width=8, depth=2, norm=norm, pooling=pooling), (3, 16, 16), 5)
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 5)
 
 
 def test_instance_norm_normalises_each_channel_of_each_image():
-    layer = networks._norm("instance", 6)
+    layer = architectures._norm("instance", 6)
     x = torch.randn(3, 6, 5, 5)
     expected = torch.nn.InstanceNorm2d(6, affine=True)(x)
     assert torch.allclose(layer(x), expected, atol=1e-5)
 
 
 def test_the_norm_that_is_compiled_is_the_obvious_one_off_centre_too():
-    norm, draws = networks.InstanceNorm(4, 4), seeds.generator(0, "test")
+    norm, draws = architectures.InstanceNorm(4, 4), seeds.generator(0, "test")
     for parameter in norm.parameters():
         torch.nn.init.normal_(parameter, generator=draws)
     means = 10 * torch.arange(4)[:, None, None] / 3  # of 0 to 10 deviations
@@ -57,9 +58,9 @@ def test_the_norm_that_is_compiled_is_the_obvious_one_off_centre_too():
 
 def test_too_deep_a_network_is_refused_with_a_remedy():
     with pytest.raises(PotstillError, match="lower --network.depth"):
-        networks.build(NetworkConfig(depth=5), (1, 8, 8), 10)
+        architectures.build(NetworkConfig(depth=5), (1, 8, 8), 10)
 
 
 @pytest.mark.parametrize(("size", "depth"), [(8, 2), (28, 3), (32, 3), (64, 4), (128, 5)])
 def test_depth_follows_the_size(size, depth):
-    assert networks.depth_for(size, size) == depth
+    assert architectures.depth_for(size, size) == depth

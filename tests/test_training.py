@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from potstill import engine, functional, seeds, training
+from potstill import engine, seeds, training
 from potstill.config import NetworkConfig
-from potstill.functional import target_loss
+from potstill.networks import flat
+from potstill.networks.flat import target_loss
 from potstill.training import Recipe, one_hot, sgd
 from tests.conftest import needs_compiler
 
@@ -15,9 +16,9 @@ CONFIG, SHAPE = NetworkConfig(width=6, depth=2), (1, 8, 8)
 @pytest.fixture
 def problem():
     draws = seeds.generator(0, "data")
-    network = functional.flat_network(CONFIG, SHAPE, 4)
+    network = flat.flat_network(CONFIG, SHAPE, 4)
     images, labels = torch.randn(20, *SHAPE, generator=draws), torch.randint(4, (20,), generator=draws)
-    return network, functional.initial(CONFIG, SHAPE, 4, 0), images, one_hot(labels, 4), labels
+    return network, flat.initial(CONFIG, SHAPE, 4, 0), images, one_hot(labels, 4), labels
 
 
 def gradient_of(network):
@@ -28,7 +29,7 @@ def test_equals_torch_optim(problem):
     network, theta, images, targets, labels = problem
     recipe = Recipe(6, 8, 0.1, momentum=0.9, weight_decay=5e-3, decay_after=4)
     *_, found = sgd(gradient_of(network), theta, images, targets, recipe, seed=3)
-    module = functional.flat_network(CONFIG, SHAPE, 4).module.requires_grad_()
+    module = flat.flat_network(CONFIG, SHAPE, 4).module.requires_grad_()
     with torch.no_grad():
         for parameter, value in zip(module.parameters(), network.unflatten(theta).values(), strict=True):
             parameter.copy_(value)
@@ -79,9 +80,9 @@ def test_flat_gradient_is_the_published_formula(problem):
 @needs_compiler
 def test_compiled_training_gradient_equals_the_obvious_one():
     config = NetworkConfig(width=128, depth=2)
-    network = functional.flat_network(config, (3, 32, 32), 4)
+    network = flat.flat_network(config, (3, 32, 32), 4)
     network.module.double()
-    theta = functional.initial(config, (3, 32, 32), 4, 0).double()
+    theta = flat.initial(config, (3, 32, 32), 4, 0).double()
     images = torch.randn(40, 3, 32, 32, generator=seeds.generator(0, "x")).double()
     targets = one_hot(torch.arange(40) % 4, 4).double()
     assert engine.multiplications(network, (3, 32, 32)) > engine.LARGE

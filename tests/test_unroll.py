@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import functional, seeds
+from potstill import seeds
 from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
 from potstill.derivatives import compiled
 from potstill.errors import PotstillError
-from potstill.functional import label_loss, soft_cross_entropy
+from potstill.networks import flat
+from potstill.networks.flat import label_loss, soft_cross_entropy
 from potstill.unroll import InnerStep, _Sweep, unroll
 
 SHAPE, CLASSES, N = (3, 8, 8), 5, 6
@@ -24,10 +25,10 @@ class Setting:
 
     def __init__(self, norm="instance", steps=8, dtype=torch.float64, alpha=0.3, batch=4):
         config = NetworkConfig(width=4, depth=2, norm=norm)
-        self.network = functional.flat_network(config, SHAPE, CLASSES)
+        self.network = flat.flat_network(config, SHAPE, CLASSES)
         self.network.module.to(dtype)
         draws = seeds.generator(3, "test")
-        self.theta = functional.initial(config, SHAPE, CLASSES, 1).to(dtype)
+        self.theta = flat.initial(config, SHAPE, CLASSES, 1).to(dtype)
         self.target = self.theta + 0.05 * torch.randn(len(self.theta), generator=draws).to(dtype)
         self.images = torch.randn(N, *SHAPE, generator=draws).to(dtype).requires_grad_()
         self.logits = torch.randn(N, CLASSES, generator=draws).to(dtype).requires_grad_()
@@ -204,8 +205,8 @@ def test_low_precision_stays_near_float32(precision):
 def test_bfloat16_keeps_the_direction_over_forty_steps_of_the_published_setting():
     """Ten images, depth 3, DSA, forty steps: the cosine to the float32 gradient that the design promises."""
     config, shape = NetworkConfig(width=64, depth=3), (3, 32, 32)
-    full = functional.flat_network(config, shape, 10)
-    theta = functional.initial(config, shape, 10, 0)
+    full = flat.flat_network(config, shape, 10)
+    theta = flat.initial(config, shape, 10, 0)
     draws = seeds.generator(0, "test")
 
     def drawn(steps, batch):
@@ -237,8 +238,8 @@ from potstill.config import NetworkConfig
 from potstill.unroll import InnerStep, _Sweep, unroll
 steps = int(sys.argv[1])
 config = NetworkConfig(width=32, depth=3)
-network = functional.flat_network(config, (3, 32, 32), 10)
-theta = functional.initial(config, (3, 32, 32), 10, 0)
+network = flat.flat_network(config, (3, 32, 32), 10)
+theta = flat.initial(config, (3, 32, 32), 10, 0)
 images, logits = torch.randn(50, 3, 32, 32, requires_grad=True), torch.randn(50, 10, requires_grad=True)
 alpha = torch.tensor(0.01, requires_grad=True)
 drawn = [InnerStep(torch.arange(50), augment.Drawing(None, torch.zeros(50, 0)))] * steps
@@ -246,7 +247,7 @@ def resident():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = resident()
 for _ in range(2):
-    end = unroll(theta, images, logits, alpha, drawn, functional.label_loss(network), micro_batch=25)
+    end = unroll(theta, images, logits, alpha, drawn, flat.label_loss(network), micro_batch=25)
     torch.autograd.grad(end.square().sum(), (images, logits, alpha))
 print(resident() - before, len(theta) * 4)
 """

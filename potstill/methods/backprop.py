@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import functional, seeds
+from potstill import seeds
 from potstill.config import Config
 from potstill.derivatives import Derivatives
-from potstill.functional import FlatNetwork
 from potstill.methods.trajectory import draw_steps
+from potstill.networks import flat
+from potstill.networks.flat import FlatNetwork
 from potstill.problem import Problem
 from potstill.training import one_hot
 from potstill.unroll import Adjoint, unroll
@@ -72,14 +73,14 @@ def real_loss(
     def walk(theta: Tensor, steps: int, adjoint: Adjoint = "exact") -> Tensor:
         return unroll(
             theta, images, logits, step_size, draw_steps(config, problem, len(images), draws, steps),
-            functional.label_loss(problem.network), adjoint=adjoint, derivatives=derivatives,
+            flat.label_loss(problem.network), adjoint=adjoint, derivatives=derivatives,
             micro_batch=config.distil.micro_batch,
         )  # fmt: skip
 
     theta, age = students.thetas[number], int(students.ages[number])
     if age == 0:
         seed = seeds.derive(config.seed, "student network", iteration)
-        theta = functional.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
+        theta = flat.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
         theta = theta.to(images)
         lead = int(students.leads[number])
         age = lead + int(torch.randint(min(window, horizon - window - lead + 1), (), generator=draws))
@@ -111,7 +112,7 @@ def mean_loss(network: FlatNetwork, theta: Tensor, images: Tensor, targets: Tens
     size = len(images) if network.batch_coupled else part
     for x, t in zip(images.split(size), targets.split(size), strict=True):
         with torch.enable_grad():
-            loss = functional.soft_cross_entropy(network(here, x), t) / len(images)
+            loss = flat.soft_cross_entropy(network(here, x), t) / len(images)
         slope += torch.autograd.grad(loss, here)[0]
         value += loss.detach()
     return value + slope @ (theta - theta.detach())

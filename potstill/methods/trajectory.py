@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill import functional, seeds, window
+from potstill import seeds, window
 from potstill.config import Config
 from potstill.data import augment
 from potstill.derivatives import Derivatives
+from potstill.networks import flat
 from potstill.problem import Problem
 from potstill.training import one_hot
 from potstill.trajectories import Trajectories
@@ -42,7 +43,7 @@ def matching_loss(
     if config.distil.mirror and bool(torch.randint(2, (), generator=draws)):
         images = images.flip(3)
     theta = unroll(
-        begin, images, logits, step_size, steps, functional.label_loss(problem.network),
+        begin, images, logits, step_size, steps, flat.label_loss(problem.network),
         adjoint=config.distil.adjoint, derivatives=derivatives, micro_batch=config.distil.micro_batch,
     )  # fmt: skip
     loss = (theta - end).square().sum() / (begin - end).square().sum()
@@ -110,4 +111,4 @@ def expert_logits(problem: Problem, experts: Trajectories, number: int, images: 
     theta, buffers = experts.last(number)
     if len(buffers):
         problem.network.set_buffers(buffers)
-    return functional.predict(problem.network, theta.to(problem.device), images)
+    return flat.predict(problem.network, theta.to(problem.device), images)

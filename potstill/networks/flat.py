@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from potstill import networks
 from potstill.config import NetworkConfig
-from potstill.links import Link, Parameters, links_of, lowered
+from potstill.networks import architectures
+from potstill.networks.layers import Link, Parameters, links_of, lowered
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,20 @@ class FlatNetwork:
 
 
 def flat_network(
-    config: NetworkConfig, shape: networks.Shape, classes: int, device: torch.device | str = "cpu",
+    config: NetworkConfig, shape: architectures.Shape, classes: int, device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
 ) -> FlatNetwork:  # fmt: skip
     """The network of a configuration as a function of a flat vector."""
     with torch.random.fork_rng(devices=[]):
-        module = networks.build(config, shape, classes)
+        module = architectures.build(config, shape, classes)
     return FlatNetwork(module.requires_grad_(False).to(device), precision)
 
 
-def initial(config: NetworkConfig, shape: networks.Shape, classes: int, seed: int) -> Tensor:
+def initial(config: NetworkConfig, shape: architectures.Shape, classes: int, seed: int) -> Tensor:
     """Fresh parameters (P,) on the CPU: PyTorch's default initialisation under ``seed``, and no other state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = networks.build(config, shape, classes)
+        module = architectures.build(config, shape, classes)
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 
 

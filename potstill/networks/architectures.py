@@ -19,7 +19,7 @@ Shape = tuple[int, int, int]  # channels, height, width
 def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """A fresh network for images of ``shape`` (C, H, W), with PyTorch's initialisation of each layer.
 
-    The caller owns the global random state; see :func:`potstill.functional.initial` for a seeded one.
+    The caller owns the global random state; see :func:`potstill.networks.flat.initial` for a seeded one.
 
     Raises:
         PotstillError: the network is too deep for images of this size.
