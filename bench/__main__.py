@@ -24,9 +24,10 @@ import torch
 from bench import cases
 from bench.cases import CUDA, FULL, SMALL, Bench
 from bench.limits import limits
-from potstill import engine, files
+from potstill import files
+from potstill.adjoint import engine
+from potstill.adjoint.unroll import KEEP_BYTES
 from potstill.machine import commit, environment, peak_memory, wait
-from potstill.unroll import KEEP_BYTES
 
 GROWTH = [(steps, batch, width) for width in (64, 128) for batch in (10, 100, 1000) for steps in (10, 40, 100)]
 

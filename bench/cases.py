@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import engine, seeds
+from potstill import seeds
+from potstill.adjoint import engine
+from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
 from potstill.networks import flat
 from potstill.networks.flat import FlatNetwork, label_loss, target_loss
 from potstill.training import Recipe, flat, run_to_end, sgd
-from potstill.unroll import InnerStep, unroll
 
 SHAPE, CLASSES = (3, 32, 32), 10
 LONG = 1e9  # images of a job long enough to repay compiling

@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.cases import CLASSES, LONG, SHAPE, Bench
-from potstill import engine
-from potstill.derivatives import Derivatives, plain
+from potstill.adjoint import engine
+from potstill.adjoint.derivatives import Derivatives, plain
 from potstill.machine import timed
 from potstill.networks.flat import label_loss
 

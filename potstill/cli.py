@@ -11,8 +11,9 @@ import torch
 import tyro
 from rich.table import Table
 
-from potstill import api, difficulty, engine, exploring, files, forecasting, lossless, report
+from potstill import api, difficulty, exploring, files, forecasting, lossless, report
 from potstill import run as stages
+from potstill.adjoint import engine
 from potstill.commands import (
     COMMANDS,
     Ablations,

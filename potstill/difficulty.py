@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from potstill import distillation, evaluation, files, seeds
+from potstill.adjoint.derivatives import Derivatives
+from potstill.adjoint.unroll import unroll
 from potstill.config import MEASURED, Config, DistilConfig, WindowConfig
-from potstill.derivatives import Derivatives
 from potstill.distillation import State
 from potstill.errors import Diverged
 from potstill.evaluation import Event, Judge
@@ -30,7 +31,6 @@ from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
 from potstill.problem import Problem
 from potstill.trajectories import Trajectories
-from potstill.unroll import unroll
 
 FILE = "difficulty.json"
 STARTS = 8  # start epochs that are surveyed, evenly spaced

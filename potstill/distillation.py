@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from potstill import files
+from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Config
-from potstill.derivatives import Derivatives
 from potstill.errors import Diverged
 from potstill.methods import METHODS, backprop
 from potstill.methods.backprop import Students

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from potstill import engine, files, seeds
+from potstill import files, seeds
+from potstill.adjoint import engine
+from potstill.adjoint.engine import Compile, choose_precision
 from potstill.config import EvaluationConfig, NetworkConfig, Operation
 from potstill.data.dataset import cache_folder
 from potstill.data.distilled import Distilled
-from potstill.engine import Compile, choose_precision
 from potstill.errors import PotstillError
 from potstill.networks import flat
 from potstill.networks.architectures import depth_for

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from potstill import engine, files, trajectories, window
+from potstill import files, trajectories, window
+from potstill.adjoint import engine
 from potstill.config import Config
 from potstill.errors import PotstillError
 from potstill.networks import flat

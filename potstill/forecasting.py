@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 
-from potstill import difficulty, engine, evaluation, experts, machine, run, seeds, window
-from potstill.chain import bytes_of
+from potstill import difficulty, evaluation, experts, machine, run, seeds, window
+from potstill.adjoint import engine
+from potstill.adjoint.chain import bytes_of
+from potstill.adjoint.unroll import KEEP_BYTES, unroll
 from potstill.config import Config
 from potstill.machine import timed
 from potstill.methods import backprop
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
 from potstill.training import Recipe, one_hot, run_to_end, sgd
-from potstill.unroll import KEEP_BYTES, unroll
 
 INNER_STEPS = 2  # timed ones
 

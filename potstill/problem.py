@@ -6,11 +6,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from potstill.adjoint.engine import choose_precision
 from potstill.config import Config, NetworkConfig
 from potstill.data import dataset, transform
 from potstill.data.dataset import Dataset, Split
 from potstill.data.transform import Transform
-from potstill.engine import choose_precision
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
 from potstill.networks.flat import FlatNetwork

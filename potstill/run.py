@@ -26,11 +26,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from potstill import difficulty, distillation, engine, evaluation, experts, files, patterns, trajectories, window
+from potstill import difficulty, distillation, evaluation, experts, files, patterns, trajectories, window
+from potstill.adjoint import engine
+from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Config, as_dict
 from potstill.data.distilled import FILE, Distilled
 from potstill.data.distilled import load as load_distilled
-from potstill.derivatives import Derivatives
 from potstill.distillation import State
 from potstill.errors import PotstillError
 from potstill.evaluation import PROTOCOLS, Event, Judge

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from potstill import seeds
+from potstill.adjoint.engine import Gradient
 from potstill.config import Operation
 from potstill.data import augment
-from potstill.engine import Gradient
 
 
 @dataclass(frozen=True)

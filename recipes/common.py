@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill import api, engine, files
+from potstill import api, files
 from potstill import run as stages
+from potstill.adjoint import engine
 from potstill.config import PRESETS, Config, EvaluationConfig, WindowConfig
 from potstill.data.distilled import FILE, load
 from potstill.errors import PotstillError

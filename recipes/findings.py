@@ -24,7 +24,8 @@ from typing import Any, get_args
 import numpy as np
 from common import RECORDS, ending, heed_signals, teller
 
-from potstill import api, atlas, engine, exploring, files, lossless
+from potstill import api, atlas, exploring, files, lossless
+from potstill.adjoint import engine
 from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
 from potstill.exploring import Part
 from potstill.machine import commit

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import cases, limits
-from potstill import engine
+from potstill.adjoint import engine
 
 BENCH = cases.Bench(torch.device("cpu"), precision="float32")
 

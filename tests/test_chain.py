@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from potstill import seeds
-from potstill.chain import Chain
+from potstill.adjoint.chain import Chain
+from potstill.adjoint.derivatives import plain
 from potstill.config import Architecture
-from potstill.derivatives import plain
 from potstill.networks.flat import label_loss, target_loss
 from tests.test_links import CLASSES, setting
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from potstill.derivatives import compiled, plain
+from potstill.adjoint.derivatives import compiled, plain
 from potstill.networks.flat import label_loss
 from tests.conftest import needs_compiler
 from tests.test_unroll import Setting, relative

@@ -181,7 +181,7 @@ def test_scale_free_rates_move_by_the_same_part(finished, scale):
 
 
 def difficulty_derivatives(run):
-    from potstill.derivatives import plain
+    from potstill.adjoint.derivatives import plain
     from potstill.networks.flat import label_loss
 
     return plain(label_loss(run.problem.network))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from potstill import engine
+from potstill.adjoint import engine
 from potstill.config import NetworkConfig
 from potstill.errors import PotstillError
 from potstill.networks import flat

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from potstill import distillation, experts, seeds, trajectories
+from potstill.adjoint.derivatives import plain
+from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.api import exhaust
 from potstill.data import augment
-from potstill.derivatives import plain
 from potstill.methods import METHODS, backprop, trajectory
 from potstill.networks import flat
 from potstill.problem import prepare
-from potstill.unroll import InnerStep, unroll
 from tests.conftest import tiny
 
 

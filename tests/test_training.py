@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from potstill import engine, seeds, training
+from potstill import seeds, training
+from potstill.adjoint import engine
 from potstill.config import NetworkConfig
 from potstill.networks import flat
 from potstill.networks.flat import target_loss

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from potstill import seeds
+from potstill.adjoint.derivatives import compiled
+from potstill.adjoint.unroll import InnerStep, _Sweep, unroll
 from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
-from potstill.derivatives import compiled
 from potstill.errors import PotstillError
 from potstill.networks import flat
 from potstill.networks.flat import label_loss, soft_cross_entropy
-from potstill.unroll import InnerStep, _Sweep, unroll
 
 SHAPE, CLASSES, N = (3, 8, 8), 5, 6
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from potstill import seeds
+from potstill.adjoint.derivatives import Derivatives
+from potstill.adjoint.unroll import Adjoint, unroll
 from potstill.config import Config
-from potstill.derivatives import Derivatives
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
 from potstill.networks.flat import FlatNetwork
 from potstill.problem import Problem
 from potstill.training import one_hot
-from potstill.unroll import Adjoint, unroll
 
 REAL_BATCH = 500  # real images a loss
 PART = 100  # of them whose graph is held at once

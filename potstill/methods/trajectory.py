@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill import seeds, window
+from potstill.adjoint.derivatives import Derivatives
+from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.config import Config
 from potstill.data import augment
-from potstill.derivatives import Derivatives
 from potstill.networks import flat
 from potstill.problem import Problem
 from potstill.training import one_hot
 from potstill.trajectories import Trajectories
-from potstill.unroll import InnerStep, unroll
 
 CERTAIN = 20.0  # the logit of a hard label, whose softmax is 1 to eight digits
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.chain import Chain, Kept
+from potstill.adjoint.chain import Chain, Kept
 from potstill.errors import PotstillError
 from potstill.networks.flat import BatchLoss
 from potstill.networks.layers import Parameters
@@ -61,7 +61,7 @@ def plain(loss: BatchLoss) -> Derivatives:
 
 
 def compiled(loss: BatchLoss) -> Derivatives:
-    """Reverse over forward along the network's links (:class:`potstill.chain.Chain`), fused by the compiler.
+    """Reverse over forward along the network's links (:class:`potstill.adjoint.chain.Chain`), fused by the compiler.
 
     Parameters go in and come out by name: to gather them in one vector is work the compiler does badly.  The first call
     of each derivative with each batch size compiles for about half a minute, the directional one with and without what

@@ -21,10 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from potstill.chain import Kept, bytes_of
+from potstill.adjoint.chain import Kept, bytes_of
+from potstill.adjoint.derivatives import Derivatives, plain
 from potstill.data import augment
 from potstill.data.augment import Drawing
-from potstill.derivatives import Derivatives, plain
 from potstill.errors import PotstillError
 from potstill.networks.flat import BatchLoss
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from potstill.derivatives import Derivatives, compiled, plain
+from potstill.adjoint.derivatives import Derivatives, compiled, plain
 from potstill.errors import PotstillError
 from potstill.networks.flat import BatchLoss, FlatNetwork, label_loss, target_loss
 

@@ -1,0 +1,1 @@
+"""Exact gradients of training in constant memory."""
