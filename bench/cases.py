@@ -18,7 +18,7 @@ from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
 from potstill.networks import flat
 from potstill.networks.flat import FlatNetwork, label_loss, target_loss
-from potstill.training import Recipe, flat, run_to_end, sgd
+from potstill.training.sgd import Recipe, flat, run_to_end, sgd
 
 SHAPE, CLASSES = (3, 32, 32), 10
 LONG = 1e9  # images of a job long enough to repay compiling

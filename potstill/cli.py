@@ -47,7 +47,7 @@ from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation import Judge, judge, protocol_of
 from potstill.exploring import Part
-from potstill.problem import prepare
+from potstill.training.problem import prepare
 
 
 def main(arguments: list[str] | None = None) -> int:

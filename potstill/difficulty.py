@@ -29,8 +29,8 @@ from potstill.errors import Diverged
 from potstill.evaluation import Event, Judge
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
-from potstill.problem import Problem
-from potstill.trajectories import Trajectories
+from potstill.training.problem import Problem
+from potstill.training.trajectories import Trajectories
 
 FILE = "difficulty.json"
 STARTS = 8  # start epochs that are surveyed, evenly spaced

@@ -16,8 +16,8 @@ from potstill.config import Config
 from potstill.errors import Diverged
 from potstill.methods import METHODS, backprop
 from potstill.methods.backprop import Students
-from potstill.problem import Problem
-from potstill.trajectories import Trajectories
+from potstill.training.problem import Problem
+from potstill.training.trajectories import Trajectories
 
 KIND = "checkpoint"
 MOMENTUM_IMAGES, MOMENTUM_LOGITS, MOMENTUM_STEP_SIZE = 0.5, 0.9, 0.5  # published

@@ -24,8 +24,8 @@ from potstill.errors import PotstillError
 from potstill.networks import flat
 from potstill.networks.architectures import depth_for
 from potstill.networks.flat import FlatNetwork
-from potstill.problem import Problem, Whitened, choose_device
-from potstill.training import Recipe, one_hot, run_to_end, sgd
+from potstill.training.problem import Problem, Whitened, choose_device
+from potstill.training.sgd import Recipe, one_hot, run_to_end, sgd
 
 Event = dict[str, Any]
 NUMERICS = 4  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from potstill import difficulty, evaluation, experts, machine, run, seeds, window
+from potstill import difficulty, evaluation, machine, run, seeds, window
 from potstill.adjoint import engine
 from potstill.adjoint.chain import bytes_of
 from potstill.adjoint.unroll import KEEP_BYTES, unroll
@@ -15,7 +15,8 @@ from potstill.machine import timed
 from potstill.methods import backprop
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
-from potstill.training import Recipe, one_hot, run_to_end, sgd
+from potstill.training import experts
+from potstill.training.sgd import Recipe, one_hot, run_to_end, sgd
 
 INNER_STEPS = 2  # timed ones
 

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from potstill import files, patterns, trajectories
+from potstill import files, patterns
 from potstill.data.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
 from potstill.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
 from potstill.patterns import Snapshot
 from potstill.run import read_metrics
+from potstill.training import trajectories
 
 MOST_IMAGES = 10  # of each class that are drawn with their labels
 MOST_NAMES = 20  # classes that are named at an axis

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from potstill import difficulty, distillation, evaluation, experts, files, patterns, trajectories, window
+from potstill import difficulty, distillation, evaluation, files, patterns, window
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Config, as_dict
@@ -37,8 +37,9 @@ from potstill.errors import PotstillError
 from potstill.evaluation import PROTOCOLS, Event, Judge
 from potstill.machine import environment, peak_memory
 from potstill.methods import trajectory
-from potstill.problem import Problem, prepare
-from potstill.trajectories import Trajectories
+from potstill.training import experts, trajectories
+from potstill.training.problem import Problem, prepare
+from potstill.training.trajectories import Trajectories
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from potstill.config import EvaluationConfig, NetworkConfig
 from potstill.data import dataset
 from potstill.errors import PotstillError
 from potstill.evaluation import PROTOCOLS, interval
-from potstill.problem import prepare
+from potstill.training.problem import prepare
 from tests.conftest import tiny
 from tests.test_distilled import distilled  # noqa: F401  (a fixture)
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import distillation, experts, seeds, trajectories
+from potstill import distillation, seeds
 from potstill.adjoint.derivatives import plain
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.api import exhaust
 from potstill.data import augment
 from potstill.methods import METHODS, backprop, trajectory
 from potstill.networks import flat
-from potstill.problem import prepare
+from potstill.training import experts, trajectories
+from potstill.training.problem import prepare
 from tests.conftest import tiny
 
 

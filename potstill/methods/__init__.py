@@ -8,8 +8,8 @@ from torch import Tensor
 
 from potstill.config import Config
 from potstill.methods import trajectory
-from potstill.problem import Problem
-from potstill.trajectories import Trajectories
+from potstill.training.problem import Problem
+from potstill.training.trajectories import Trajectories
 
 Start = Callable[[Config, Problem, Trajectories], tuple[Tensor, Tensor, Tensor]]
 """→ images (n, C, H, W) whitened, logits (n, K), labels (n,)"""

@@ -19,8 +19,8 @@ from potstill.config import Config
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
 from potstill.networks.flat import FlatNetwork
-from potstill.problem import Problem
-from potstill.training import one_hot
+from potstill.training.problem import Problem
+from potstill.training.sgd import one_hot
 
 REAL_BATCH = 500  # real images a loss
 PART = 100  # of them whose graph is held at once

@@ -16,9 +16,9 @@ from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.config import Config
 from potstill.data import augment
 from potstill.networks import flat
-from potstill.problem import Problem
-from potstill.training import one_hot
-from potstill.trajectories import Trajectories
+from potstill.training.problem import Problem
+from potstill.training.sgd import one_hot
+from potstill.training.trajectories import Trajectories
 
 CERTAIN = 20.0  # the logit of a hard label, whose softmax is 1 to eight digits
 

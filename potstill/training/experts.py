@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from potstill import files, trajectories, window
+from potstill import files, window
 from potstill.adjoint import engine
 from potstill.config import Config
 from potstill.errors import PotstillError
 from potstill.networks import flat
-from potstill.problem import Problem
 from potstill.seeds import derive
-from potstill.training import Recipe, one_hot, sgd
-from potstill.trajectories import Trajectories, expert_path, partial_path
+from potstill.training import trajectories
+from potstill.training.problem import Problem
+from potstill.training.sgd import Recipe, one_hot, sgd
+from potstill.training.trajectories import Trajectories, expert_path, partial_path
 
 CHECKPOINT_SECONDS = 30.0
 

@@ -1,0 +1,1 @@
+"""Training on real data: experts and their trajectories."""
