@@ -14,8 +14,8 @@ from potstill import files
 from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Config
 from potstill.errors import Diverged
-from potstill.methods import METHODS, backprop
-from potstill.methods.backprop import Students
+from potstill.methods import METHODS, bptt
+from potstill.methods.bptt import Students
 from potstill.training.problem import Problem
 from potstill.training.trajectories import Trajectories
 
@@ -126,8 +126,8 @@ def differentiate(
     x, z, alpha = leaves = [t.detach().requires_grad_() for t in (state.images, state.logits, state.step_size)]
     students = None
     if state.iteration >= _matching(config):
-        students = state.students or backprop.enrol(config, problem)
-        loss, drawn, students = backprop.real_loss(config, problem, derivatives, x, z, alpha, state.iteration, students)
+        students = state.students or bptt.enrol(config, problem)
+        loss, drawn, students = bptt.real_loss(config, problem, derivatives, x, z, alpha, state.iteration, students)
     else:
         loss, drawn = METHODS[config.method].loss(config, problem, experts, derivatives, x, z, alpha, state.iteration)
     return float(loss.detach()), torch.autograd.grad(loss, leaves), drawn, students

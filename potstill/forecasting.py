@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from potstill import difficulty, evaluation, machine, run, seeds, window
+from potstill import difficulty, evaluation, machine, run, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.chain import bytes_of
 from potstill.adjoint.unroll import KEEP_BYTES, unroll
 from potstill.config import Config
 from potstill.machine import timed
-from potstill.methods import backprop
+from potstill.methods import bptt, start_epochs
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
 from potstill.training import experts
@@ -29,7 +29,7 @@ def forecast(config: Config) -> dict[str, Any]:
     """
     job = run.Run(config, Path("."), Path("."))
     problem = job.problem
-    window.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
+    start_epochs.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
     n, classes = config.ipc * len(problem.dataset.classes), len(problem.dataset.classes)
     protocol = evaluation.protocol_of(config.evaluation)
     real = len(problem.train.labels)
@@ -51,9 +51,9 @@ def forecast(config: Config) -> dict[str, Any]:
     )
     windows = max(1, config.distil.horizon // config.distil.inner_steps)  # in the life of a student
     undifferentiated = config.distil.inner_steps / 2 / windows
-    students = backprop.STUDENTS if config.distil.polish else 0
+    students = bptt.STUDENTS if config.distil.polish else 0
     spread = students * (config.distil.horizon - config.distil.inner_steps) / 2 * small_step
-    polishing = undifferentiated * small_step + backprop.REAL_BATCH / config.expert.batch_size * expert_step
+    polishing = undifferentiated * small_step + bptt.REAL_BATCH / config.expert.batch_size * expert_step
     values = n * (shape[0] * shape[1] * shape[2] + classes)
     transform = sum(tensor.numel() for tensor in problem.transform.tensors().values())
     inner, kept_bytes, how = _inner_step(job, theta, n)

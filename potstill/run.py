@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from potstill import difficulty, distillation, evaluation, files, patterns, window
+from potstill import difficulty, distillation, evaluation, files, patterns
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Config, as_dict
@@ -36,7 +36,7 @@ from potstill.distillation import State
 from potstill.errors import PotstillError
 from potstill.evaluation import PROTOCOLS, Event, Judge
 from potstill.machine import environment, peak_memory
-from potstill.methods import trajectory
+from potstill.methods import start_epochs, trajectory
 from potstill.training import experts, trajectories
 from potstill.training.problem import Problem, prepare
 from potstill.training.trajectories import Trajectories
@@ -72,7 +72,7 @@ class Run:
         store = trajectories.open_store(self.experts_folder, experts.subject(self.problem))
         epochs = store.identity["expert"]["epochs"]
         span = self.config.distil.expert_epochs
-        window.check(self.config.window, span, store.epochs, epochs, str(self.experts_folder))
+        start_epochs.check(self.config.window, span, store.epochs, epochs, str(self.experts_folder))
         if len(store) < self.config.expert.count:
             raise PotstillError(
                 f"{self.experts_folder}: holds {len(store)} finished experts, but {self.config.expert.count} are asked "

@@ -11,7 +11,7 @@ from potstill.adjoint.derivatives import plain
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.api import exhaust
 from potstill.data import augment
-from potstill.methods import METHODS, backprop, trajectory
+from potstill.methods import METHODS, bptt, trajectory
 from potstill.networks import flat
 from potstill.training import experts, trajectories
 from potstill.training.problem import prepare
@@ -179,9 +179,9 @@ def polishing(setting, **distil):
 
 def test_a_student_that_does_not_move_explains_as_much_as_guessing(setting):
     config, (problem, derivatives, images, logits, _) = polishing(setting)
-    still, students = torch.zeros(()), backprop.enrol(config, problem)
+    still, students = torch.zeros(()), bptt.enrol(config, problem)
     for k in range(4):
-        loss, _, after = backprop.real_loss(config, problem, derivatives, images, logits, still, k, students)
+        loss, _, after = bptt.real_loss(config, problem, derivatives, images, logits, still, k, students)
         assert float(loss) == pytest.approx(1.0, abs=0.05)
         seed = seeds.derive(config.seed, "student network", k)
         assert torch.equal(after.thetas[k], flat.initial(problem.network_config, problem.dataset.shape, 10, seed))
@@ -199,12 +199,12 @@ def test_students_go_on_grow_to_the_horizon_and_are_followed_by_fresh_ones(setti
         walked.append(len(steps))
         return theta + 0 * images.sum()
 
-    monkeypatch.setattr(backprop, "unroll", counted)
-    students, ages, begun = backprop.enrol(config, given[0]), [], [0] * backprop.STUDENTS
-    for k in range(8 * backprop.STUDENTS):
-        number, before = k % backprop.STUDENTS, students
+    monkeypatch.setattr(bptt, "unroll", counted)
+    students, ages, begun = bptt.enrol(config, given[0]), [], [0] * bptt.STUDENTS
+    for k in range(8 * bptt.STUDENTS):
+        number, before = k % bptt.STUDENTS, students
         walked.clear()
-        _, drawn, students = backprop.real_loss(config, *given, k, before)
+        _, drawn, students = bptt.real_loss(config, *given, k, before)
         ages.append(drawn["age"])
         assert drawn["age"] == before.ages[number] + sum(walked)
         assert all(a is b for i, (a, b) in enumerate(zip(students.thetas, before.thetas, strict=True)) if i != number)
@@ -216,7 +216,7 @@ def test_students_go_on_grow_to_the_horizon_and_are_followed_by_fresh_ones(setti
     assert window <= min(ages)
     assert horizon - window < max(ages) <= horizon
     assert min(begun) > 1
-    first = ages[: backprop.STUDENTS]
+    first = ages[: bptt.STUDENTS]
     assert max(first) - min(first) >= (horizon - window) // 2  # spread from the start
 
 
@@ -224,7 +224,7 @@ def test_a_student_is_the_network_that_plain_training_gives(setting):
     config, given = polishing(setting)
     problem, _, images, logits, step_size = given
     k = 2
-    _, drawn, after = backprop.real_loss(config, *given, k, backprop.enrol(config, problem))
+    _, drawn, after = bptt.real_loss(config, *given, k, bptt.enrol(config, problem))
     window, lead = config.distil.inner_steps, drawn["age"] - config.distil.inner_steps
     assert lead > 0
     draws = seeds.generator(config.seed, "student", k)
@@ -246,14 +246,14 @@ def test_a_student_is_the_network_that_plain_training_gives(setting):
 def test_a_student_that_led_astray_makes_room_for_a_fresh_one(setting, limits, counted, monkeypatch):
     """The one loss in which student 2 takes part is above the threshold, or no number."""
     config, (problem, derivatives, *_) = polishing(setting, **limits)
-    real_loss = backprop.real_loss
+    real_loss = bptt.real_loss
 
     def wild(*given):
         loss, drawn, students = real_loss(*given)
         value = 0.01 if given[6] != 2 else 0.5 if limits else float("nan")
         return loss * value, drawn, students
 
-    monkeypatch.setattr(backprop, "real_loss", wild)
+    monkeypatch.setattr(bptt, "real_loss", wild)
     begin = distillation.begin(config, problem, setting[2])
     going = distillation.iterate(config, problem, setting[2], derivatives, begin)
     states = [state for state, _ in itertools.islice(going, 4)]
@@ -277,17 +277,17 @@ def doubled(problem):
 def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeypatch):
     """Float64, against the graph of all steps of the window and of all real images."""
     config, (problem, _, *learned) = polishing(setting)
-    problem, students = doubled(problem), backprop.enrol(config, problem)
+    problem, students = doubled(problem), bptt.enrol(config, problem)
     derivatives = plain(flat.label_loss(problem.network))
 
     def gradients(k, students):
         leaves = [tensor.detach().double().requires_grad_() for tensor in learned]
-        loss, _, after = backprop.real_loss(config, problem, derivatives, *leaves, k, students)
+        loss, _, after = bptt.real_loss(config, problem, derivatives, *leaves, k, students)
         return torch.autograd.grad(loss, leaves), after
 
     _, students = gradients(3, students)  # student 3 has begun
     swept, _ = gradients(3, students)
-    monkeypatch.setattr(backprop, "unroll", lambda *given, **_: unroll(*given, adjoint="direct"))
+    monkeypatch.setattr(bptt, "unroll", lambda *given, **_: unroll(*given, adjoint="direct"))
     monkeypatch.setattr(
         backprop, "mean_loss",
         lambda network, theta, x, t: flat.soft_cross_entropy(network(theta, x), t) / len(x),
@@ -301,7 +301,7 @@ def test_the_mean_loss_in_parts_is_that_of_all_images(setting):
     theta = flat.initial(problem.network_config, problem.dataset.shape, 10, 1).double().requires_grad_()
     images, targets = problem.train.images[:23], torch.eye(10).double()[problem.train.labels[:23]]
     whole = flat.soft_cross_entropy(problem.network(theta, images), targets) / 23
-    parts = backprop.mean_loss(problem.network, theta, images, targets, part=5)
+    parts = bptt.mean_loss(problem.network, theta, images, targets, part=5)
     assert float(parts.detach()) == pytest.approx(float(whole.detach()), rel=1e-12)
     (ours,), (oracle,) = (torch.autograd.grad(3 * loss, theta) for loss in (parts, whole))
     assert torch.allclose(ours, oracle, rtol=1e-10, atol=1e-14)
@@ -316,8 +316,8 @@ def test_polishing_lowers_the_loss_of_real_images(setting):
 
     def loss(state):  # of the same fresh students, before and after
         arguments = (problem, derivatives, state.images, state.logits, state.step_size)
-        students = backprop.enrol(config, problem)
-        return sum(float(backprop.real_loss(config, *arguments, k, students)[0]) for k in range(12))
+        students = bptt.enrol(config, problem)
+        return sum(float(bptt.real_loss(config, *arguments, k, students)[0]) for k in range(12))
 
     assert loss(states[-1][0]) < 0.98 * loss(begin)
 
@@ -357,4 +357,4 @@ def test_with_batch_norm_the_real_images_are_not_taken_apart(setting):
     theta = flat.initial(config, problem.dataset.shape, 10, 1)
     images, targets = problem.train.images[:23], torch.eye(10)[problem.train.labels[:23]]
     whole = flat.soft_cross_entropy(network(theta, images), targets) / 23
-    assert float(backprop.mean_loss(network, theta, images, targets, part=5)) == pytest.approx(float(whole), rel=1e-5)
+    assert float(bptt.mean_loss(network, theta, images, targets, part=5)) == pytest.approx(float(whole), rel=1e-5)

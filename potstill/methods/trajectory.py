@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill import seeds, window
+from potstill import seeds
 from potstill.adjoint.derivatives import Derivatives
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.config import Config
 from potstill.data import augment
+from potstill.methods import start_epochs
 from potstill.networks import flat
 from potstill.training.problem import Problem
 from potstill.training.sgd import one_hot
@@ -35,7 +36,7 @@ def matching_loss(
     """
     draws = seeds.generator(config.seed, "segment", iteration)
     expert = int(torch.randint(config.expert.count, (), generator=draws))
-    start = window.draw_start(config.window, iteration, draws)
+    start = start_epochs.draw_start(config.window, iteration, draws)
     begin, end = (
         snapshot.to(problem.device) for snapshot in experts.segment(expert, start, config.distil.expert_epochs)
     )

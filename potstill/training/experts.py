@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from potstill import files, window
+from potstill import files
 from potstill.adjoint import engine
 from potstill.config import Config
 from potstill.errors import PotstillError
+from potstill.methods import start_epochs
 from potstill.networks import flat
 from potstill.seeds import derive
 from potstill.training import trajectories
@@ -41,7 +42,7 @@ def kept_epochs(config: Config) -> list[int]:
     """The epochs whose snapshots are stored: those the window can use, or all."""
     if config.expert.keep_all or config.window.mode == "auto":
         return list(range(config.expert.epochs + 1))
-    return list(window.epochs_used(config.window, config.distil.expert_epochs))
+    return list(start_epochs.epochs_used(config.window, config.distil.expert_epochs))
 
 
 def train(config: Config, problem: Problem, folder: Path) -> Iterator[dict[str, Any]]:
@@ -50,7 +51,7 @@ def train(config: Config, problem: Problem, folder: Path) -> Iterator[dict[str, 
     Training goes on where it stopped: finished experts are kept, and one in training continues from its last
     checkpoint, bit for bit.  Read the result with :func:`trajectories.open_store`.
     """
-    window.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
+    start_epochs.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
     trajectories.create(folder, identity(config, problem), kept_epochs(config))
     store = trajectories.open_store(folder)
     total = config.expert.count * config.expert.epochs
