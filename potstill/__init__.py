@@ -9,7 +9,7 @@ from potstill.api import distill
 from potstill.config import Config, default
 from potstill.data.distilled import Distilled, load
 from potstill.errors import PotstillError
-from potstill.evaluation import train
+from potstill.evaluation.evaluator import train
 from potstill.files import VERSION as __version__
 
 __all__ = ["Config", "Distilled", "PotstillError", "__version__", "default", "distill", "load", "train"]

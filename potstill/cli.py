@@ -45,7 +45,7 @@ from potstill.console import (
 )
 from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
-from potstill.evaluation import Judge, judge, protocol_of
+from potstill.evaluation.evaluator import Judge, judge, protocol_of
 from potstill.exploring import Part
 from potstill.training.problem import prepare
 

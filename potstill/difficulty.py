@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import distillation, evaluation, files, seeds
+from potstill import distillation, files, seeds
 from potstill.adjoint.derivatives import Derivatives
 from potstill.adjoint.unroll import unroll
 from potstill.config import MEASURED, Config, DistilConfig, WindowConfig
 from potstill.distillation import State
 from potstill.errors import Diverged
-from potstill.evaluation import Event, Judge
+from potstill.evaluation import evaluator
+from potstill.evaluation.evaluator import Event, Judge
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
 from potstill.training.problem import Problem
@@ -296,7 +297,7 @@ def _run(
         for reached, metrics in islice(going, length):
             state = reached
             losses.append(metrics["loss"])
-        accuracy = evaluation.judge_state(race.judge, state.images, state.logits, float(state.step_size))
+        accuracy = evaluator.judge_state(race.judge, state.images, state.logits, float(state.step_size))
     except Diverged:  # it diverged again and again: this part is not for this set
         accuracy = 0.0
     state.save(path, {})

@@ -15,7 +15,7 @@ from potstill import files
 from potstill import run as stages_of
 from potstill.config import Config, WindowConfig, as_dict, default, rebase
 from potstill.errors import Diverged, PotstillError
-from potstill.evaluation import Event, difference, protocol_of
+from potstill.evaluation.evaluator import Event, difference, protocol_of
 from potstill.run import Run
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill import files
 from potstill.config import Config, as_dict
-from potstill.evaluation import Event, difference
+from potstill.evaluation.evaluator import Event, difference
 from potstill.exploring import Cell, check_honest, run_cell, sized
 from potstill.run import Run, train_experts
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from potstill import difficulty, distillation, evaluation, files, patterns
+from potstill import difficulty, distillation, files, patterns
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Config, as_dict
@@ -34,7 +34,8 @@ from potstill.data.distilled import FILE, Distilled
 from potstill.data.distilled import load as load_distilled
 from potstill.distillation import State
 from potstill.errors import PotstillError
-from potstill.evaluation import PROTOCOLS, Event, Judge
+from potstill.evaluation import evaluator
+from potstill.evaluation.evaluator import PROTOCOLS, Event, Judge
 from potstill.machine import environment, peak_memory
 from potstill.methods import start_epochs, trajectory
 from potstill.training import experts, trajectories
@@ -142,7 +143,7 @@ def check(config: Config) -> None:
     if config.distil.mirror and "flip" not in config.augment:
         raise PotstillError("distil.mirror: the experts see no mirrored images; leave it out, or augment by flip.")
     check_choices(config)
-    if evaluation.protocol_of(config.evaluation).selection == "test" and config.evaluation.step_size == "chosen":
+    if evaluator.protocol_of(config.evaluation).selection == "test" and config.evaluation.step_size == "chosen":
         raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
 
 
@@ -206,7 +207,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
     config = replace(run.settled, distil=replace(run.settled.distil, micro_batch=micro_batch))
-    who = _judge_of(run, evaluation.Protocol(**log.judge))
+    who = _judge_of(run, evaluator.Protocol(**log.judge))
     total, saved = config.distil.iterations, time.monotonic()
 
     def due(times: int) -> bool:
@@ -261,7 +262,7 @@ def settle_step_size(
     if wanted == "chosen" and not tried:
         images, logits = (tensor.to(who.problem.device) for tensor in (distilled.images, distilled.logits))
         began = time.monotonic()
-        provenance["step_sizes"] = yield from evaluation.step_sizes(who, images, logits, distilled.step_size, event)
+        provenance["step_sizes"] = yield from evaluator.step_sizes(who, images, logits, distilled.step_size, event)
         provenance["choosing_seconds"] = time.monotonic() - began
         taken = _best(provenance["step_sizes"])
     elif wanted == "learned" and tried:
@@ -323,13 +324,13 @@ def _checkpoint(run: Run, state: State, log: Log) -> None:
     state.save(run.folder / "checkpoint.safetensors", {"log": dataclasses.asdict(log)})
 
 
-def selector(config: Config) -> evaluation.Protocol:
+def selector(config: Config) -> evaluator.Protocol:
     """How the states of one run are judged: by quick networks, or as the protocol says under "paper".
 
     They never train longer than the networks of the final figures, or large sets would take more time to judge than to
     distil.
     """
-    protocol, quick = evaluation.protocol_of(config.evaluation), PROTOCOLS["quick"]
+    protocol, quick = evaluator.protocol_of(config.evaluation), PROTOCOLS["quick"]
     return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))
 
 
@@ -343,10 +344,10 @@ def _judge(run: Run, who: Judge, state: State, log: Log) -> Generator[Event, Non
     split, learned = who.protocol.selection, float(state.step_size)
     event = {"stage": "distilling", "done": state.iteration, "total": run.config.distil.iterations, "doing": "judging"}
     if log.step_size == "chosen":
-        tried = yield from evaluation.step_sizes(who, state.images, state.logits, learned, event)
+        tried = yield from evaluator.step_sizes(who, state.images, state.logits, learned, event)
     else:
         yield event
-        accuracy = evaluation.judge_state(who, state.images, state.logits, learned, split)
+        accuracy = evaluator.judge_state(who, state.images, state.logits, learned, split)
         tried = [{"step_size": learned, "accuracy": accuracy}]
     accuracy = _best(tried)["accuracy"]
     if run.config.distil.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in log.judged):
@@ -379,19 +380,19 @@ def _as_distilled(run: Run, state: State, log: Log, tried: list[dict[str, float]
     )
 
 
-def _judge_of(run: Run, protocol: evaluation.Protocol) -> Judge:
-    return evaluation.judge(run.problem, run.problem.network_config, protocol, run.config.augment, run.config.compile)
+def _judge_of(run: Run, protocol: evaluator.Protocol) -> Judge:
+    return evaluator.judge(run.problem, run.problem.network_config, protocol, run.config.augment, run.config.compile)
 
 
 def evaluate(run: Run) -> Generator[Event, None, dict[str, Any]]:
     """Final figures of the run's set and its controls, written to results.json."""
     config = run.config
-    protocol = evaluation.protocol_of(config.evaluation)
+    protocol = evaluator.protocol_of(config.evaluation)
     who = _judge_of(run, protocol)
     distilled = load_distilled(run.folder / FILE)
     found = yield from evaluate_set(run.problem, distilled, config, who, run.experts_folder)
     if protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
-        found["accuracy"]["distilled"] = evaluation.interval([distilled.provenance["chosen_with_accuracy"]])
+        found["accuracy"]["distilled"] = evaluator.interval([distilled.provenance["chosen_with_accuracy"]])
     results = summary(run, run.problem, distilled, found, who)
     files.write_json(run.folder / "results.json", results)
     return results
@@ -412,7 +413,7 @@ def evaluate_set(
             return trajectory.mean_logits(problem, store, count, images, truth).softmax(1)
 
     full_seeds = config.evaluation.full_seeds
-    return (yield from evaluation.evaluate(who, distilled, config.ipc, soft, full_seeds, identity))
+    return (yield from evaluator.evaluate(who, distilled, config.ipc, soft, full_seeds, identity))
 
 
 def summary(

@@ -1,0 +1,1 @@
+"""How good a set is: protocols, fresh networks, intervals."""
