@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill import files, patterns
+from potstill import files
 from potstill.figures import COLOURS, NAMES, STAGES, axes, page, render, svg
 from potstill.report import film, flatten
+from potstill.runs import snapshots
 
 Row = dict[str, Any]  # {"cells": texts, "best": whether to mark it}
 
@@ -313,7 +314,7 @@ def _patterns(record: dict[str, Any], out: Path) -> list[dict[str, Any]]:
         row = [cell for cell in record["cells"] if cell["ipc"] == ipc]
         films = []
         for word, cell in {row[0]["start"]: ("early", row[0]), row[-1]["start"]: ("late", row[-1])}.values():
-            if kept := patterns.read(out / f"ipc{ipc}-from{cell['start']}"):
+            if kept := snapshots.read(out / f"ipc{ipc}-from{cell['start']}"):
                 films.append(film(kept, f"{word}: epochs {stage_name(cell)}"))
         if films:
             sentence = ("Move the slider: early parts write the shapes that a class shares, late parts touch single "

@@ -11,8 +11,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from potstill import api, difficulty, exploring, files, forecasting, lossless, report
-from potstill import run as stages
+from potstill import exploring, files, lossless, report
 from potstill.adjoint import engine
 from potstill.commands import (
     COMMANDS,
@@ -47,6 +46,8 @@ from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Judge, judge, protocol_of
 from potstill.exploring import Part
+from potstill.runs import api, forecast, measure
+from potstill.runs import run as stages
 from potstill.training.problem import prepare
 
 
@@ -128,7 +129,7 @@ def _parse(name: str, arguments: list[str]) -> Any:
     command = tyro.cli(kind, args=arguments, prog=f"potstill {name}", default=kind(config=config, **required))
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--distil.")]
     names = [flag.removeprefix("--distil.").replace("-", "_") for flag in flags]
-    return replace(command, config=difficulty.keep(command.config, names))
+    return replace(command, config=measure.keep(command.config, names))
 
 
 def _window_mode(arguments: list[str]) -> Iterator[str]:
@@ -281,7 +282,7 @@ def _export(command: Export) -> None:
 def _forecast(command: Forecast) -> None:
     stages.check(command.config)
     with out.status("timing a few steps of each stage ..."):
-        found = forecasting.forecast(command.config)
+        found = forecast.forecast(command.config)
     table = Table("", "time", "disk", title=f"{command.config.dataset}, {command.config.ipc} images per class")
     for stage in ("experts", "distilling", "evaluation"):
         table.add_row(stage, duration(found["seconds"][stage]), size(found["disk_bytes"].get(stage, 0)))

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from potstill import api, atlas, figures
+from potstill import atlas, figures
 from potstill.errors import PotstillError
+from potstill.runs import api
 
 T = TypeVar("T")
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from potstill import files
-from potstill import run as stages_of
 from potstill.config import Config, WindowConfig, as_dict, default, rebase
 from potstill.errors import Diverged, PotstillError
 from potstill.evaluation.evaluator import Event, difference, protocol_of
-from potstill.run import Run
+from potstill.runs import run as stages_of
+from potstill.runs.run import Run
 
 T = TypeVar("T")
 Part = Literal["labels", "window", "start", "experts", "gradient"]

@@ -13,7 +13,7 @@ from potstill import files
 from potstill.config import Config, as_dict
 from potstill.evaluation.evaluator import Event, difference
 from potstill.exploring import Cell, check_honest, run_cell, sized
-from potstill.run import Run, train_experts
+from potstill.runs.run import Run, train_experts
 
 KIND = "lossless"
 CLOSE = 1.25  # ratio of two sizes below which the search ends

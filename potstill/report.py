@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from potstill import files, patterns
+from potstill import files
 from potstill.data.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
 from potstill.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
-from potstill.patterns import Snapshot
-from potstill.run import read_metrics
+from potstill.runs import snapshots
+from potstill.runs.run import read_metrics
+from potstill.runs.snapshots import Snapshot
 from potstill.training import trajectories
 
 MOST_IMAGES = 10  # of each class that are drawn with their labels
@@ -31,7 +32,7 @@ def write(folder: Path) -> Path:
     results = files.read_json(folder / "results.json")
     metrics = read_metrics(folder / "metrics.jsonl")
     distilled = load(folder / FILE)
-    snapshots = patterns.read(folder)
+    snapshots = snapshots.read(folder)
     text = page(
         "report",
         results=results,
@@ -47,7 +48,7 @@ def write(folder: Path) -> Path:
         settings=sorted(flatten(results["config"]).items()),
         accuracies=_accuracies(folder),
         film=film(snapshots) if snapshots else None,
-        animation=data_uri(patterns.animation(snapshots), "image/gif") if snapshots else None,
+        animation=data_uri(snapshots.animation(snapshots), "image/gif") if snapshots else None,
         moved_figure=_moved_figure(snapshots) if snapshots else None,
         labels_figure=_labels_figure(distilled),
         found=found if (found := results["difficulty"]) and "survey" in found else None,
@@ -199,7 +200,7 @@ def film(snapshots: list[Snapshot], title: str = "") -> dict[str, Any]:
 
 def _moved_figure(snapshots: list[Snapshot]) -> str:
     """How far images and labels are from where they began."""
-    found = patterns.moved(snapshots)
+    found = snapshots.moved(snapshots)
     figure, plot = axes("iteration", "images: distance (% of pixel range)", title="How far the set has moved")
     plot.plot(found["iteration"], [100 * v for v in found["images"]], "o-", color=COLOURS["distilled"], markersize=4)
     right = plot.twinx()

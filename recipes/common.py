@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill import api, files
-from potstill import run as stages
+from potstill import files
 from potstill.adjoint import engine
 from potstill.config import PRESETS, Config, EvaluationConfig, WindowConfig
 from potstill.data.distilled import FILE, load
 from potstill.errors import PotstillError
 from potstill.machine import commit
+from potstill.runs import api
+from potstill.runs import run as stages
 
 RECORDS = Path(__file__).parents[1] / "records"
 LINE_SECONDS = 30.0

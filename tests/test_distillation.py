@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import distillation
-from potstill.distillation import State
 from potstill.errors import PotstillError
 from potstill.methods import METHODS, Method
+from potstill.runs import loop
+from potstill.runs.loop import State
 from tests.conftest import tiny
 
 
@@ -30,7 +30,7 @@ def iterate(monkeypatch, loss, begin=None, **distil):
 
     monkeypatch.setitem(METHODS, "datm", Method(None, method_loss))
     config = tiny(distil={"iterations": 30, **distil})
-    return list(distillation.iterate(config, None, None, None, begin or state()))
+    return list(loop.iterate(config, None, None, None, begin or state()))
 
 
 def quadratic(images, logits, step_size, iteration):
@@ -66,7 +66,7 @@ def test_rates_fall_over_the_cooldown(monkeypatch):
     def slope(images, logits, step_size, iteration):
         return 1e-3 * logits.sum()
 
-    monkeypatch.setattr(distillation, "MOMENTUM_LOGITS", 0.0)
+    monkeypatch.setattr(loop, "MOMENTUM_LOGITS", 0.0)
     states = [state(), *(s for s, _ in iterate(monkeypatch, slope, iterations=8, cooldown=0.5, lr_logits=100.0))]
     steps = [float((a.logits - b.logits).mean()) for a, b in itertools.pairwise(states)]
     assert steps == pytest.approx([0.1 * part for part in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)], rel=1e-4)
@@ -112,7 +112,7 @@ def test_endless_divergence_ends_with_a_remedy(monkeypatch):
 def test_checkpoint_round_trip_goes_on_bit_for_bit(monkeypatch, tmp_path):
     states = [s for s, _ in iterate(monkeypatch, quadratic)]
     states[11].save(tmp_path / "c.safetensors", {"judged": [1]})
-    again, header = distillation.load_state(tmp_path / "c.safetensors", torch.device("cpu"))
+    again, header = loop.load_state(tmp_path / "c.safetensors", torch.device("cpu"))
     assert header["judged"] == [1]
     assert again.iteration == 12
     resumed = [s for s, _ in iterate(monkeypatch, quadratic, again)]
@@ -127,7 +127,7 @@ def test_a_rollback_after_resuming_is_the_rollback_without(monkeypatch, tmp_path
 
     states = [s for s, _ in iterate(monkeypatch, loss, lr_images=1.0)]
     states[4].save(tmp_path / "c.safetensors", {})
-    again, _ = distillation.load_state(tmp_path / "c.safetensors", torch.device("cpu"))
+    again, _ = loop.load_state(tmp_path / "c.safetensors", torch.device("cpu"))
     resumed = [s for s, _ in iterate(monkeypatch, loss, again, lr_images=1.0)]
     assert torch.equal(resumed[-1].images, states[-1].images)
 
@@ -141,10 +141,8 @@ def test_states_are_values(monkeypatch):
 def test_the_start_and_a_state_after_a_rollback_can_be_saved(tmp_path):
     """Both share their tensors with the state before, which safetensors refuses to write."""
     shared = torch.ones(2, 1, 4, 4), torch.zeros(2, 3), torch.tensor(0.1)
-    state = distillation.State(
-        *shared, momenta=distillation._zeros(shared), previous=shared, labels=torch.tensor([0, 1])
-    )
-    for saved in (state, distillation._roll_back(state)):
+    state = loop.State(*shared, momenta=loop._zeros(shared), previous=shared, labels=torch.tensor([0, 1]))
+    for saved in (state, loop._roll_back(state)):
         saved.save(tmp_path / "checkpoint.safetensors", {})
-        read, _ = distillation.load_state(tmp_path / "checkpoint.safetensors", torch.device("cpu"))
+        read, _ = loop.load_state(tmp_path / "checkpoint.safetensors", torch.device("cpu"))
         assert read.images.equal(state.images)

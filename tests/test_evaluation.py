@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from potstill import seeds
-from potstill.api import exhaust
 from potstill.config import EvaluationConfig, NetworkConfig
 from potstill.data import dataset
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
 from potstill.evaluation.evaluator import PROTOCOLS, interval
+from potstill.runs.api import exhaust
 from potstill.training.problem import prepare
 from tests.conftest import tiny
 from tests.test_distilled import distilled  # noqa: F401  (a fixture)

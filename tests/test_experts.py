@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.api import exhaust
 from potstill.config import NetworkConfig
 from potstill.errors import PotstillError
 from potstill.networks import flat
+from potstill.runs.api import exhaust
 from potstill.training import experts, trajectories
 from potstill.training.problem import prepare
 from tests.conftest import tiny

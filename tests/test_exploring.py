@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from potstill import api, atlas, config, exploring, files, lossless
+from potstill import atlas, config, exploring, files, lossless
 from potstill.errors import Diverged, PotstillError
+from potstill.runs import api
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import api
-from potstill import run as stages
 from potstill.config import default
+from potstill.runs import api
+from potstill.runs import run as stages
 
 GOLDEN = {  # processor capability and torch → SHA-256 of images and logits (CPU, one thread, float32)
     "AVX512 2.13.0+cpu": "13f29c1b887c809d361a14b166f8bf20addbdbb2bc07bb82fa3d8d1b5eb137cb",

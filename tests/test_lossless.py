@@ -2,7 +2,8 @@
 
 import pytest
 
-from potstill import api, atlas, files, lossless
+from potstill import atlas, files, lossless
+from potstill.runs import api
 from tests.conftest import tiny
 
 SIZES = {4: 0.026, 7: 0.012, 8: 0.008}  # images per class, and what the full set has over them

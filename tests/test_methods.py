@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import distillation, seeds
+from potstill import seeds
 from potstill.adjoint.derivatives import plain
 from potstill.adjoint.unroll import InnerStep, unroll
-from potstill.api import exhaust
 from potstill.data import augment
 from potstill.methods import METHODS, bptt, trajectory
 from potstill.networks import flat
+from potstill.runs import loop
+from potstill.runs.api import exhaust
 from potstill.training import experts, trajectories
 from potstill.training.problem import prepare
 from tests.conftest import tiny
@@ -31,8 +32,8 @@ def run(setting, method, state=None):
     config, problem, store = setting
     config = replace(config, method=method)
     derivatives = plain(flat.label_loss(problem.network))
-    state = state or distillation.begin(config, problem, store)
-    return list(distillation.iterate(config, problem, store, derivatives, state))
+    state = state or loop.begin(config, problem, store)
+    return list(loop.iterate(config, problem, store, derivatives, state))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,12 +55,12 @@ def test_contract(setting, method):
         arguments = (config, problem, store, derivatives, state.images, state.logits, state.step_size)
         return sum(float(METHODS[method].loss(*arguments, k)[0]) for k in range(12))
 
-    assert loss(final) < 0.9 * loss(distillation.begin(config, problem, store))
+    assert loss(final) < 0.9 * loss(loop.begin(config, problem, store))
 
 
 def test_an_iteration_can_be_replayed_alone(setting):
     config, problem, store = setting
-    state = distillation.begin(config, problem, store)
+    state = loop.begin(config, problem, store)
     derivatives = plain(flat.label_loss(problem.network))
     arguments = (config, problem, store, derivatives, state.images, state.logits, state.step_size)
     first = trajectory.matching_loss(*arguments, 7)
@@ -71,7 +72,7 @@ def test_an_iteration_can_be_replayed_alone(setting):
 
 def test_matching_loss_is_the_published_ratio(setting):
     config, problem, store = setting
-    state = distillation.begin(config, problem, store)
+    state = loop.begin(config, problem, store)
     derivatives = plain(flat.label_loss(problem.network))
     still = torch.zeros(())  # a student that does not move is as far as the expert went: the ratio is 1
     loss, _ = trajectory.matching_loss(config, problem, store, derivatives, state.images, state.logits, still, 0)
@@ -154,7 +155,7 @@ def test_a_mirrored_set_is_matched_to_the_experts_mirror_image(setting):
 
 def test_mirror_turns_the_set_in_some_iterations_and_changes_nothing_else(setting):
     config, problem, store = setting
-    state = distillation.begin(config, problem, store)
+    state = loop.begin(config, problem, store)
     derivatives = plain(flat.label_loss(problem.network))
 
     def losses(images, mirror):
@@ -172,7 +173,7 @@ def polishing(setting, **distil):
     """The setting, of whose iterations all polish, and what a loss takes."""
     config, problem, store = setting
     config = replace(config, distil=replace(config.distil, polish=config.distil.iterations, horizon=40, **distil))
-    state = distillation.begin(config, problem, store)
+    state = loop.begin(config, problem, store)
     derivatives = plain(flat.label_loss(problem.network))
     return config, (problem, derivatives, state.images, state.logits, state.step_size)
 
@@ -254,8 +255,8 @@ def test_a_student_that_led_astray_makes_room_for_a_fresh_one(setting, limits, c
         return loss * value, drawn, students
 
     monkeypatch.setattr(bptt, "real_loss", wild)
-    begin = distillation.begin(config, problem, setting[2])
-    going = distillation.iterate(config, problem, setting[2], derivatives, begin)
+    begin = loop.begin(config, problem, setting[2])
+    going = loop.iterate(config, problem, setting[2], derivatives, begin)
     states = [state for state, _ in itertools.islice(going, 4)]
     assert [getattr(state, counted) for state in states] == [0, 0, 1, 1]
     assert [int(state.students.ages[2]) > 0 for state in states] == [False] * 4
@@ -310,8 +311,8 @@ def test_the_mean_loss_in_parts_is_that_of_all_images(setting):
 def test_polishing_lowers_the_loss_of_real_images(setting):
     config, (problem, derivatives, *_) = polishing(setting, polish_rates=20.0, threshold=1.1)
     store = setting[2]
-    begin = distillation.begin(config, problem, store)
-    states = list(distillation.iterate(config, problem, store, derivatives, begin))
+    begin = loop.begin(config, problem, store)
+    states = list(loop.iterate(config, problem, store, derivatives, begin))
     assert all("age" in metrics for _, metrics in states)
 
     def loss(state):  # of the same fresh students, before and after
@@ -326,23 +327,23 @@ def test_polishing_follows_matching_and_forgets_its_momentum(setting):
     config, problem, store = setting
     config = replace(config, distil=replace(config.distil, iterations=5, polish=2, polish_rates=0.0))
     derivatives = plain(flat.label_loss(problem.network))
-    states = list(distillation.iterate(config, problem, store, derivatives, distillation.begin(config, problem, store)))
+    states = list(loop.iterate(config, problem, store, derivatives, loop.begin(config, problem, store)))
     assert ["age" in metrics for _, metrics in states] == [False, False, False, True, True]
     assert torch.equal(states[2][0].images, states[4][0].images)  # rates of nothing
     assert not torch.equal(states[1][0].images, states[2][0].images)
     *_, matched, first, _ = (state for state, _ in states)
-    _, gradients, *_ = distillation.differentiate(config, problem, store, derivatives, matched)
+    _, gradients, *_ = loop.differentiate(config, problem, store, derivatives, matched)
     assert all(torch.equal(momentum, gradient) for momentum, gradient in zip(first.momenta, gradients, strict=True))
 
 
 def test_polishing_resumes_with_its_students(setting, tmp_path):
     config, (problem, derivatives, *_) = polishing(setting)
     store = setting[2]
-    begin = distillation.begin(config, problem, store)
-    states = [state for state, _ in distillation.iterate(config, problem, store, derivatives, begin)]
+    begin = loop.begin(config, problem, store)
+    states = [state for state, _ in loop.iterate(config, problem, store, derivatives, begin)]
     states[4].save(tmp_path / "checkpoint.safetensors", {})  # some of the students have not begun
-    state, _ = distillation.load_state(tmp_path / "checkpoint.safetensors", problem.device)
-    resumed = [state for state, _ in distillation.iterate(config, problem, store, derivatives, state)]
+    state, _ = loop.load_state(tmp_path / "checkpoint.safetensors", problem.device)
+    resumed = [state for state, _ in loop.iterate(config, problem, store, derivatives, state)]
     assert torch.equal(states[-1].images, resumed[-1].images)
     for ours, theirs in zip(states[-1].students.thetas, resumed[-1].students.thetas, strict=True):
         assert torch.equal(ours, theirs)

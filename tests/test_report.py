@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from potstill import api, report
-from potstill import run as stages
+from potstill import report
 from potstill.errors import PotstillError
+from potstill.runs import api
+from potstill.runs import run as stages
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import potstill
-from potstill import api, config, files, report
-from potstill import run as stages
+from potstill import config, files, report
 from potstill.config import WindowConfig
 from potstill.errors import PotstillError
+from potstill.runs import api
+from potstill.runs import run as stages
 from tests.conftest import tiny
 
 

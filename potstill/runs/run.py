@@ -4,7 +4,7 @@ runs/NAME/
   config.json              what was asked for
   experts/                 trajectories (or another folder, shared between runs)
   start.safetensors        images and logits before the first iteration
-  difficulty.json          what --window auto measured and chose (difficulty/ holds the states of its race)
+  measure.json          what --window auto measured and chose (difficulty/ holds the states of its race)
   metrics.jsonl            a line an iteration
   snapshots/               some of the images now and then, to see how they change
   checkpoint.safetensors   the state of distilling
@@ -26,18 +26,19 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from potstill import difficulty, distillation, files, patterns
+from potstill import files
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Config, as_dict
 from potstill.data.distilled import FILE, Distilled
 from potstill.data.distilled import load as load_distilled
-from potstill.distillation import State
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
 from potstill.evaluation.evaluator import PROTOCOLS, Event, Judge
 from potstill.machine import environment, peak_memory
 from potstill.methods import start_epochs, trajectory
+from potstill.runs import loop, measure, snapshots
+from potstill.runs.loop import State
 from potstill.training import experts, trajectories
 from potstill.training.problem import Problem, prepare
 from potstill.training.trajectories import Trajectories
@@ -64,8 +65,8 @@ class Run:
     @property
     def settled(self) -> Config:
         """The configuration, with window, steps and rates as ``--window auto`` found them."""
-        found = difficulty.found_in(self.folder) if difficulty.wanted(self.config) else None
-        return difficulty.apply(self.config, found["settings"]) if found else self.config
+        found = measure.found_in(self.folder) if measure.wanted(self.config) else None
+        return measure.apply(self.config, found["settings"]) if found else self.config
 
     @property
     def trajectories(self) -> Trajectories:
@@ -215,24 +216,24 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
 
     try:
         if state.iteration == 0 and config.distil.snapshots:
-            patterns.keep(run.folder, problem.transform, state)
+            snapshots.keep(run.folder, problem.transform, state)
         # the start, or a judging that an interruption cut short
         if due(config.distil.evaluations) and not log.has(state.iteration):
             log = yield from _judge(run, who, state, log)
-        if state.iteration == 0 and difficulty.wanted(run.config):
+        if state.iteration == 0 and measure.wanted(run.config):
             config = replace(run.config, distil=replace(run.config.distil, micro_batch=micro_batch))
-            race = difficulty.Race(config, problem, store, derivatives, who, run.folder)
-            config, state = yield from difficulty.find(race, state)
+            race = measure.Race(config, problem, store, derivatives, who, run.folder)
+            config, state = yield from measure.find(race, state)
             if due(config.distil.evaluations) and not log.has(state.iteration):
                 log = yield from _judge(run, who, state, log)
             _checkpoint(run, state, log)
         with (run.folder / "metrics.jsonl").open("a") as lines:
-            for next_state, metrics in distillation.iterate(config, problem, store, derivatives, state):
+            for next_state, metrics in loop.iterate(config, problem, store, derivatives, state):
                 lines.write(json.dumps(metrics) + "\n")
                 lines.flush()
                 state = next_state
                 if due(config.distil.snapshots):
-                    patterns.keep(run.folder, problem.transform, state)
+                    snapshots.keep(run.folder, problem.transform, state)
                 if due(config.distil.evaluations):
                     log = yield from _judge(run, who, state, log)
                 if time.monotonic() - saved > config.distil.checkpoint_seconds:
@@ -302,13 +303,13 @@ def _resume(run: Run, store: Trajectories) -> tuple[State, Log]:
     checkpoint = run.folder / "checkpoint.safetensors"
     experts_now = files.plain({**store.identity, "count": run.config.expert.count})
     if not checkpoint.exists():
-        state = distillation.begin(run.config, run.problem, store)
+        state = loop.begin(run.config, run.problem, store)
         files.save(
             run.folder / "start.safetensors", "start", {"images": state.images, "logits": state.logits}, {}
         )  # fmt: skip
         _truncate_metrics(run.folder / "metrics.jsonl", 0)  # of a sitting that was killed before its first checkpoint
         return state, Log(experts_now, dataclasses.asdict(selector(run.config)), run.config.evaluation.step_size)
-    state, header = distillation.load_state(checkpoint, run.problem.device)
+    state, header = loop.load_state(checkpoint, run.problem.device)
     found = header["log"]
     if lines := files.differences(found["experts"], experts_now):
         raise PotstillError(
@@ -424,7 +425,7 @@ def summary(
     full = accuracy.get("full", {}).get("mean")
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
     header, log = _history(run.folder)
-    search = difficulty.found_in(run.folder)
+    search = measure.found_in(run.folder)
     searched = (search["seconds"] if search else 0.0) + distilled.provenance.get("choosing_seconds", 0.0)
     return {
         "dataset": problem.dataset.name,
@@ -462,7 +463,7 @@ def _history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():
         return {}, {}
-    _, header = files.load(checkpoint, distillation.KIND)
+    _, header = files.load(checkpoint, loop.KIND)
     return header, header["log"]
 
 

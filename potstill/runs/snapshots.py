@@ -13,7 +13,7 @@ from torch import Tensor
 from potstill import files
 from potstill.data.distilled import grid
 from potstill.data.transform import Transform
-from potstill.distillation import State
+from potstill.runs.loop import State
 
 KIND = "snapshot"
 MOST = 10  # images of a class that are kept

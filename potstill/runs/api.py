@@ -5,11 +5,11 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from potstill import difficulty
-from potstill import run as stages
 from potstill.config import PRESETS, Config, default
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
+from potstill.runs import measure
+from potstill.runs import run as stages
 
 
 def distill(
@@ -69,7 +69,7 @@ def configure(dataset: str | None, ipc: int | None, preset: str | None, settings
             raise PotstillError(f"{name}: {sorted(value)} are not all among its fields {choices}.") from error
         config = replace(config, **{name: nested})
     given = settings.get("distil")
-    return difficulty.keep(config, given if isinstance(given, dict) else ())
+    return measure.keep(config, given if isinstance(given, dict) else ())
 
 
 def named_preset(name: str, dataset: str | None) -> Config:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from potstill import difficulty, machine, run, seeds
+from potstill import machine, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.chain import bytes_of
 from potstill.adjoint.unroll import KEEP_BYTES, unroll
@@ -16,6 +16,7 @@ from potstill.machine import timed
 from potstill.methods import bptt, start_epochs
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
+from potstill.runs import measure, run
 from potstill.training import experts
 from potstill.training.sgd import Recipe, one_hot, run_to_end, sgd
 
@@ -42,7 +43,7 @@ def forecast(config: Config) -> dict[str, Any]:
     expert_step = _training_step(job, config.expert.batch_size, expert_epochs * real, config.expert.rho)
     full_seeds = protocol.seeds if config.evaluation.full_seeds is None else config.evaluation.full_seeds
     steps = protocol.epochs * -(-n // protocol.batch_size)
-    searched, _ = difficulty.effort(config)
+    searched, _ = measure.effort(config)
     selector = run.selector(config)
     judging = selector.epochs * selector.seeds * -(-n // protocol.batch_size) * sets_judged(config)
     small_step = _training_step(job, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
@@ -81,7 +82,7 @@ def forecast(config: Config) -> dict[str, Any]:
 
 def sets_judged(config: Config) -> int:
     """Sets judged on validation images: through distilling, where asked for by every step size, and in the search."""
-    _, races = difficulty.effort(config)
+    _, races = measure.effort(config)
     trials = len(evaluator.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 1
     return (config.distil.evaluations + 1) * trials + races
 

@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import distillation, files, seeds
+from potstill import files, seeds
 from potstill.adjoint.derivatives import Derivatives
 from potstill.adjoint.unroll import unroll
 from potstill.config import MEASURED, Config, DistilConfig, WindowConfig
-from potstill.distillation import State
 from potstill.errors import Diverged
 from potstill.evaluation import evaluator
 from potstill.evaluation.evaluator import Event, Judge
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
+from potstill.runs import loop
+from potstill.runs.loop import State
 from potstill.training.problem import Problem
 from potstill.training.trajectories import Trajectories
 
@@ -286,13 +287,13 @@ def _run(
     path = race.folder / "difficulty" / f"band{band}-round{number}.safetensors"
     for entry in record["rounds"]:
         if (entry["band"], entry["round"]) == (band, number) and path.exists():
-            return distillation.load_state(path, race.problem.device)[0], entry["accuracy"]
+            return loop.load_state(path, race.problem.device)[0], entry["accuracy"]
     began, length = time.monotonic(), round_length(race.config)
     config = replace(race.config, window=window, distil=replace(race.config.distil, polish=0))
     rates = scale_free(config, race, state) if number == 0 else _rates(record, band)
     config = replace(config, distil=replace(config.distil, **rates))
     losses: list[float] = []
-    going = distillation.iterate(config, race.problem, race.experts, race.derivatives, replace(state, in_a_row=0))
+    going = loop.iterate(config, race.problem, race.experts, race.derivatives, replace(state, in_a_row=0))
     try:
         for reached, metrics in islice(going, length):
             state = reached
@@ -318,7 +319,7 @@ def scale_free(config: Config, race: Race, state: State) -> dict[str, Any]:
     norms: list[list[float]] = []
     for iteration in range(SAMPLES):
         replayed = replace(state, iteration=iteration)
-        _, gradients, *_ = distillation.differentiate(config, race.problem, race.experts, race.derivatives, replayed)
+        _, gradients, *_ = loop.differentiate(config, race.problem, race.experts, race.derivatives, replayed)
         norms.append([_rms(gradient) for gradient in gradients])
     means = [sum(column) / len(column) for column in zip(*norms, strict=True)]
     sizes = (_rms(state.images), _rms(state.logits), float(state.step_size))

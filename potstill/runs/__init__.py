@@ -1,0 +1,1 @@
+"""A run on disk: settings, the outer loop, stages, records."""
