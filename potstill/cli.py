@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from potstill import exploring, files, lossless, report
+from potstill import exploring, files, lossless
 from potstill.adjoint import engine
 from potstill.commands import (
     COMMANDS,
@@ -46,6 +46,7 @@ from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Judge, judge, protocol_of
 from potstill.exploring import Part
+from potstill.report import run_page
 from potstill.runs import api, forecast, measure
 from potstill.runs import run as stages
 from potstill.training.problem import prepare
@@ -163,7 +164,7 @@ def _run(command: Run) -> None:
         show(stages.train_experts(run))
         show(stages.distil(run))
         results = show(stages.evaluate(run))
-    page = report.write(run.folder)
+    page = run_page.write(run.folder)
     print_results(results)
     say(f"\nthe set    {run.folder / FILE}\nthe page   {page}")
     say(f'train on it in Python:  network = potstill.train(potstill.load("{run.folder}"))')
@@ -257,7 +258,7 @@ def _settings(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _report(command: Report) -> None:
-    say(f"the page   {report.write(command.run)}")
+    say(f"the page   {run_page.write(command.run)}")
 
 
 def _show(command: Show) -> None:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from potstill import atlas, figures
 from potstill.errors import PotstillError
+from potstill.report import figures, study_page
 from potstill.runs import api
 
 T = TypeVar("T")
@@ -78,13 +78,13 @@ def print_results(results: dict[str, Any]) -> None:
 
 def print_exploration(record: dict[str, Any], folder: Path) -> None:
     """The figures of an exploration as a table; writes its page too."""
-    page = atlas.write(record, folder)
-    heads, rows = atlas.table(record)
+    page = study_page.write(record, folder)
+    heads, rows = study_page.table(record)
     printed = Table(*heads, title=record["dataset"])
     for row in rows:
         printed.add_row(*row["cells"], style="bold" if row["best"] else None)
     out.print(printed)
-    say(f"{atlas.finding(record)}.")
+    say(f"{study_page.finding(record)}.")
     say(f"\nthe page    {page}\nthe figure  {page.with_suffix('.png')}\nfigures     {page.with_suffix('.json')}")
 
 

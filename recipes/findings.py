@@ -24,11 +24,12 @@ from typing import Any, get_args
 import numpy as np
 from common import RECORDS, ending, heed_signals, teller
 
-from potstill import atlas, exploring, files, lossless
+from potstill import exploring, files, lossless
 from potstill.adjoint import engine
 from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
 from potstill.exploring import Part
 from potstill.machine import commit
+from potstill.report import study_page
 from potstill.runs import api
 
 PUBLISHED = {1: WindowConfig(0, 1), 10: WindowConfig(0, 5, 3, 15), 50: WindowConfig(0, 10, 5, 15)}
@@ -163,10 +164,10 @@ def main() -> None:
         out = given.out / name
         with ending():
             record = api.exhaust(known[name](out), teller(None))
-        page = atlas.write(record, out)
+        page = study_page.write(record, out)
         files.write_json(RECORDS / f"{name}.json", {"commit": ran_from, **record})
         files.write_bytes(RECORDS / f"{name}.png", page.with_suffix(".png").read_bytes())
-        heads, rows = atlas.table(record)
+        heads, rows = study_page.table(record)
         print(" | ".join(heads))
         for row in rows:
             print(" | ".join(row["cells"]), flush=True)

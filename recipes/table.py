@@ -6,7 +6,7 @@ python recipes/table.py > records/README.md
 import json
 from pathlib import Path
 
-from potstill import atlas
+from potstill.report import study_page
 
 RECORDS = Path(__file__).parents[1] / "records"
 HEAD = """# Records
@@ -63,7 +63,7 @@ def row(name: str, record: dict) -> str:
 
 def finding(name: str, record: dict) -> str:
     """An exploration: what it is, its picture and its table."""
-    heads, rows = atlas.table(record)
+    heads, rows = study_page.table(record)
     lines = [heads, ["---"] * len(heads), *(row["cells"] for row in rows)]
     seconds = [sum(cell["seconds"][stage] or 0 for stage in ("distill", "evaluate")) for cell in record["cells"]]
     return "\n".join(
@@ -72,7 +72,7 @@ def finding(name: str, record: dict) -> str:
             f"{record['dataset']}, {record['environment']['threads']} thread(s), "
             f"{sum(seconds) / 60:.0f} minutes without its experts, commit {record['commit']}: "
             f"`python recipes/findings.py {name}`, all values in [{name}.json]({name}.json).\n",
-            f"{atlas.finding(record)}.\n",
+            f"{study_page.finding(record)}.\n",
             f"![{name}]({name}.png)\n",
             *(f"| {' | '.join(line)} |" for line in lines),
         ]

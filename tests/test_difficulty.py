@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import config, files, report
+from potstill import config, files
 from potstill.config import WindowConfig
 from potstill.errors import Diverged, PotstillError
+from potstill.report import run_page
 from potstill.runs import api, loop, measure
 from potstill.runs import run as stages
 from tests.conftest import tiny
@@ -60,7 +61,7 @@ def test_a_run_finds_its_window_and_goes_on_from_the_winner(finished):
 
 def test_the_report_explains_the_choice(finished):
     run, _, _ = finished
-    text = report.write(run.folder).read_text()
+    text = run_page.write(run.folder).read_text()
     assert "How the difficulty was found" in text
     assert text.count("<figcaption>") == 8
 

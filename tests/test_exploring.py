@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from potstill import atlas, config, exploring, files, lossless
+from potstill import config, exploring, files, lossless
 from potstill.errors import Diverged, PotstillError
+from potstill.report import study_page
 from potstill.runs import api
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
@@ -79,7 +80,7 @@ def test_a_cell_that_diverges_is_a_finding(tmp_path, monkeypatch):
     cells = exploring.stage_cells(given(), (1,), (0,), 1)
     record = api.exhaust(exploring.explore("stages", cells, tmp_path))
     assert "diverged" in record["cells"][0]["diverged"]
-    assert "diverged" in atlas.write(record, tmp_path).read_text()
+    assert "diverged" in study_page.write(record, tmp_path).read_text()
 
 
 def test_ablations_change_one_thing_each():
@@ -114,7 +115,7 @@ def test_ablations_run_and_make_a_page(tmp_path):
     record = api.exhaust(exploring.explore("ablations", exploring.ablation_base(given()), tmp_path))
     assert len(record["cells"]) == 7
     assert record["cells"][0]["over_base"]["mean"] == 0
-    text = atlas.write(record, tmp_path).read_text()
+    text = study_page.write(record, tmp_path).read_text()
     assert "labels: hard" in text
     assert "over the run as given" in text
 
@@ -154,12 +155,12 @@ def test_windows_are_the_found_one_and_some_by_hand(tmp_path):
     assert cells[0].config.window.mode == "auto"
     record = api.exhaust(exploring.explore("windows", cells, tmp_path))
     assert record["cells"][0]["settings"]["window"]["mode"] == "given"
-    assert "Found: epochs" in atlas.write(record, tmp_path).read_text()
+    assert "Found: epochs" in study_page.write(record, tmp_path).read_text()
 
 
 def test_the_page_of_stages_says_what_was_found(explored):
     out, _, record = explored
-    text = atlas.write(record, out).read_text()
+    text = study_page.write(record, out).read_text()
     assert "Which part of the path to match: digits" in text
     assert "Best matched: epochs" in text
     assert text.count('type="range"') == 2  # a slider a size
@@ -170,6 +171,6 @@ def test_the_page_of_stages_says_what_was_found(explored):
 @needs_chromium
 def test_the_slider_of_the_page_moves(explored, tmp_path):
     out, _, record = explored
-    found = in_browser(atlas.write(record, out).read_text(), SLIDE, tmp_path)
+    found = in_browser(study_page.write(record, out).read_text(), SLIDE, tmp_path)
     assert found["says"] == ["iteration 2", "iteration 0"]
     assert found["pictures"][0] != found["pictures"][1]

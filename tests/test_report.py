@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from potstill import report
 from potstill.errors import PotstillError
+from potstill.report import run_page
 from potstill.runs import api
 from potstill.runs import run as stages
 from tests.browser import SLIDE, in_browser, needs_chromium
@@ -19,7 +19,7 @@ def page(tmp_path_factory):
     run = stages.open_run(tiny(ipc=2, distil={"polish": 2, "lr_images": 100.0}), folder)
     for stage in (stages.train_experts, stages.distil, stages.evaluate):
         api.exhaust(stage(run))
-    return report.write(folder)
+    return run_page.write(folder)
 
 
 def test_page_needs_nothing_from_elsewhere(page):
@@ -43,14 +43,14 @@ def test_page_says_what_was_done(page):
 
 def test_an_unfinished_run_is_refused(tmp_path):
     with pytest.raises(PotstillError, match="holds no finished run"):
-        report.write(tmp_path)
+        run_page.write(tmp_path)
 
 
 def test_a_run_without_snapshots_has_no_slider(page, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(page.parent, folder)
     shutil.rmtree(folder / "snapshots")
-    text = report.write(folder).read_text()
+    text = run_page.write(folder).read_text()
     assert 'type="range"' not in text
     assert 'type="range"' in page.read_text()
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import potstill
-from potstill import config, files, report
+from potstill import config, files
 from potstill.config import WindowConfig
 from potstill.errors import PotstillError
+from potstill.report import run_page
 from potstill.runs import api
 from potstill.runs import run as stages
 from tests.conftest import tiny
@@ -99,7 +100,7 @@ def test_the_step_size_can_be_chosen_on_validation_images_and_given_back(finishe
     assert distilled.step_size == best["step_size"]
     assert sum("training with step size" in event.get("doing", "") for event in events) == 4
     assert api.exhaust(stages.evaluate(run))["step_sizes"] == tried
-    assert "chosen on validation images" in report.write(folder).read_text()
+    assert "chosen on validation images" in run_page.write(folder).read_text()
     assert api.exhaust(stages.distil(run)).provenance["step_sizes"] == tried  # and not tried again
     assert api.exhaust(stages.distil(stages.open_run(given, folder))).step_size == results["step_size"]
 

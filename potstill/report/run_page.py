@@ -8,7 +8,7 @@ import torch
 from potstill import files
 from potstill.data.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
-from potstill.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
+from potstill.report.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
 from potstill.runs import snapshots
 from potstill.runs.run import read_metrics
 from potstill.runs.snapshots import Snapshot

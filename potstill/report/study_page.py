@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
-from potstill.figures import COLOURS, NAMES, STAGES, axes, page, render, svg
-from potstill.report import film, flatten
+from potstill.report.figures import COLOURS, NAMES, STAGES, axes, page, render, svg
+from potstill.report.run_page import film, flatten
 from potstill.runs import snapshots
 
 Row = dict[str, Any]  # {"cells": texts, "best": whether to mark it}
