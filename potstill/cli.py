@@ -11,7 +11,7 @@ import torch
 import tyro
 from rich.table import Table
 
-from potstill import exploring, files, lossless
+from potstill import files
 from potstill.adjoint import engine
 from potstill.commands import (
     COMMANDS,
@@ -45,10 +45,11 @@ from potstill.console import (
 from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Judge, judge, protocol_of
-from potstill.exploring import Part
 from potstill.report import run_page
 from potstill.runs import api, forecast, measure
 from potstill.runs import run as stages
+from potstill.studies import exploring, lossless
+from potstill.studies.exploring import Part
 from potstill.training.problem import prepare
 
 

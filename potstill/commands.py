@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from potstill.config import Architecture, Config, EvaluationConfig, Norm
-from potstill.exploring import Part
+from potstill.studies.exploring import Part
 
 Flat = Annotated[Config, tyro.conf.arg(name="")]
 

@@ -24,13 +24,14 @@ from typing import Any, get_args
 import numpy as np
 from common import RECORDS, ending, heed_signals, teller
 
-from potstill import exploring, files, lossless
+from potstill import files
 from potstill.adjoint import engine
 from potstill.config import Config, DistilConfig, EvaluationConfig, ExpertConfig, NetworkConfig, WindowConfig, default
-from potstill.exploring import Part
 from potstill.machine import commit
 from potstill.report import study_page
 from potstill.runs import api
+from potstill.studies import exploring, lossless
+from potstill.studies.exploring import Part
 
 PUBLISHED = {1: WindowConfig(0, 1), 10: WindowConfig(0, 5, 3, 15), 50: WindowConfig(0, 10, 5, 15)}
 """The published windows by images per class (0–4, 0–10…20, 0–20…40), a fourth as long: see :func:`narrow`."""

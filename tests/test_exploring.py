@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from potstill import config, exploring, files, lossless
+from potstill import config, files
 from potstill.errors import Diverged, PotstillError
 from potstill.report import study_page
 from potstill.runs import api
+from potstill.studies import exploring, lossless
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
 

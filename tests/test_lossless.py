@@ -2,9 +2,10 @@
 
 import pytest
 
-from potstill import files, lossless
+from potstill import files
 from potstill.report import study_page
 from potstill.runs import api
+from potstill.studies import lossless
 from tests.conftest import tiny
 
 SIZES = {4: 0.026, 7: 0.012, 8: 0.008}  # images per class, and what the full set has over them

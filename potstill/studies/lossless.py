@@ -12,8 +12,8 @@ from typing import Any
 from potstill import files
 from potstill.config import Config, as_dict
 from potstill.evaluation.evaluator import Event, difference
-from potstill.exploring import Cell, check_honest, run_cell, sized
 from potstill.runs.run import Run, train_experts
+from potstill.studies.exploring import Cell, check_honest, run_cell, sized
 
 KIND = "lossless"
 CLOSE = 1.25  # ratio of two sizes below which the search ends

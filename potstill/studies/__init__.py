@@ -1,0 +1,1 @@
+"""Findings from many runs side by side, one file a study."""
