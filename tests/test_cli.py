@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from potstill import cli
+from potstill.cli import main
 from potstill.data.distilled import load
 
 SMALL = (
@@ -21,7 +21,7 @@ SMALL = (
 
 
 def call(capsys, *arguments):
-    code = cli.main([str(a) for a in arguments])
+    code = main.main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     return code, out, err
@@ -30,7 +30,7 @@ def call(capsys, *arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    assert cli.main(["run", *SMALL, "--out", str(folder)]) == 0
+    assert main.main(["run", *SMALL, "--out", str(folder)]) == 0
     return folder
 
 
@@ -110,7 +110,7 @@ def test_forecast(capsys):
     assert all(word in out for word in ("experts", "distilling", "evaluation", "in all", "peak memory"))
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", main.COMMANDS)
 def test_help_teaches(name, capsys):
     code, out, _ = call(capsys, *name.split(), "--help")
     assert code == 0
@@ -178,7 +178,7 @@ def test_out_of_memory_is_said(capsys, monkeypatch):
         def fail(_, error=error):
             raise error
 
-        monkeypatch.setitem(cli._RUNNERS, cli.Run, fail)
+        monkeypatch.setitem(main._RUNNERS, main.Run, fail)
         code, _, err = call(capsys, "run")
         assert (code, "out of memory; lower" in err) == (1, True)
 
@@ -221,10 +221,10 @@ def test_a_full_disk_is_said_and_nothing_is_lost(finished, tmp_path, capsys, mon
 def test_flags_do_what_they_say(monkeypatch):
     """Trap 9 of the public code: `--flag False` parsed as true."""
     seen = []
-    monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
-    assert cli.main(["run", "--expert.no-keep-all", "--seed", "7", "--device", "cpu"]) == 0
-    assert cli.main(["run", "--expert.keep-all", "--preset", "cifar10-ipc10", "--dataset", "mine", "--ipc", "20"]) == 0
-    assert cli.main(["run", "--expert.keep-all", "False"]) == 2
+    monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
+    assert main.main(["run", "--expert.no-keep-all", "--seed", "7", "--device", "cpu"]) == 0
+    assert main.main(["run", "--expert.keep-all", "--preset", "cifar10-ipc10", "--dataset", "mine", "--ipc", "20"]) == 0
+    assert main.main(["run", "--expert.keep-all", "False"]) == 2
     first, second = seen
     assert (first.config.expert.keep_all, first.config.seed, first.config.device) == (False, 7, "cpu")
     assert (second.config.expert.keep_all, second.config.ipc, second.config.window.stop) == (True, 20, 20)
@@ -236,16 +236,16 @@ def test_flags_do_what_they_say(monkeypatch):
 ])  # fmt: skip
 def test_a_window_is_found_unless_its_numbers_are_given(flags, mode, stop, monkeypatch):
     seen = []
-    monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
-    assert cli.main(["run", "--dataset", "mine", *flags]) == 0
+    monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
+    assert main.main(["run", "--dataset", "mine", *flags]) == 0
     assert (seen[0].config.window.mode, seen[0].config.window.stop) == (mode, stop)
 
 
 def test_flags_that_equal_their_default_are_not_measured(monkeypatch):
     seen = []
-    monkeypatch.setitem(cli._RUNNERS, cli.Run, seen.append)
-    assert cli.main(["run", "--dataset", "mine", "--distil.lr-images", "100", "--distil.cooldown=0"]) == 0
-    assert cli.main(["run", "--distil.iterations", "100"]) == 0
+    monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
+    assert main.main(["run", "--dataset", "mine", "--distil.lr-images", "100", "--distil.cooldown=0"]) == 0
+    assert main.main(["run", "--distil.iterations", "100"]) == 0
     assert [command.config.distil.given for command in seen] == [("cooldown", "lr_images"), ()]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill import cli
+from potstill.cli import main
 from tests.test_cli import SMALL
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 def here(tmp_path_factory):
     """A folder in which `potstill run` has been done, with small settings."""
     folder = tmp_path_factory.mktemp("readme")
-    assert cli.main(["run", *SMALL, "--out", str(folder / "runs" / "digits-ipc1")]) == 0
+    assert main.main(["run", *SMALL, "--out", str(folder / "runs" / "digits-ipc1")]) == 0
     return folder
 
 
@@ -35,7 +35,7 @@ def test_loading_and_training_take_three_lines_and_a_plain_loop_five():
 
 def test_commands_named_are_commands():
     named = set(re.findall(r"`potstill (\w+)", README)) | set(re.findall(r"^potstill (\w+)", README, re.M))
-    assert named <= {name.split()[0] for name in cli.COMMANDS} | {"COMMAND"}
+    assert named <= {name.split()[0] for name in main.COMMANDS} | {"COMMAND"}
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.M):
         assert f"\n{target}:" in makefile

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from potstill import files
 from potstill.adjoint import engine
-from potstill.commands import (
+from potstill.cli.commands import (
     COMMANDS,
     Ablations,
     Distil,
@@ -28,8 +28,7 @@ from potstill.commands import (
     Stages,
     Windows,
 )
-from potstill.config import Config, NetworkConfig, default
-from potstill.console import (
+from potstill.cli.console import (
     duration,
     err,
     fail,
@@ -42,6 +41,7 @@ from potstill.console import (
     size,
     tensorboard,
 )
+from potstill.config import Config, NetworkConfig, default
 from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Judge, judge, protocol_of
