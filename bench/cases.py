@@ -18,7 +18,7 @@ from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
 from potstill.networks import flat
 from potstill.networks.flat import FlatNetwork, label_loss, target_loss
-from potstill.training.sgd import Recipe, flat, run_to_end, sgd
+from potstill.training.sgd import Recipe, run_to_end, sgd, sharpness_aware
 
 SHAPE, CLASSES = (3, 32, 32), 10
 LONG = 1e9  # images of a job long enough to repay compiling
@@ -78,7 +78,7 @@ def expert_step(bench: Bench, rho: float = 0.0, batch: int = 256) -> tuple[Actio
     fast = engine.training_gradient(ours, SHAPE, batch, LONG, "auto")
     plain = engine.mean_gradient(target_loss(obvious))
     if rho:
-        fast, plain = flat(fast, rho, 0.3), flat(plain, rho, 0.3)
+        fast, plain = sharpness_aware(fast, rho, 0.3), sharpness_aware(plain, rho, 0.3)
     return lambda: fast(theta, images, targets), lambda: plain(theta, images, targets)
 
 

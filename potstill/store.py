@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from potstill import files
-from potstill.data.split import Content, Split
 from potstill.errors import PotstillError
 
 Made = tuple[dict[str, Tensor], dict[str, Any]]
@@ -21,11 +20,6 @@ Made = tuple[dict[str, Tensor], dict[str, Any]]
 def cache_folder() -> Path:
     """Where decoded arrays, whitening and control results are kept: $POTSTILL_CACHE, or ~/.cache/potstill."""
     return Path(os.environ.get("POTSTILL_CACHE", "~/.cache/potstill")).expanduser()
-
-
-def stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What tells that files are still the same: paths, sizes and times."""
-    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def kept(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
@@ -41,22 +35,3 @@ def kept(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
         except (PotstillError, OSError) as error:  # a convenience only
             warnings.warn(f"the {kind} is not kept for the next time: {error}", stacklevel=2)
         return tensors, header
-
-
-def cached(identity: Any, resize: int | None, column: str | None, read: Callable[[], Content]) -> Content:
-    """What ``read`` gives, or what it gave before for files of the same identity, size and column."""
-
-    def make() -> Made:
-        classes, parts = read()
-        tensors = {
-            f"{part}.{name}": getattr(split, name) for part, split in parts.items() for name in ("images", "labels")
-        }
-        return tensors, {"classes": list(classes)}
-
-    tensors, header = kept("data", [identity, resize, column], make)
-    parts = {
-        part: Split(tensors[f"{part}.images"], tensors[f"{part}.labels"])
-        for part in ("train", "test")
-        if f"{part}.labels" in tensors
-    }
-    return tuple(header["classes"]), parts

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from potstill.cli import main
-from tests.test_cli import SMALL
+from tests.cli.test_main import SMALL
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)

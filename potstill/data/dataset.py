@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from potstill import files, seeds
-from potstill.data.dataset import arrays, folders, tables
+from potstill.data import arrays, folders, tables
+from potstill.data.decoded import cached, stamps
 from potstill.data.split import Content, Split
 from potstill.errors import PotstillError
-from potstill.store import cache_folder, cached, stamps
+from potstill.store import cache_folder
 
 __all__ = ["Dataset", "Split", "cache_folder", "load"]
 

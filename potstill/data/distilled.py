@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from potstill import files
-from potstill.data import dataset, transform
+from potstill.data import dataset as datasets
+from potstill.data import transform as transforms
 from potstill.data.transform import Transform
 from potstill.errors import PotstillError
 
@@ -118,7 +119,7 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             "was distilled from (--dataset, or potstill.load(path, dataset=...))."
         )
     config = header["provenance"]["config"]
-    found = dataset.load(
+    found = datasets.load(
         str(dataset), validation=config["validation"], resize=config["resize"], label_column=config["label_column"]
     )
     if found.fingerprint != header["provenance"]["dataset"]["fingerprint"]:
@@ -126,7 +127,7 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             f"{dataset}: is not the data {path} was distilled from (fingerprint {found.fingerprint}, not "
             f"{header['provenance']['dataset']['fingerprint']}); give the original data."
         )
-    return transform.fit(header["transform"], found.train.images, found.fingerprint)
+    return transforms.fit(header["transform"], found.train.images, found.fingerprint)
 
 
 def _augmenting(operations: Any) -> Callable[[list[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from potstill.data.decoded import cached
 from potstill.data.pixels import decode
 from potstill.data.split import TEST, TRAIN, VALIDATION, Content, Split, split_of
 from potstill.errors import PotstillError
-from potstill.store import cached
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from potstill import files, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile, choose_precision
 from potstill.config import EvaluationConfig, NetworkConfig, Operation
-from potstill.data.dataset import cache_folder
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 from potstill.networks import flat
 from potstill.networks.architectures import depth_for
 from potstill.networks.flat import FlatNetwork
+from potstill.store import cache_folder
 from potstill.training.problem import Problem, Whitened, choose_device
 from potstill.training.sgd import Recipe, one_hot, run_to_end, sgd
 
@@ -310,16 +310,16 @@ def train(
     config = replace(config, depth=config.depth or depth_for(h, w))
     protocol = PROTOCOLS["standard"]
     where = choose_device(device or "auto")
-    flat = flat.flat_network(config, (c, h, w), len(distilled.classes), where)
+    flat_network = flat.flat_network(config, (c, h, w), len(distilled.classes), where)
     theta = flat.initial(config, (c, h, w), len(distilled.classes), seed).to(where)
     alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)
     recipe = protocol.recipe(epochs or protocol.epochs, alpha, distilled.recipe["augment"])
     images, targets = (tensor.to(where) for tensor in distilled.tensors())
     batch = min(recipe.batch_size, len(images))
-    gradient = engine.training_gradient(flat, (c, h, w), batch, recipe.epochs * len(images), "auto")
+    gradient = engine.training_gradient(flat_network, (c, h, w), batch, recipe.epochs * len(images), "auto")
     theta = run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta)
-    module = flat.module.requires_grad_(True)
+    module = flat_network.module.requires_grad_(True)
     with torch.no_grad():
-        for parameter, value in zip(module.parameters(), flat.unflatten(theta).values(), strict=True):
+        for parameter, value in zip(module.parameters(), flat_network.unflatten(theta).values(), strict=True):
             parameter.copy_(value)
     return module.to(device or "cpu").eval()

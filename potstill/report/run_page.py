@@ -32,7 +32,7 @@ def write(folder: Path) -> Path:
     results = files.read_json(folder / "results.json")
     metrics = read_metrics(folder / "metrics.jsonl")
     distilled = load(folder / FILE)
-    snapshots = snapshots.read(folder)
+    kept = snapshots.read(folder)
     text = page(
         "report",
         results=results,
@@ -47,9 +47,9 @@ def write(folder: Path) -> Path:
         path=str(folder / FILE),
         settings=sorted(flatten(results["config"]).items()),
         accuracies=_accuracies(folder),
-        film=film(snapshots) if snapshots else None,
-        animation=data_uri(snapshots.animation(snapshots), "image/gif") if snapshots else None,
-        moved_figure=_moved_figure(snapshots) if snapshots else None,
+        film=film(kept) if kept else None,
+        animation=data_uri(snapshots.animation(kept), "image/gif") if kept else None,
+        moved_figure=_moved_figure(kept) if kept else None,
         labels_figure=_labels_figure(distilled),
         found=found if (found := results["difficulty"]) and "survey" in found else None,
         survey_figure=_survey_figure(found) if found and "survey" in found else None,
@@ -198,9 +198,9 @@ def film(snapshots: list[Snapshot], title: str = "") -> dict[str, Any]:
     return {"title": title, "frames": frames}
 
 
-def _moved_figure(snapshots: list[Snapshot]) -> str:
+def _moved_figure(kept: list[Snapshot]) -> str:
     """How far images and labels are from where they began."""
-    found = snapshots.moved(snapshots)
+    found = snapshots.moved(kept)
     figure, plot = axes("iteration", "images: distance (% of pixel range)", title="How far the set has moved")
     plot.plot(found["iteration"], [100 * v for v in found["images"]], "o-", color=COLOURS["distilled"], markersize=4)
     right = plot.twinx()

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from potstill.adjoint.engine import choose_precision
 from potstill.config import Config, NetworkConfig
-from potstill.data import dataset, transform
+from potstill.data import dataset as datasets
+from potstill.data import transform as transforms
 from potstill.data.dataset import Dataset, Split
 from potstill.data.transform import Transform
 from potstill.errors import PotstillError
@@ -66,7 +67,7 @@ def prepare(config: Config) -> Problem:
     Raises:
         PotstillError: whatever is wrong with the data, the device or the sizes.
     """
-    dataset = dataset.load(
+    dataset = datasets.load(
         config.dataset, validation=config.validation, resize=config.resize, label_column=config.label_column
     )
     counts = torch.bincount(dataset.train.labels, minlength=len(dataset.classes))
@@ -80,7 +81,7 @@ def prepare(config: Config) -> Problem:
     network_config = replace(config.network, depth=depth)
     network = flat.flat_network(network_config, dataset.shape, len(dataset.classes), device)
     network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
-    transform = transform.fit(config.transform, dataset.train.images, dataset.fingerprint)
+    transform = transforms.fit(config.transform, dataset.train.images, dataset.fingerprint)
     return Problem(dataset, transform, network_config, network, device, config.precision)
 
 

@@ -27,8 +27,8 @@ class Recipe:
     augment: tuple[Operation, ...] = ()
 
 
-def flat(gradient: Gradient, rho: float, alpha: float) -> Gradient:
-    """The flat recipe's gradient: adaptive sharpness-aware minimisation with GSAM's ascent in the orthogonal part.
+def sharpness_aware(gradient: Gradient, rho: float, alpha: float) -> Gradient:
+    """FTD's flat gradient: adaptive sharpness-aware minimisation with GSAM's ascent in the orthogonal part.
 
     At p with gradient g, perturb by e = ρ p² g / ‖|p| g‖, take g' there, and subtract α times the part of g that is
     orthogonal to g' (Kwon et al., ICML 2021; Zhuang et al., ICLR 2022; used by Du et al., CVPR 2023).
@@ -53,7 +53,7 @@ def sgd(
     taken up again after any epoch.  What is yielded is never written to again.
     """
     if recipe.rho > 0:
-        gradient = flat(gradient, recipe.rho, recipe.alpha)
+        gradient = sharpness_aware(gradient, recipe.rho, recipe.alpha)
     velocity = torch.zeros_like(theta)
     for epoch in range(first_epoch, recipe.epochs):
         decayed = recipe.decay_after is not None and epoch >= recipe.decay_after

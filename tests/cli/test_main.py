@@ -277,7 +277,7 @@ def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number):
-    command = [sys.executable, "-m", "potstill.cli", "run", *SMALL, "--distil.iterations", "400", "--out", "run"]
+    command = [sys.executable, "-m", "potstill", "run", *SMALL, "--distil.iterations", "400", "--out", "run"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it

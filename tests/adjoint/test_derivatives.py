@@ -8,8 +8,8 @@ import torch
 
 from potstill.adjoint.derivatives import compiled, plain
 from potstill.networks.flat import label_loss
+from tests.adjoint.test_unroll import Setting, relative
 from tests.conftest import needs_compiler
-from tests.test_unroll import Setting, relative
 
 
 @needs_compiler

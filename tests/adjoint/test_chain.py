@@ -12,7 +12,7 @@ from potstill.adjoint.chain import Chain
 from potstill.adjoint.derivatives import plain
 from potstill.config import Architecture
 from potstill.networks.flat import label_loss, target_loss
-from tests.test_links import CLASSES, setting
+from tests.networks.test_layers import CLASSES, setting
 
 
 def close(found, expected):

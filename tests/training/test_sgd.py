@@ -8,8 +8,7 @@ from potstill.adjoint import engine
 from potstill.config import NetworkConfig
 from potstill.networks import flat
 from potstill.networks.flat import target_loss
-from potstill.training import sgd
-from potstill.training.sgd import Recipe, one_hot, sgd
+from potstill.training.sgd import Recipe, one_hot, sgd, sharpness_aware
 from tests.conftest import needs_compiler
 
 CONFIG, SHAPE = NetworkConfig(width=6, depth=2), (1, 8, 8)
@@ -73,7 +72,7 @@ def test_flat_gradient_is_the_published_formula(problem):
     there = gradient(theta + e, images, targets)
     unit = there / there.norm()
     orthogonal = g - (g @ unit) * unit
-    found = sgd.flat(gradient, rho, alpha)(theta, images, targets)
+    found = sharpness_aware(gradient, rho, alpha)(theta, images, targets)
     assert torch.allclose(found, there - alpha * orthogonal, atol=1e-6)
     assert abs(float(orthogonal @ there)) < 1e-5
     assert not torch.allclose(found, g, atol=1e-3)

@@ -177,7 +177,8 @@ def test_unknown_device():
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from potstill import api, experts, run
+from potstill.runs import api, run
+from potstill.training import experts
 from tests.conftest import tiny
 experts.CHECKPOINT_SECONDS = 0.0
 config = tiny(distil={"iterations": 40, "evaluations": 4, "checkpoint_seconds": 0.0}, expert={"epochs": 12})
@@ -188,7 +189,7 @@ for stage in (run.train_experts, run.distil):
 
 
 def started(folder):
-    root = Path(__file__).parents[1]  # of the package tests
+    root = Path(__file__).parents[2]  # of the package tests
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, text=True, cwd=root)
 
 

@@ -14,7 +14,7 @@ from potstill.evaluation.evaluator import PROTOCOLS, interval
 from potstill.runs.api import exhaust
 from potstill.training.problem import prepare
 from tests.conftest import tiny
-from tests.test_distilled import distilled  # noqa: F401  (a fixture)
+from tests.data.test_distilled import distilled  # noqa: F401  (a fixture)
 
 
 def test_interval_is_the_t_interval():

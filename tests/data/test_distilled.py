@@ -11,7 +11,7 @@ from PIL import Image
 import potstill
 from potstill import seeds
 from potstill.data import distilled as module
-from potstill.data import transform
+from potstill.data import transform as transforms
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 
@@ -20,7 +20,7 @@ from potstill.errors import PotstillError
 def distilled():
     draws = seeds.generator(0, "set")
     pixels = torch.randint(0, 256, (60, 3, 6, 5), generator=draws, dtype=torch.uint8)
-    transform = transform.fit("zca", pixels)
+    transform = transforms.fit("zca", pixels)
     return Distilled(
         images=transform(pixels[:6]), logits=torch.randn(6, 3, generator=draws),
         labels=torch.tensor([0, 0, 1, 1, 2, 2]), step_size=0.02, transform=transform, classes=("a", "b", "c/d"),

@@ -233,9 +233,10 @@ def test_bfloat16_keeps_the_direction_over_forty_steps_of_the_published_setting(
 
 MEMORY = """
 import resource, sys, torch
-from potstill import augment, functional
+from potstill.data import augment
+from potstill.networks import flat
 from potstill.config import NetworkConfig
-from potstill.unroll import InnerStep, _Sweep, unroll
+from potstill.adjoint.unroll import InnerStep, _Sweep, unroll
 steps = int(sys.argv[1])
 config = NetworkConfig(width=32, depth=3)
 network = flat.flat_network(config, (3, 32, 32), 10)

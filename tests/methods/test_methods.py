@@ -290,7 +290,7 @@ def test_polishing_differentiates_through_the_steps_of_a_window(setting, monkeyp
     swept, _ = gradients(3, students)
     monkeypatch.setattr(bptt, "unroll", lambda *given, **_: unroll(*given, adjoint="direct"))
     monkeypatch.setattr(
-        backprop, "mean_loss",
+        bptt, "mean_loss",
         lambda network, theta, x, t: flat.soft_cross_entropy(network(theta, x), t) / len(x),
     )  # fmt: skip
     for ours, oracle in zip(swept, gradients(3, students)[0], strict=True):
