@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for what the tests start; the networks he
 import torch
 
 from potstill import config
-from potstill.networks import architectures
+from potstill.networks import functional, norm
 
 torch.set_num_threads(1)
 
@@ -54,7 +54,7 @@ def tiny(**changes) -> config.Config:
 @pytest.fixture
 def as_compiled(monkeypatch):
     """What is compiled, run as it is; instance norm by its formula, for PyTorch's has no tangent in this layout."""
-    monkeypatch.setattr(architectures.InstanceNorm, "forward", architectures.InstanceNorm.in_one_pass)
+    monkeypatch.setattr(functional, "instance_norm", norm.in_one_pass)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
 
 

@@ -1,4 +1,4 @@
-"""The derivatives of a batch loss that an unroll needs: plainly by autograd, or compiled along the network's links."""
+"""The derivatives of a batch loss that an unroll needs: plainly by autograd, or compiled along the network's layers."""
 
 import logging
 import warnings
@@ -9,46 +9,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.adjoint.chain import Chain, Kept
+from potstill.adjoint.chain import Chain, Residuals
 from potstill.errors import PotstillError
-from potstill.networks.flat import BatchLoss
-from potstill.networks.layers import Parameters
+from potstill.networks.functional import Parameters
+from potstill.networks.losses import BatchLoss
 
 log = logging.getLogger(__name__)
 
-SHAPES = 64  # that a derivative may be compiled for; the compiler's own limit, 8, is soon met by sets of many sizes
+SHAPES = 64  # that a derivative may be compiled for; the compiler's own limit of 8 is too low for sets of many sizes
 
 OPTIONS: dict[str, Any] = {
-    "realize_reads_threshold": 2,  # keep figures of a channel; the compiler would find them again at every pixel
+    "realize_reads_threshold": 2,  # store values of a channel; the compiler would recompute them at every pixel
     "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add at once
 }
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """The two derivatives of a batch loss ℓ that an unroll needs, in whatever way is fastest.
+    """The two derivatives of a batch loss ℓ that an unroll needs.
 
-    ``gradient(theta, x, z)`` is ∇θ ℓ (P,), and what of the way there is worth keeping, perhaps nothing.
-    ``directional(theta, x, z, direction, kept)`` is s = ⟨∇θ ℓ, direction⟩ and its gradient in theta, x and z; with what
-    the gradient kept at the same place it is faster, with () it finds that again.  Both take an augmented
-    micro-batch, and neither keeps a graph.
+    ``gradient(theta, x, z)`` is ∇θ ℓ (P,), and residuals of its computation that are worth storing, perhaps ().
+    ``directional(theta, x, z, direction, residuals)`` is s = ⟨∇θ ℓ, direction⟩ and its gradients in theta, x and z;
+    with the residuals of the gradient for the same arguments it is faster, with () it computes them again.  Both take
+    an augmented micro-batch, images (b, C, H, W) and labels (b, K), and neither holds a graph.
     """
 
-    gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Kept]]
-    directional: Callable[[Tensor, Tensor, Tensor, Tensor, Kept], tuple[Tensor, Tensor, Tensor, Tensor]]
+    gradient: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Residuals]]
+    directional: Callable[[Tensor, Tensor, Tensor, Tensor, Residuals], tuple[Tensor, Tensor, Tensor, Tensor]]
     compiled: bool = False
 
 
 def plain(loss: BatchLoss) -> Derivatives:
-    """Reverse over reverse, by autograd as it is: the fastest without a compiler (half the calls of ``torch.func``)."""
+    """Reverse over reverse, by autograd: the fastest without a compiler (half the calls of ``torch.func``)."""
 
-    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Kept]:
+    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Residuals]:
         with torch.enable_grad():
             theta = theta.detach().requires_grad_()
             return torch.autograd.grad(loss(theta, x, z), theta)[0], ()
 
     def directional(
-        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor, kept: Kept
+        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor, residuals: Residuals
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_() for tensor in (theta, x, z)]
@@ -61,11 +61,11 @@ def plain(loss: BatchLoss) -> Derivatives:
 
 
 def compiled(loss: BatchLoss) -> Derivatives:
-    """Reverse over forward along the network's links (:class:`potstill.adjoint.chain.Chain`), fused by the compiler.
+    """Reverse over forward along the network's layers (:class:`potstill.adjoint.chain.Chain`), fused by the compiler.
 
-    Parameters go in and come out by name: to gather them in one vector is work the compiler does badly.  The first call
-    of each derivative with each batch size compiles for about half a minute, the directional one with and without what
-    the gradient kept; the result is cached between runs.
+    The compiled functions take and return parameters by name, because the compiler is slow at gathering them into one
+    vector.  The first call of each derivative with each batch size compiles for about half a minute, the directional
+    one with and without residuals; the result is cached between runs.
 
     Raises:
         PotstillError: the network has batch norm, whose running statistics cannot be traced.
@@ -74,45 +74,48 @@ def compiled(loss: BatchLoss) -> Derivatives:
         raise PotstillError("batch norm cannot be compiled; use plain derivatives, or another norm.")
     network, chain = loss.network, Chain(loss)
 
-    def afresh(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> Any:
+    def without_residuals(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> Any:
         return chain.directional(parameters, x, z, direction, chain.gradient(parameters, x, z)[1])
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-    fast_gradient, fast_directional, fast_afresh = (
-        # fullgraph: what cannot be traced whole is an error, which is told, and never a silent fall back to plain speed
+    fast_gradient, fast_directional, fast_without_residuals = (
+        # fullgraph: what cannot be traced whole is an error and gives a warning, never silently runs at plain speed
         torch.compile(function, dynamic=False, fullgraph=True, options=OPTIONS)
-        for function in (chain.gradient, chain.directional, afresh)
+        for function in (chain.gradient, chain.directional, without_residuals)
     )
 
-    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Kept]:
-        found, kept = fast_gradient(network.unflatten(theta), x, z)
-        return network.flatten(found), kept
+    def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Residuals]:
+        found, residuals = fast_gradient(network.unflatten(theta), x, z)
+        return network.flatten(found), residuals
 
     def directional(
-        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor, kept: Kept
+        theta: Tensor, x: Tensor, z: Tensor, direction: Tensor, residuals: Residuals
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         arguments = (network.unflatten(theta), x, z, network.unflatten(direction))
-        s, found, s_x, s_z = fast_directional(*arguments, kept) if kept else fast_afresh(*arguments)
+        if residuals:
+            s, found, s_x, s_z = fast_directional(*arguments, residuals)
+        else:
+            s, found, s_x, s_z = fast_without_residuals(*arguments)
         return s, network.flatten(found), s_x, s_z
 
     obvious = plain(loss)
     return Derivatives(
-        _or(gradient, obvious.gradient, "gradient"),
-        _or(directional, obvious.directional, "derivative of the gradient"),
+        _with_fallback(gradient, obvious.gradient, "gradient"),
+        _with_fallback(directional, obvious.directional, "derivative of the gradient"),
         compiled=True,
     )
 
 
-def _or(fast: Callable[..., Any], obvious: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``fast`` on detached arguments, or ``obvious`` for good once compiling has failed, with a warning."""
-    broken, told = False, set[Any]()
+def _with_fallback(fast: Callable[..., Any], obvious: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``fast`` on detached arguments, or ``obvious`` from then on once compiling has failed, with a warning."""
+    broken, announced = False, set[Any]()
 
     def call(*given: Any) -> Any:
         nonlocal broken
         if not broken:
-            case = (given[1].shape, isinstance(given[-1], tuple) and not given[-1])  # kept nothing: another function
-            if case not in told:
-                told.add(case)
+            case = (given[1].shape, isinstance(given[-1], tuple) and not given[-1])  # no residuals: another function
+            if case not in announced:
+                announced.add(case)
                 cost = "about half a minute, a few seconds from then on"
                 log.info("compiling the %s for %d images: %s", name, len(given[1]), cost)
             try:

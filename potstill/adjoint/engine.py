@@ -1,6 +1,6 @@
-"""How derivatives are computed on this machine: plainly or compiled, and how many images at once.
+"""How derivatives are computed on this machine: in which precision, plainly or compiled, and how many images at once.
 
-The one place that chooses between the obvious path and a fast one; the paths themselves lie in ``derivatives.py``.
+The only place that chooses between the plain computation and a fast one; both are in ``derivatives.py``.
 """
 
 import ctypes
@@ -9,44 +9,49 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.adjoint.derivatives import Derivatives, compiled, plain
 from potstill.errors import PotstillError
-from potstill.networks.flat import BatchLoss, FlatNetwork, label_loss, target_loss
+from potstill.networks.flat import FlatNetwork
+from potstill.networks.losses import BatchLoss, LabelKind, loss_for
 
 Compile = Literal["auto", "yes", "no"]
 Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(theta (P,), images, target probabilities) → gradient of the batch's mean loss (P,)."""
+"""(theta (P,), images (b, C, H, W), labels (b, K)) → gradient of the batch's mean loss (P,)."""
 
-LARGE = 2e7  # multiplications an image from which micro-batches, lower precision and compiling can pay
+
+class TrainingGradient(Protocol):
+    """A :data:`Gradient` that also moves running statistics (B,) in place, where it is given any.
+
+    ``functools.partial(gradient, buffers=buffers)`` is the gradient of one network in training, for :func:`sgd
+    <potstill.training.sgd.sgd>`.
+    """
+
+    def __call__(self, theta: Tensor, images: Tensor, labels: Tensor, buffers: Tensor | None = None) -> Tensor:
+        """The gradient (P,)."""
+
+
+LARGE = 2e7  # multiplications per image from which micro-batches, lower precision and compiling can pay
 CACHE_BATCH = {"cpu": 32, "cuda": 256}  # images whose activations stay in cache, or fill the device
-PLAIN_SPEED = {"cpu": 7e10, "cuda": 3e12}  # multiplications a second, plainly; two cores measured, a GPU guessed
+PLAIN_SPEED = {"cpu": 7e10, "cuda": 3e12}  # multiplications per second uncompiled; two cores measured, a GPU guessed
 COMPILE_FROM = 120.0  # seconds of plain work that repay compiling
-FORWARDS = {"gradient": 3, "inner step": 11}  # forward passes' worth of multiplications, plainly
+FORWARDS = {"gradient": 3, "inner step": 11}  # their multiplications in forward passes, uncompiled
 
 
+@functools.lru_cache(maxsize=64)
 def multiplications(network: FlatNetwork, shape: tuple[int, int, int]) -> float:
-    """Multiplications of one image's forward pass."""
-    counted = [0.0]
-
-    def count(layer: torch.nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = getattr(layer, "weight", None)
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and weight is not None:
-            positions = output.shape[2:].numel() if output.dim() == 4 else 1
-            counted[0] += weight.numel() * positions
-
-    hooks = [layer.register_forward_hook(count) for layer in network.module.modules()]
-    with torch.no_grad():
-        like = next(network.module.parameters())
-        network.module.eval()(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
-    for hook in hooks:
-        hook.remove()
-    network.module.train()
-    return counted[0]
+    """Multiplications of convolutions and linear layers in one image's forward pass."""
+    plain = replace(network, precision=torch.float32, device=torch.device("cpu"))
+    theta, image = torch.zeros(sum(plain.sizes)), torch.zeros(1, *shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        plain(theta, image, plain.initial_buffers(), training=False)
+    return counter.get_total_flops() / 2  # it counts a multiplication and an addition as two
 
 
 def choose_precision(
@@ -70,7 +75,7 @@ def choose_precision(
 
 def inner_derivatives(
     network: FlatNetwork, shape: tuple[int, int, int], batch: int, images: float, wanted: Compile,
-    micro_batch: int | None,
+    micro_batch: int | None, kind: LabelKind = "logits",
 ) -> tuple[Derivatives, int | None]:  # fmt: skip
     """How the inner loop is differentiated, and how many images at once.
 
@@ -78,9 +83,10 @@ def inner_derivatives(
         network: the student.
         shape: of an image (C, H, W).
         batch: images of an inner step.
-        images: images of all inner steps of the job together, to weigh compiling.
+        images: images of all inner steps of the job together, to decide whether compiling pays.
         wanted: whether to compile.
         micro_batch: images at once, where the user chose.
+        kind: of the labels that are learned.
 
     Raises:
         PotstillError: compiling or micro-batches were asked for where they cannot be.
@@ -92,59 +98,61 @@ def inner_derivatives(
         )
     work = multiplications(network, shape)
     if micro_batch is None and work > LARGE and not network.batch_coupled:
-        most = CACHE_BATCH.get(_device(network).type, 256)
+        most = CACHE_BATCH.get(network.device.type, 256)
         micro_batch = math.ceil(batch / math.ceil(batch / most))  # even parts, so that few shapes are compiled
-    loss = label_loss(network)
+    loss = loss_for(network, kind)
     multiplied = FORWARDS["inner step"] * work * images
     return (compiled(loss) if _compiles(network, wanted, multiplied) else plain(loss)), micro_batch
 
 
 def training_gradient(
-    network: FlatNetwork, shape: tuple[int, int, int], batch: int, images: float, wanted: Compile
-) -> Gradient:  # fmt: skip
+    network: FlatNetwork, shape: tuple[int, int, int], batch: int, images: float, wanted: Compile,
+    kind: LabelKind = "probabilities",
+) -> TrainingGradient:  # fmt: skip
     """The gradient of a training batch's mean loss; arguments as in :func:`inner_derivatives`."""
-    loss = target_loss(network)
+    loss = loss_for(network, kind)
     work = multiplications(network, shape)
-    micro = min(CACHE_BATCH.get(_device(network).type, 256), batch) if work > LARGE else batch
+    micro = min(CACHE_BATCH.get(network.device.type, 256), batch) if work > LARGE else batch
     if network.batch_coupled or not _compiles(network, wanted, FORWARDS["gradient"] * work * images):
         return mean_gradient(loss)
-    fast, obvious = _compiled_training(network).gradient, plain(loss).gradient
+    fast, obvious = _compiled_training(network, kind).gradient, plain(loss).gradient
 
-    def gradient(theta: Tensor, x: Tensor, targets: Tensor) -> Tensor:
-        total = torch.zeros_like(theta)
-        for rows in _parts(len(x), micro):
-            part = x[rows]
-            total += (fast if len(part) == micro else obvious)(theta, part, targets[rows])[0]  # one shape compiled
-        return total / len(x)
+    def gradient(theta: Tensor, images: Tensor, labels: Tensor, buffers: Tensor | None = None) -> Tensor:
+        total = torch.zeros_like(theta)  # what is compiled has no batch norm, and so no running statistics
+        for rows in _parts(len(images), micro):
+            part = images[rows]
+            total += (fast if len(part) == micro else obvious)(theta, part, labels[rows])[0]  # one shape compiled
+        return total / len(images)
 
     return gradient
 
 
 @functools.cache
-def _compiled_training(network: FlatNetwork) -> Derivatives:
-    """Compiled once for each network, however many are trained."""
-    return compiled(target_loss(network))
+def _compiled_training(network: FlatNetwork, kind: LabelKind) -> Derivatives:
+    """Compiled once for each network and kind of labels, however many networks are trained."""
+    return compiled(loss_for(network, kind))
 
 
-def mean_gradient(loss: BatchLoss) -> Gradient:
-    """The obvious one: autograd over the whole batch."""
-    gradient = plain(loss).gradient
-    return lambda theta, images, targets: gradient(theta, images, targets)[0] / len(images)
+def mean_gradient(loss: BatchLoss) -> TrainingGradient:
+    """The plain one: autograd over the whole batch."""
+
+    def gradient(theta: Tensor, images: Tensor, labels: Tensor, buffers: Tensor | None = None) -> Tensor:
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            return torch.autograd.grad(loss(theta, images, labels, buffers), theta)[0] / len(images)
+
+    return gradient
 
 
 def _parts(n: int, size: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, n, size))
 
 
-def _device(network: FlatNetwork) -> torch.device:
-    return next(network.module.parameters()).device
-
-
 def _compiles(network: FlatNetwork, wanted: Compile, multiplied: float) -> bool:
     """Whether to compile: possible for this network and machine, and asked for or worth it."""
     if wanted == "no":
         return False
-    device = _device(network).type
+    device = network.device.type
     obstacle = None
     if network.batch_coupled:
         obstacle = "batch norm's running statistics cannot be traced"

@@ -26,7 +26,7 @@ from potstill.adjoint.derivatives import Derivatives, plain
 from potstill.data import augment
 from potstill.data.augment import Drawing
 from potstill.errors import PotstillError
-from potstill.networks.flat import BatchLoss
+from potstill.networks.losses import BatchLoss
 
 KEEP_BYTES = 2**29  # of what is kept beside the weights, whatever the steps and the batch
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,25 +128,27 @@ class Judge:
     augment: tuple[Operation, ...]
     compile: Compile = "auto"
 
-    def train(self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int) -> Tensor:
-        """Parameters (P,) of a fresh network trained on images with target probabilities."""
-        self.network.reset_buffers()
+    def train(
+        self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Parameters (P,) and buffers (B,) of a fresh network trained on images with target probabilities."""
+        buffers = self.network.initial_buffers()
         shape, classes = self.problem.dataset.shape, len(self.problem.dataset.classes)
         theta = flat.initial(self.config, shape, classes, seed).to(self.problem.device)
         recipe = self.protocol.recipe(epochs, step_size, self.augment)
         seen = epochs * len(images) * self.protocol.seeds
         batch = min(self.protocol.batch_size, len(images))
-        gradient = engine.training_gradient(self.network, shape, batch, seen, self.compile)
-        return run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta)
+        gradient = partial(engine.training_gradient(self.network, shape, batch, seen, self.compile), buffers=buffers)
+        return run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta), buffers
 
     def accuracy(
         self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int, on: Whitened
     ) -> float:  # fmt: skip
         """Accuracy on ``on`` of one network; 0 where its training diverged."""
-        theta = self.train(images, targets, epochs, step_size, seed)
+        theta, buffers = self.train(images, targets, epochs, step_size, seed)
         if not bool(theta.isfinite().all()):
             return 0.0
-        return flat.accuracy(self.network, theta, on.images, on.labels)
+        return flat.accuracy(self.network, theta, on.images, on.labels, buffers)
 
 
 def judge(
@@ -317,9 +320,6 @@ def train(
     images, targets = (tensor.to(where) for tensor in distilled.tensors())
     batch = min(recipe.batch_size, len(images))
     gradient = engine.training_gradient(flat_network, (c, h, w), batch, recipe.epochs * len(images), "auto")
-    theta = run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta)
-    module = flat_network.module.requires_grad_(True)
-    with torch.no_grad():
-        for parameter, value in zip(module.parameters(), flat_network.unflatten(theta).values(), strict=True):
-            parameter.copy_(value)
-    return module.to(device or "cpu").eval()
+    buffers = flat_network.initial_buffers()
+    theta = run_to_end(sgd(partial(gradient, buffers=buffers), theta, images, targets, recipe, seed), theta)
+    return flat_network.as_module(theta, buffers).to(device or "cpu")

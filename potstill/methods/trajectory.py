@@ -110,6 +110,4 @@ def mean_logits(problem: Problem, experts: Trajectories, count: int, images: Ten
 def expert_logits(problem: Problem, experts: Trajectories, number: int, images: Tensor) -> Tensor:
     """Outputs (N, K) of an expert after its last epoch, its running statistics included."""
     theta, buffers = experts.last(number)
-    if len(buffers):
-        problem.network.set_buffers(buffers)
-    return flat.predict(problem.network, theta.to(problem.device), images)
+    return flat.predict(problem.network, theta.to(problem.device), images, buffers.to(problem.device))

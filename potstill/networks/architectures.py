@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from potstill.config import NetworkConfig, Norm
 from potstill.errors import PotstillError
+from potstill.networks import functional
+from potstill.networks.functional import Residual
+from potstill.networks.norm import InstanceNorm
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -19,7 +22,8 @@ Shape = tuple[int, int, int]  # channels, height, width
 def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """A fresh network for images of ``shape`` (C, H, W), with PyTorch's initialisation of each layer.
 
-    The caller owns the global random state; see :func:`potstill.networks.flat.initial` for a seeded one.
+    On a real device its weights are drawn from the global random state; :meth:`FlatNetwork.fresh
+    <potstill.networks.flat.FlatNetwork.fresh>` draws the same without it.
 
     Raises:
         PotstillError: the network is too deep for images of this size.
@@ -30,29 +34,6 @@ def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
 def depth_for(height: int, width: int) -> int:
     """ConvNet depth the literature uses for a size: 3 at 32 pixels, 4 at 64, 5 at 128; 2 for smaller ones."""
     return max(2, round(math.log2(min(height, width))) - 2)
-
-
-class InstanceNorm(nn.GroupNorm):
-    """Affine instance norm, as a group norm of one channel a group.
-
-    Where it is compiled, the variance is E x² − (E x)²: both sums in one pass over memory, and simpler derivatives.
-    Sums are float32 at least; cancellation costs the variance two of its seven digits where a channel's mean is ten
-    times its deviation, which is more than bfloat16 ever had and less than a convolution's outputs come near.  The
-    inverse root is an exponential because the compiler keeps those: a root it would take again at every pixel.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), each channel of each normalised."""
-        return self.in_one_pass(images) if torch.compiler.is_compiling() else super().forward(images)
-
-    def in_one_pass(self, images: Tensor) -> Tensor:
-        """The same by its formula, for the compiler to fuse."""
-        x = images.to(torch.promote_types(images.dtype, torch.float32))
-        weight, bias = self.weight.to(x.dtype)[:, None, None], self.bias.to(x.dtype)[:, None, None]
-        mean = x.mean((2, 3), keepdim=True)
-        variance = ((x * x).mean((2, 3), keepdim=True) - mean * mean).clamp_min(0)
-        scale = weight * torch.exp(-0.5 * torch.log(variance + self.eps))
-        return (x * scale + (bias - mean * scale)).to(images.dtype)
 
 
 def _norm(kind: Norm, channels: int) -> nn.Module:
@@ -71,7 +52,7 @@ def _with_head(features: nn.Sequential, shape: Shape, classes: int, *hidden: int
     """Flatten what the features give and end in linear layers, whose input size is found by running them once."""
     try:
         with torch.no_grad():
-            size = features.eval()(torch.zeros(1, *shape)).numel()
+            size = _features_of_zeros(features, shape).numel()
     except (RuntimeError, ValueError):  # a pooling or a norm was left with nothing to work on
         size = 0
     if size == 0:
@@ -84,6 +65,12 @@ def _with_head(features: nn.Sequential, shape: Shape, classes: int, *hidden: int
         head += [nn.Linear(size, units), nn.ReLU()]
         size = units
     return nn.Sequential(*features, *head, nn.Linear(size, classes))
+
+
+def _features_of_zeros(features: nn.Sequential, shape: Shape) -> Tensor:
+    """On the CPU, wherever the module is: the first convolution on the device "meta" imports for half a second."""
+    tensors = {name: torch.zeros(value.shape, device="cpu") for name, value in features.state_dict().items()}
+    return functional.apply(features, tensors, torch.zeros(1, *shape, device="cpu"), training=False)
 
 
 def convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
@@ -134,27 +121,18 @@ def vgg11(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     return _with_head(nn.Sequential(*layers), shape, classes)
 
 
-class _Residual(nn.Module):
-    """A basic block: two 3×3 convolutions beside an identity, or a 1×1 convolution where the shape changes."""
-
-    def __init__(self, channels: int, width: int, stride: int, norm: Norm) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
-            _norm(norm, width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            _norm(norm, width),
-        )
-        same = stride == 1 and channels == width
-        self.skip = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), _norm(norm, width))
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.relu(self.body(images) + self.skip(images))
+def _residual(channels: int, width: int, stride: int, norm: Norm) -> Residual:
+    """A basic block: two 3×3 convolutions, added to the input, or to its 1×1 convolution where the shape changes."""
+    body = nn.Sequential(
+        nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+        _norm(norm, width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        _norm(norm, width),
+    )
+    if stride == 1 and channels == width:
+        return Residual(body, nn.Sequential())
+    return Residual(body, nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), _norm(norm, width)))
 
 
 def resnet18(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
@@ -163,7 +141,7 @@ def resnet18(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential
     channels, size = 64, min(shape[1:])
     for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         stride = stride if size >= 4 else 1
-        layers += [_Residual(channels, width, stride, config.norm), _Residual(width, width, 1, config.norm)]
+        layers += [_residual(channels, width, stride, config.norm), _residual(width, width, 1, config.norm)]
         channels, size = width, -(-size // stride)
     return _with_head(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), shape, classes)
 

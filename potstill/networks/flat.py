@@ -1,40 +1,52 @@
-"""Parameters as one flat vector, losses and accuracy as pure functions of it."""
+"""A network as a function of one flat vector: its outputs, features and fresh parameters; prediction and accuracy."""
 
-from collections.abc import Callable
+import copy
+import functools
+import importlib
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from potstill.config import NetworkConfig
-from potstill.networks import architectures
-from potstill.networks.layers import Link, Parameters, links_of, lowered
+from potstill.errors import PotstillError
+from potstill.networks import architectures, functional, initialisation
+from potstill.networks.functional import Parameters
+from potstill.networks.layers import Layer, layers_of, lowered
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class FlatNetwork:
-    """A network as a function of a flat parameter vector; the module inside lends its layers, never its weights.
+    """A network as a function of a flat parameter vector; it holds no weights, and threads may share it.
 
-    Batch norm in training mode normalises by the batch and updates the running statistics of the module inside, which
-    :attr:`buffers` reads and :meth:`set_buffers` writes as one flat vector.
+    Batch norm in training mode normalises by the batch.  Its running statistics are a second flat vector, ``buffers``:
+    where a caller passes one, it is updated in place; without one, none are kept.  In evaluation mode they are needed.
     """
 
-    module: nn.Sequential
+    module: nn.Sequential  # the kind of each layer; its tensors are on the device "meta"
     precision: torch.dtype = torch.float32
+    device: torch.device = CPU  # of fresh parameters and buffers
     shapes: dict[str, torch.Size] = field(init=False, hash=False)  # of each parameter, in the vector's order
-    sizes: tuple[int, ...] = field(init=False)  # of each parameter; read once, for this is asked at every step
+    sizes: tuple[int, ...] = field(init=False)  # of each parameter; computed once, as every step needs it
+    buffer_shapes: dict[str, torch.Size] = field(init=False, hash=False, repr=False)  # in the order of ``buffers``
     batch_coupled: bool = field(init=False)  # batch norm: outputs depend on the batch, which forbids micro-batches
-    links: tuple[Link, ...] = field(init=False, repr=False, compare=False)
+    layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        functional.check(self.module)
         shapes = {name: parameter.shape for name, parameter in self.module.named_parameters()}
-        object.__setattr__(self, "shapes", shapes)
-        object.__setattr__(self, "sizes", tuple(shape.numel() for shape in shapes.values()))
-        coupled = any(isinstance(layer, nn.BatchNorm2d) for layer in self.module.modules())
-        object.__setattr__(self, "batch_coupled", coupled)
-        object.__setattr__(self, "links", tuple(links_of(self.module, self.precision)))
+        derived = {
+            "shapes": shapes,
+            "sizes": tuple(shape.numel() for shape in shapes.values()),
+            "buffer_shapes": {name: buffer.shape for name, buffer in self.module.named_buffers()},
+            "batch_coupled": any(isinstance(layer, nn.BatchNorm2d) for layer in self.module.modules()),
+            "layers": tuple(layers_of(self.module, self.precision)),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def unflatten(self, theta: Tensor) -> Parameters:
         """Views of a flat vector (P,) under the parameters' names."""
@@ -45,88 +57,129 @@ class FlatNetwork:
         """The flat vector (P,) of parameters, or of anything of their shapes."""
         return torch.cat([parameters[name].reshape(-1) for name in self.shapes])
 
-    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        """Outputs (b, K) in the precision of ``theta``; layers compute in :attr:`precision` if that is lower."""
+    def __call__(
+        self, theta: Tensor, images: Tensor, buffers: Tensor | None = None, training: bool = True
+    ) -> Tensor:  # fmt: skip
+        """Outputs (b, K) in the precision of ``theta``; layers compute in :attr:`precision` if that is lower.
+
+        Args:
+            theta: parameters (P,).
+            images: (b, C, H, W).
+            buffers: running statistics (B,) of batch norm, updated in place in training mode.
+            training: whether batch norm normalises by the batch instead of by ``buffers``.
+
+        Raises:
+            PotstillError: a network with batch norm in evaluation mode was given no running statistics.
+        """
+        return self._apply(self.module, theta, images, buffers, training)
+
+    def features(
+        self, theta: Tensor, images: Tensor, buffers: Tensor | None = None, training: bool = True
+    ) -> Tensor:  # fmt: skip
+        """The input (b, F) of the last linear layer, differentiable; arguments and errors as for the outputs."""
+        return self._apply(cast(nn.Sequential, self.module[:-1]), theta, images, buffers, training)
+
+    def _apply(
+        self, layers: nn.Sequential, theta: Tensor, images: Tensor, buffers: Tensor | None, training: bool
+    ) -> Tensor:  # fmt: skip
+        if self.batch_coupled and not training and buffers is None:
+            raise PotstillError(
+                "buffers None: a network with batch norm predicts by its running statistics; pass those it was trained "
+                "with."
+            )
         low = theta.to(lowered(theta.dtype, self.precision))
-        return functional_call(self.module, self.unflatten(low), (images.to(low),), tie_weights=False).to(theta)
+        parameters, images = self.unflatten(low), images.to(low)
+        if buffers is None:
+            return functional.apply(layers, parameters, images, training).to(theta)
+        dtype = torch.promote_types(buffers.dtype, low.dtype)
+        # copies, because autograd saves them and refuses that one is written to where another shares its memory
+        moved = {name: part.to(dtype, copy=True) for name, part in self._unflatten_buffers(buffers).items()}
+        outputs = functional.apply(layers, parameters | moved, images, training).to(theta)
+        if training and moved:
+            buffers.copy_(torch.cat([part.flatten() for part in moved.values()]))
+        return outputs
 
-    @property
-    def buffers(self) -> Tensor:
-        """Running statistics as one vector (B,), empty without batch norm."""
-        parts = [buffer.detach().float().flatten() for buffer in self.module.buffers()]
-        return torch.cat(parts) if parts else torch.zeros(0)
+    def _unflatten_buffers(self, buffers: Tensor) -> Parameters:
+        """Views of a flat vector (B,) under the buffers' names."""
+        parts = buffers.split([shape.numel() for shape in self.buffer_shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.buffer_shapes.items(), parts, strict=True)}
 
-    def set_buffers(self, values: Tensor) -> None:
-        """Write running statistics read from :attr:`buffers`."""
-        buffers = list(self.module.buffers())
-        for buffer, part in zip(buffers, values.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+    def fresh(self, seed: int) -> Tensor:
+        """Fresh parameters (P,) on :attr:`device`, the same wherever it is: PyTorch's default initialisation.
 
-    def reset_buffers(self) -> None:
-        """Running statistics of a fresh network."""
-        for layer in self.module.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.reset_running_stats()
+        They are bit for bit those of the module built after ``torch.manual_seed(seed)``, but the global random state
+        is neither read nor written.
+        """
+        theta = torch.empty(sum(self.sizes), dtype=torch.float32)
+        initialisation.draw(self.module, self.unflatten(theta), torch.Generator().manual_seed(seed))
+        return theta.to(self.device)
+
+    def initial_buffers(self) -> Tensor:
+        """Running statistics (B,) of a fresh network on :attr:`device`, a new vector each time; empty without any."""
+        variances = [name.endswith("running_var") for name in self.buffer_shapes]
+        sizes = [shape.numel() for shape in self.buffer_shapes.values()]
+        return torch.tensor(variances, dtype=torch.float32).repeat_interleave(torch.tensor(sizes, dtype=torch.long)).to(
+            self.device
+        )  # fmt: skip
+
+    def as_module(self, theta: Tensor, buffers: Tensor | None = None) -> nn.Sequential:
+        """A PyTorch module of its own with these parameters (P,) and running statistics (B,), in evaluation mode.
+
+        Raises:
+            PotstillError: running statistics are missing.
+        """
+        if self.batch_coupled and buffers is None:
+            raise PotstillError("buffers None: a module with batch norm needs running statistics; pass them.")
+        module = copy.deepcopy(self.module).to(theta.dtype).to_empty(device=theta.device)
+        tensors = self.unflatten(theta.detach()) | ({} if buffers is None else self._unflatten_buffers(buffers))
+        module.load_state_dict(tensors)
+        return module.requires_grad_(True).eval()
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(config: NetworkConfig, shape: architectures.Shape, classes: int) -> nn.Sequential:
+    """The module of a configuration without weights, which nobody writes to."""
+    with torch.device("meta"):  # of this thread; no numbers are drawn
+        return architectures.build(config, shape, classes).requires_grad_(False)
 
 
 def flat_network(
     config: NetworkConfig, shape: architectures.Shape, classes: int, device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
 ) -> FlatNetwork:  # fmt: skip
-    """The network of a configuration as a function of a flat vector."""
-    with torch.random.fork_rng(devices=[]):
-        module = architectures.build(config, shape, classes)
-    return FlatNetwork(module.requires_grad_(False).to(device), precision)
+    """The network of a configuration as a function of a flat vector.
+
+    Raises:
+        PotstillError: the network is too deep for images of this size.
+    """
+    return FlatNetwork(_layout(config, shape, classes), precision, torch.device(device))
 
 
 def initial(config: NetworkConfig, shape: architectures.Shape, classes: int, seed: int) -> Tensor:
-    """Fresh parameters (P,) on the CPU: PyTorch's default initialisation under ``seed``, and no other state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = architectures.build(config, shape, classes)
-    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-
-
-def soft_cross_entropy(outputs: Tensor, probabilities: Tensor) -> Tensor:
-    """−Σ_b Σ_k p_bk log softmax(outputs)_bk, summed over the batch; one-hot rows make it the hard one."""
-    return -(probabilities * F.log_softmax(outputs, 1)).sum()
-
-
-@dataclass(frozen=True)
-class BatchLoss:
-    """(theta (P,), images (b, C, H, W), targets (b, K)) → the loss of a network, summed over the batch."""
-
-    network: FlatNetwork
-    probabilities: Callable[[Tensor], Tensor]  # of targets, each row summing to 1
-
-    def __call__(self, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-        """The loss, a scalar."""
-        return self.of_outputs(self.network(theta, images), targets)
-
-    def of_outputs(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The same from the network's outputs (b, K)."""
-        return soft_cross_entropy(outputs, self.probabilities(targets))
-
-
-def label_loss(network: FlatNetwork) -> BatchLoss:
-    """Loss against label logits z: soft cross-entropy with softmax(z), differentiable in z."""
-    return BatchLoss(network, lambda logits: F.softmax(logits, 1))
-
-
-def target_loss(network: FlatNetwork) -> BatchLoss:
-    """Loss against probabilities, hard or soft."""
-    return BatchLoss(network, lambda probabilities: probabilities)
+    """Fresh parameters (P,) on the CPU; see :meth:`FlatNetwork.fresh`."""
+    return flat_network(config, shape, classes).fresh(seed)
 
 
 @torch.no_grad()
-def predict(network: FlatNetwork, theta: Tensor, images: Tensor, batch: int = 500) -> Tensor:
-    """Outputs (N, K) of the network in evaluation mode."""
-    network.module.eval()
-    outputs = torch.cat([network(theta, part) for part in images.split(batch)])
-    network.module.train()
-    return outputs
+def predict(
+    network: FlatNetwork, theta: Tensor, images: Tensor, buffers: Tensor | None = None, batch: int = 500
+) -> Tensor:  # fmt: skip
+    """Outputs (N, K) of the network in evaluation mode, ``batch`` images at once."""
+    return torch.cat([network(theta, part, buffers, training=False) for part in images.split(batch)])
 
 
-def accuracy(network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> float:
-    """Fraction of images classified correctly."""
-    return float((predict(network, theta, images).argmax(1) == labels).float().mean())
+def accuracy(
+    network: FlatNetwork, theta: Tensor, images: Tensor, labels: Tensor, buffers: Tensor | None = None
+) -> float:  # fmt: skip
+    """Fraction of images classified correctly in evaluation mode."""
+    return float((predict(network, theta, images, buffers).argmax(1) == labels).float().mean())
+
+
+_MOVED = ("BatchLoss", "label_loss", "soft_cross_entropy", "target_loss")
+
+
+def __getattr__(name: str) -> Any:
+    """Names that moved to :mod:`potstill.networks.losses`, for callers that still look for them here."""
+    if name in _MOVED:
+        return getattr(importlib.import_module("potstill.networks.losses"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

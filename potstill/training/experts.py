@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,16 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
     """Train one expert from its last checkpoint to its last epoch, yield each epoch, enter it in the manifest."""
     network, folder = problem.network, store.folder
     seed = derive(config.seed, "expert", number)
-    partial = partial_path(folder, number)
+    unfinished = partial_path(folder, number)
     dtype = getattr(torch, config.expert.storage)
-    network.reset_buffers()
+    buffers = network.initial_buffers()
     theta = flat.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
-    snapshots = {0: (theta, network.buffers)}
+    snapshots = {0: (theta, buffers.cpu().clone())}
     epoch, before = 0, 0.0
-    if partial.exists():
-        tensors, header = files.load(partial, "expert in training")
+    if unfinished.exists():
+        tensors, header = files.load(unfinished, "expert in training")
         theta, epoch, before = tensors["last"], header["epoch"], header["seconds"]
-        network.set_buffers(tensors["last_buffers"])
+        buffers = tensors["last_buffers"].to(problem.device)
         snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
     recipe = Recipe(
         config.expert.epochs, config.expert.batch_size, config.expert.step_size, rho=config.expert.rho,
@@ -91,7 +92,7 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
     )  # fmt: skip
     began = saved = time.monotonic()
     first = theta.to(problem.device)
-    for theta in sgd(gradient, first, problem.train.images, targets, recipe, seed, epoch):
+    for theta in sgd(partial(gradient, buffers=buffers), first, problem.train.images, targets, recipe, seed, epoch):
         epoch += 1
         if not torch.isfinite(theta).all():
             raise PotstillError(
@@ -99,19 +100,19 @@ def _train_one(config: Config, problem: Problem, store: Trajectories, number: in
                 f"{config.expert.step_size:g}) or --expert.rho (now {config.expert.rho:g})."
             )
         if epoch in store.epochs:
-            snapshots[epoch] = (theta.cpu().clone(), network.buffers.cpu())  # cloned: a view would follow training
+            snapshots[epoch] = (theta.cpu().clone(), buffers.cpu().clone())  # cloned: a view would follow training
         if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < config.expert.epochs:
             header = {"epoch": epoch, "seconds": before + time.monotonic() - began}
-            _save(partial, "expert in training", snapshots, theta, network.buffers, header, torch.float32)
+            _save(unfinished, "expert in training", snapshots, theta, buffers, header, torch.float32)
             saved = time.monotonic()
         yield epoch
-    accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels)
+    accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels, buffers)
     kept = {e: snapshot for e, snapshot in snapshots.items() if e in store.epochs}
     seconds = before + time.monotonic() - began
-    _save(expert_path(folder, number), "expert", kept, theta, network.buffers, {"epoch": epoch}, dtype)
+    _save(expert_path(folder, number), "expert", kept, theta, buffers, {"epoch": epoch}, dtype)
     accuracies = (*store.accuracies[:number], accuracy)
     trajectories.write(replace(store, accuracies=accuracies, seconds=store.seconds + seconds))
-    partial.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
 
 
 def _save(

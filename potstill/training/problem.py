@@ -80,7 +80,7 @@ def prepare(config: Config) -> Problem:
     depth = config.network.depth or architectures.depth_for(*dataset.shape[1:])
     network_config = replace(config.network, depth=depth)
     network = flat.flat_network(network_config, dataset.shape, len(dataset.classes), device)
-    network = FlatNetwork(network.module, choose_precision(config.precision, device, network, dataset.shape))
+    network = replace(network, precision=choose_precision(config.precision, device, network, dataset.shape))
     transform = transforms.fit(config.transform, dataset.train.images, dataset.fingerprint)
     return Problem(dataset, transform, network_config, network, device, config.precision)
 

@@ -7,13 +7,13 @@ from functools import partial
 import torch
 
 from potstill.adjoint.derivatives import compiled, plain
-from potstill.networks.flat import label_loss
+from potstill.networks.losses import label_loss
 from tests.adjoint.test_unroll import Setting, relative
 from tests.conftest import needs_compiler
 
 
 @needs_compiler
-def test_compiled_equals_plain_and_says_that_it_compiles(caplog):
+def test_compiled_equals_plain_and_logs_that_it_compiles(caplog):
     warnings.filterwarnings(
         "error", message="compiling failed"
     )  # a compile that fails and runs plainly would prove nothing
@@ -22,8 +22,8 @@ def test_compiled_equals_plain_and_says_that_it_compiles(caplog):
     with caplog.at_level("INFO", "potstill"):
         found = setting.gradients(derivatives=fast)
     assert max(relative(found, setting.gradients(derivatives=obvious))) < 1e-10
-    told = [line.partition(" for ")[0] for line in caplog.messages if line.startswith("compiling")]
-    assert told == ["compiling the gradient", "compiling the derivative of the gradient"]  # once, not every step
+    logged = [line.partition(" for ")[0] for line in caplog.messages if line.startswith("compiling")]
+    assert logged == ["compiling the gradient", "compiling the derivative of the gradient"]  # once, not every step
 
 
 @needs_compiler

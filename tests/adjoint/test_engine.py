@@ -1,12 +1,19 @@
-"""What is chosen where, and what is refused."""
+"""What is chosen where, and what is refused; gradients of training, and threads that share a network."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import pytest
 import torch
 
 from potstill.adjoint import engine
-from potstill.config import NetworkConfig
+from potstill.adjoint.unroll import InnerStep, unroll
+from potstill.config import Architecture, NetworkConfig
+from potstill.data import augment
 from potstill.errors import PotstillError
 from potstill.networks import flat
+from potstill.networks.losses import LabelKind, label_loss, loss_for, target_loss
+from tests.networks.test_losses import labels_of
 
 SHAPE = (3, 32, 32)
 
@@ -18,7 +25,78 @@ def network(**changes):
 def test_multiplications_are_counted():
     # three 3×3 convolutions at 32², 16², 8² positions, and one linear layer
     by_hand = 1024 * 27 * 128 + 256 * 1152 * 128 + 64 * 1152 * 128 + 2048 * 10
-    assert engine.multiplications(network(), SHAPE) == by_hand
+    for norm in ("instance", "batch", "none"):  # norms and poolings are not counted
+        assert engine.multiplications(network(norm=norm), SHAPE) == by_hand
+
+
+@pytest.mark.parametrize("name", get_args(Architecture))
+def test_multiplications_are_weights_times_positions_in_every_architecture(name):
+    flat_network = network(name=name)
+    counted = []
+
+    def count(layer, _, output):
+        counted.append(layer.weight.numel() * (output.shape[2:].numel() if output.dim() == 4 else 1))
+
+    module = flat_network.as_module(flat_network.fresh(0))
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(count)
+    module(torch.zeros(1, *SHAPE))
+    assert engine.multiplications(flat_network, SHAPE) == sum(counted)
+
+
+def test_multiplications_are_counted_once(monkeypatch):
+    counted = engine.multiplications(network(width=9), SHAPE)
+    monkeypatch.setattr(engine, "FlopCounterMode", None)
+    assert engine.multiplications(network(width=9), SHAPE) == counted
+
+
+@pytest.mark.parametrize("kind", get_args(LabelKind))
+def test_the_gradient_of_training_is_the_mean_losss(kind):
+    small = network(width=4, depth=2)
+    theta, images = small.fresh(0), torch.randn(6, *SHAPE)
+    labels = labels_of(kind, 6, 10).float()
+    here = theta.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss_for(small, kind)(here, images, labels) / 6, here)
+    found = engine.training_gradient(small, SHAPE, 6, 1.0, "no", kind)(theta, images, labels)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_the_gradient_of_training_moves_the_callers_statistics():
+    small = network(width=4, depth=2, norm="batch")
+    theta, images, labels = small.fresh(0), torch.randn(6, *SHAPE), torch.eye(10)[:6]
+    gradient = engine.training_gradient(small, SHAPE, 6, 1.0, "no")
+    found, expected = small.initial_buffers(), small.initial_buffers()
+    without, with_buffers = gradient(theta, images, labels), gradient(theta, images, labels, buffers=found)
+    small(theta, images, expected)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, small.initial_buffers())
+    assert torch.equal(without, with_buffers)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_threads_may_share_a_network(norm):
+    """Each trains a network of its own and distils with it; all find exactly what they find alone."""
+    shape, classes, shared = (3, 8, 8), 4, flat.flat_network(NetworkConfig(width=6, depth=2, norm=norm), (3, 8, 8), 4)
+    loss, gradient = label_loss(shared), engine.mean_gradient(target_loss(shared))
+
+    def work(seed):
+        draws = torch.Generator().manual_seed(seed)
+        images, z = torch.randn(12, *shape, generator=draws), torch.randn(12, classes, generator=draws)
+        theta, buffers = shared.fresh(seed), shared.initial_buffers()
+        for _ in range(30):
+            theta = theta - 0.05 * gradient(theta, images, z.softmax(1), buffers=buffers)
+        leaves = [images.requires_grad_(), z.requires_grad_(), torch.tensor(0.05, requires_grad=True)]
+        steps = [InnerStep(torch.arange(12), augment.draw((), 12, shape[1:], draws))] * 10
+        end = unroll(shared.fresh(seed + 10), *leaves, steps, loss)
+        predicted = flat.predict(shared, theta, images, buffers)
+        return theta, buffers, predicted, *torch.autograd.grad((end - theta).square().sum(), leaves)
+
+    alone = [work(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(work, range(3)))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_short_jobs_run_plainly_and_long_ones_compiled(monkeypatch):

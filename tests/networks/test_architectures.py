@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from potstill import seeds
 from potstill.config import Architecture, NetworkConfig
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
@@ -35,25 +34,6 @@ def test_every_network_takes_every_shape_and_trains(name, shape, norm):
 def test_convnet_family(pooling, norm):
     network = architectures.build(NetworkConfig(width=8, depth=2, norm=norm, pooling=pooling), (3, 16, 16), 5)
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 5)
-
-
-def test_instance_norm_normalises_each_channel_of_each_image():
-    layer = architectures._norm("instance", 6)
-    x = torch.randn(3, 6, 5, 5)
-    expected = torch.nn.InstanceNorm2d(6, affine=True)(x)
-    assert torch.allclose(layer(x), expected, atol=1e-5)
-
-
-def test_the_norm_that_is_compiled_is_the_obvious_one_off_centre_too():
-    norm, draws = architectures.InstanceNorm(4, 4), seeds.generator(0, "test")
-    for parameter in norm.parameters():
-        torch.nn.init.normal_(parameter, generator=draws)
-    means = 10 * torch.arange(4)[:, None, None] / 3  # of 0 to 10 deviations
-    x = torch.randn(3, 4, 16, 16, generator=draws) + means
-    with torch.no_grad():
-        found = torch.compile(norm, backend="eager", fullgraph=True)(x)
-        assert torch.allclose(found, norm(x), atol=1e-4)
-        assert torch.allclose(torch.compile(norm.double(), backend="eager")(x.double()), norm(x.double()), atol=1e-12)
 
 
 def test_too_deep_a_network_is_refused_with_a_remedy():

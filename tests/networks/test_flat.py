@@ -1,13 +1,17 @@
-"""Flat parameters, losses, buffers; and that a seed is a seed (trap 3 of the public code)."""
+"""Flat parameters, running statistics, features; and that a seed is a seed (trap 3 of the public code)."""
 
+from typing import get_args
+
+import pytest
 import torch
-import torch.nn.functional as F
 
 from potstill import seeds
-from potstill.config import NetworkConfig
+from potstill.config import Architecture, NetworkConfig, Norm
+from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
 
 CONFIG, SHAPE = NetworkConfig(width=8, depth=2), (3, 8, 8)
+BATCH_NORM = NetworkConfig(width=8, depth=2, norm="batch")
 
 
 def test_flat_equals_the_module():
@@ -19,15 +23,6 @@ def test_flat_equals_the_module():
     assert torch.equal(network(flat.initial(CONFIG, SHAPE, 10, 5), x), module(x))
 
 
-def test_a_seed_decides_the_weights_and_nothing_else_does():
-    first = flat.initial(CONFIG, SHAPE, 10, 1)
-    torch.manual_seed(123)
-    state = torch.get_rng_state()
-    assert torch.equal(first, flat.initial(CONFIG, SHAPE, 10, 1))
-    assert not torch.equal(first, flat.initial(CONFIG, SHAPE, 10, 2))
-    assert torch.equal(state, torch.get_rng_state())
-
-
 def test_counter_based_seeds_replay_any_draw_alone():
     drawn = [torch.rand(3, generator=seeds.generator(0, "segment", i)) for i in range(5)]
     assert torch.equal(drawn[3], torch.rand(3, generator=seeds.generator(0, "segment", 3)))
@@ -36,26 +31,53 @@ def test_counter_based_seeds_replay_any_draw_alone():
     assert seeds.derive(0, "a", 1, 2) != seeds.derive(0, "a", 12)
 
 
-def test_soft_cross_entropy_with_one_hot_rows_is_the_hard_one():
-    outputs, labels = torch.randn(6, 10), torch.randint(10, (6,))
-    one_hot = F.one_hot(labels, 10).float()
-    found = flat.soft_cross_entropy(outputs, one_hot)
-    assert torch.allclose(found, F.cross_entropy(outputs, labels, reduction="sum"))
-
-
-def test_running_statistics_go_out_and_in_again():
-    network = flat.flat_network(NetworkConfig(width=8, depth=2, norm="batch"), SHAPE, 10)
-    theta = flat.initial(NetworkConfig(width=8, depth=2, norm="batch"), SHAPE, 10, 0)
-    fresh = network.buffers
-    network(theta, 3 + torch.randn(32, *SHAPE))
-    moved = network.buffers
+def test_running_statistics_are_the_callers_own():
+    network = flat.flat_network(BATCH_NORM, SHAPE, 10)
+    theta, fresh = network.fresh(0), network.initial_buffers()
+    moved, other = network.initial_buffers(), network.initial_buffers()
+    network(theta, 3 + torch.randn(32, *SHAPE), moved)
+    network(theta, 3 + torch.randn(32, *SHAPE))  # without buffers none are kept
     assert not torch.equal(fresh, moved)
-    outputs = flat.predict(network, theta, torch.randn(4, *SHAPE, generator=seeds.generator(0, "x")))
-    network.reset_buffers()
-    assert torch.equal(network.buffers, fresh)
-    network.set_buffers(moved)
-    again = flat.predict(network, theta, torch.randn(4, *SHAPE, generator=seeds.generator(0, "x")))
-    assert torch.equal(outputs, again)
+    assert torch.equal(fresh, other)
+    x = torch.randn(4, *SHAPE, generator=seeds.generator(0, "x"))
+    before, after = flat.predict(network, theta, x, moved), flat.predict(network, theta, x, fresh)
+    assert not torch.allclose(before, after)
+    assert torch.equal(flat.predict(network, theta, x, moved), before)  # predicting moves nothing
+
+
+def test_evaluation_without_running_statistics_is_refused():
+    network = flat.flat_network(BATCH_NORM, SHAPE, 10)
+    with pytest.raises(PotstillError, match="pass those it was trained with"):
+        flat.predict(network, network.fresh(0), torch.randn(4, *SHAPE))
+    with pytest.raises(PotstillError, match="needs running statistics"):
+        network.as_module(network.fresh(0))
+
+
+@pytest.mark.parametrize("norm", get_args(Norm))
+@pytest.mark.parametrize("name", get_args(Architecture))
+def test_features_are_what_the_last_linear_layer_is_given(name, norm):
+    network = flat.flat_network(NetworkConfig(name=name, width=8, norm=norm), SHAPE, 5)
+    theta, x = network.fresh(0).requires_grad_(), torch.randn(6, *SHAPE).requires_grad_()
+    features = network.features(theta, x)
+    *_, weight, bias = network.unflatten(theta).values()
+    assert features.shape == (6, weight.shape[1])
+    assert torch.allclose(features @ weight.T + bias, network(theta, x), atol=1e-5)
+    for gradient in torch.autograd.grad(features.square().sum(), (theta, x)):
+        assert bool(gradient.isfinite().all())
+        assert float(gradient.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_a_module_of_its_own_predicts_the_same(norm):
+    network = flat.flat_network(NetworkConfig(width=8, depth=2, norm=norm), SHAPE, 10)
+    theta, buffers, x = network.fresh(0), network.initial_buffers(), torch.randn(32, *SHAPE)
+    network(theta, 2 + x, buffers)
+    module = network.as_module(theta, buffers)
+    assert torch.equal(module(x), flat.predict(network, theta, x, buffers))
+    assert not module.training
+    with torch.no_grad():
+        next(module.parameters()).zero_()
+    assert torch.equal(theta, network.fresh(0))  # it shares no memory
 
 
 def test_accuracy_is_the_fraction_right():

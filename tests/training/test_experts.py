@@ -97,8 +97,7 @@ def test_running_statistics_are_stored(tmp_path):
     problem, store = train(config, tmp_path)
     theta, buffers = store.last(0)
     assert len(buffers) > 0
-    problem.network.set_buffers(buffers)
-    found = flat.accuracy(problem.network, theta, problem.val.images, problem.val.labels)
+    found = flat.accuracy(problem.network, theta, problem.val.images, problem.val.labels, buffers)
     assert found == pytest.approx(store.accuracies[0])
 
 

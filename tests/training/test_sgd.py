@@ -30,10 +30,7 @@ def test_equals_torch_optim(problem):
     network, theta, images, targets, labels = problem
     recipe = Recipe(6, 8, 0.1, momentum=0.9, weight_decay=5e-3, decay_after=4)
     *_, found = sgd(gradient_of(network), theta, images, targets, recipe, seed=3)
-    module = flat.flat_network(CONFIG, SHAPE, 4).module.requires_grad_()
-    with torch.no_grad():
-        for parameter, value in zip(module.parameters(), network.unflatten(theta).values(), strict=True):
-            parameter.copy_(value)
+    module = network.as_module(theta)
     for epoch in range(6):
         if epoch in (0, 4):  # the published recipe makes a new optimiser when the step size falls
             optimiser = torch.optim.SGD(
@@ -82,7 +79,6 @@ def test_flat_gradient_is_the_published_formula(problem):
 def test_compiled_training_gradient_equals_the_obvious_one():
     config = NetworkConfig(width=128, depth=2)
     network = flat.flat_network(config, (3, 32, 32), 4)
-    network.module.double()
     theta = flat.initial(config, (3, 32, 32), 4, 0).double()
     images = torch.randn(40, 3, 32, 32, generator=seeds.generator(0, "x")).double()
     targets = one_hot(torch.arange(40) % 4, 4).double()
