@@ -23,7 +23,7 @@ class FlatNetwork:
     """A network as a function of a flat parameter vector; it holds no weights, and threads may share it.
 
     Batch norm in training mode normalises by the batch.  Its running statistics are a second flat vector, ``buffers``:
-    where a caller passes one, it is updated in place; without one, none are kept.  In evaluation mode they are needed.
+    where a caller passes one, it is updated in place; without one, there are none.  In evaluation mode they are needed.
     """
 
     module: nn.Sequential  # the kind of each layer; its tensors are on the device "meta"

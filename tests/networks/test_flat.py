@@ -36,7 +36,7 @@ def test_running_statistics_are_the_callers_own():
     theta, fresh = network.fresh(0), network.initial_buffers()
     moved, other = network.initial_buffers(), network.initial_buffers()
     network(theta, 3 + torch.randn(32, *SHAPE), moved)
-    network(theta, 3 + torch.randn(32, *SHAPE))  # without buffers none are kept
+    network(theta, 3 + torch.randn(32, *SHAPE))  # without buffers there are none
     assert not torch.equal(fresh, moved)
     assert torch.equal(fresh, other)
     x = torch.randn(4, *SHAPE, generator=seeds.generator(0, "x"))
