@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.data import dataset as datasets
+from potstill.data.dataset import load
 from potstill.errors import PotstillError
 
 
@@ -29,19 +29,19 @@ def sizes(dataset):
 
 
 def test_digits_are_embedded_and_divided():
-    digits = datasets.load("digits", validation=0.2)
+    digits = load("digits", validation=0.2)
     assert digits.shape == (1, 8, 8)
     assert sum(sizes(digits)) == 1797
     assert digits.train.images.dtype == torch.uint8
     assert int(digits.train.images.max()) == 255
-    assert digits.fingerprint == datasets.load("digits", validation=0.2).fingerprint
-    assert digits.fingerprint != datasets.load("digits", validation=0.1).fingerprint
+    assert digits.fingerprint == load("digits", validation=0.2).fingerprint
+    assert digits.fingerprint != load("digits", validation=0.1).fingerprint
 
 
 def test_splits_are_disjoint_and_hold_every_class(arrays):
     values = np.arange(200, dtype=np.uint8)  # each image is its own number
     images = np.broadcast_to(values[:, None, None], (200, 4, 4))
-    dataset = datasets.load(arrays(images, values % 4), validation=0.25)
+    dataset = load(arrays(images, values % 4), validation=0.25)
     parts = [set(split.images[:, 0, 0, 0].tolist()) for split in (dataset.train, dataset.val, dataset.test)]
     assert set.union(*parts) == set(range(200))
     assert sum(map(len, parts)) == 200
@@ -55,38 +55,38 @@ def test_splits_are_disjoint_and_hold_every_class(arrays):
 def test_folder_of_class_folders(tmp_path, above, shape):
     for name in above or ("",):
         folder_of(tmp_path / "d" / name, {"cat": 12, "dog": 10}, shape)
-    dataset = datasets.load(str(tmp_path / "d"), validation=0.2)
+    dataset = load(str(tmp_path / "d"), validation=0.2)
     assert dataset.classes == ("cat", "dog")
     assert dataset.shape == (shape[2], *shape[:2])
     assert sizes(dataset) == ((18, 4, 22) if above else (14, 4, 4))
-    again = datasets.load(str(tmp_path / "d"), validation=0.2)  # from the cache
+    again = load(str(tmp_path / "d"), validation=0.2)  # from the cache
     assert again.fingerprint == dataset.fingerprint
 
 
 @pytest.mark.parametrize("above", ["train", ""])
 def test_a_class_may_be_called_train(tmp_path, above):
     folder_of(tmp_path / "d" / above, {"test": 10, "train": 10})
-    assert datasets.load(str(tmp_path / "d")).classes == ("test", "train")
+    assert load(str(tmp_path / "d")).classes == ("test", "train")
 
 
 def test_a_stray_image_makes_no_class(tmp_path):
     folder_of(tmp_path / "d" / "train", {"cat": 10, "dog": 10})
     folder_of(tmp_path / "d" / "test", {"cat": 2, "dog": 2})
     (tmp_path / "d" / "train" / "preview.png").write_bytes(next((tmp_path / "d").rglob("*.png")).read_bytes())
-    assert datasets.load(str(tmp_path / "d")).classes == ("cat", "dog")
+    assert load(str(tmp_path / "d")).classes == ("cat", "dog")
 
 
 def test_the_folder_above_is_another_dataset(tmp_path):
     folder_of(tmp_path / "flowers" / "flowers", {"rose": 10, "tulip": 10})
     with pytest.raises(PotstillError, match="1 class"):
-        datasets.load(str(tmp_path / "flowers"))
-    assert datasets.load(str(tmp_path / "flowers" / "flowers")).classes == ("rose", "tulip")
+        load(str(tmp_path / "flowers"))
+    assert load(str(tmp_path / "flowers" / "flowers")).classes == ("rose", "tulip")
 
 
 def test_folder_keeps_the_pixels(tmp_path):
     folder_of(tmp_path / "train", {"a": 4, "b": 4})
     folder_of(tmp_path / "test", {"a": 2, "b": 2})
-    dataset = datasets.load(str(tmp_path), validation=0.25)
+    dataset = load(str(tmp_path), validation=0.25)
     found = {tuple(image.permute(1, 2, 0).flatten().tolist()) for image in dataset.test.images}
     assert found == {tuple(a.flatten().tolist()) for seed in (0, 1) for a in pixels(2, seed=seed)}
 
@@ -94,21 +94,21 @@ def test_folder_keeps_the_pixels(tmp_path):
 def test_mixed_sizes_are_resized_on_request(tmp_path):
     folder_of(tmp_path / "a", {"x": 4}, (20, 30, 3))
     folder_of(tmp_path / "b", {"x": 4}, (16, 16, 3))
-    assert datasets.load(str(tmp_path), resize=8).shape == (3, 8, 8)
+    assert load(str(tmp_path), resize=8).shape == (3, 8, 8)
 
 
 def test_changed_files_are_read_again(tmp_path):
     folder_of(tmp_path, {"a": 6, "b": 6})
-    first = datasets.load(str(tmp_path))
+    first = load(str(tmp_path))
     Image.fromarray(pixels(1, seed=9)[0]).save(tmp_path / "a" / "new.png")
-    assert sum(sizes(datasets.load(str(tmp_path)))) == sum(sizes(first)) + 1
+    assert sum(sizes(load(str(tmp_path)))) == sum(sizes(first)) + 1
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
 def test_npz_layouts(arrays, layout):
     images = pixels(40, (6, 7, 3))
     stored = {"NHWC": images, "NCHW": images.transpose(0, 3, 1, 2), "NHW": images[..., 0]}[layout]
-    dataset = datasets.load(arrays(stored, np.arange(40) % 4))
+    dataset = load(arrays(stored, np.arange(40) % 4))
     assert dataset.shape == (1 if layout == "NHW" else 3, 6, 7)
     everything = torch.cat([dataset.train.images, dataset.val.images, dataset.test.images]).double()
     assert float(everything.mean()) == pytest.approx(stored.mean())
@@ -118,7 +118,7 @@ def test_npz_of_floats_and_with_test_arrays(tmp_path):
     x = pixels(40, (4, 4, 1))
     y = np.arange(40) % 2
     np.savez(tmp_path / "d.npz", x_train=x / 255.0, y_train=y, x_test=x[:10] / 255.0, y_test=y[:10])
-    dataset = datasets.load(str(tmp_path / "d.npz"))
+    dataset = load(str(tmp_path / "d.npz"))
     assert len(dataset.test) == 10
     assert torch.equal(dataset.test.images[:, 0], torch.from_numpy(x[:10, :, :, 0]))
 
@@ -126,7 +126,7 @@ def test_npz_of_floats_and_with_test_arrays(tmp_path):
 def test_folder_with_train_and_test_npz(tmp_path):
     for name, n in (("train", 40), ("test", 20)):
         np.savez(tmp_path / f"{name}.npz", images=pixels(n), labels=np.arange(n) % 2, classes=np.array(["a", "b"]))
-    dataset = datasets.load(str(tmp_path))
+    dataset = load(str(tmp_path))
     assert (dataset.classes, sizes(dataset)) == (("a", "b"), (36, 4, 20))
 
 
@@ -135,14 +135,14 @@ def test_npz_files_by_the_words_of_their_names(tmp_path):
     for name, n in (("train-interval", 40), ("val", 10), ("latest/test", 20)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         np.savez(tmp_path / f"{name}.npz", images=pixels(n), labels=np.arange(n) % 2)
-    assert sizes(datasets.load(str(tmp_path))) == (36, 4, 20)
+    assert sizes(load(str(tmp_path))) == (36, 4, 20)
     np.savez(tmp_path / "batch-2.npz", images=pixels(6), labels=np.arange(6) % 2)
     refused(tmp_path, "a second file of train images", "join them into one .npz")
 
 
 def test_arrays_are_resized_on_request(arrays):
-    assert datasets.load(arrays(pixels(20, (12, 8, 3)), [0, 1] * 10), resize=6).shape == (3, 6, 6)
-    assert datasets.load(arrays(pixels(20, (12, 8, 1)), [0, 1] * 10), resize=6).shape == (1, 6, 6)
+    assert load(arrays(pixels(20, (12, 8, 3)), [0, 1] * 10), resize=6).shape == (3, 6, 6)
+    assert load(arrays(pixels(20, (12, 8, 1)), [0, 1] * 10), resize=6).shape == (1, 6, 6)
     refused("digits", "resize -2", resize=-2)
 
 
@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(arrays, monkeypatch):
     source = arrays(pixels(20), [0, 1] * 10)
     monkeypatch.setenv("POTSTILL_CACHE", "/proc/nowhere")
     with pytest.warns(UserWarning, match="not kept for the next time"):
-        assert sum(sizes(datasets.load(source))) == 20
+        assert sum(sizes(load(source))) == 20
 
 
 def parquet(path, images, labels, names=("a", "b")):
@@ -163,7 +163,7 @@ def parquet(path, images, labels, names=("a", "b")):
 def test_folder_of_parquet_files(tmp_path):
     parquet(tmp_path / "train-0000.parquet", pixels(20), np.arange(20) % 2)
     parquet(tmp_path / "test-0000.parquet", pixels(6, seed=1), np.arange(6) % 2)
-    dataset = datasets.load(str(tmp_path), validation=0.1)
+    dataset = load(str(tmp_path), validation=0.1)
     assert (dataset.classes, sizes(dataset)) == (("a", "b"), (18, 2, 6))
     assert torch.equal(dataset.test.images.permute(0, 2, 3, 1), torch.from_numpy(pixels(6, seed=1)))
 
@@ -174,7 +174,7 @@ def test_cifar10_whole(real_data, tmp_path):
 
     command = [sys.executable, str(real_data / "unpack.py"), str(tmp_path), "--only", "cifar10", "--format", "npz"]
     subprocess.run(command, check=True, capture_output=True)
-    cifar = datasets.load(str(tmp_path / "cifar10"))
+    cifar = load(str(tmp_path / "cifar10"))
     assert (sizes(cifar), cifar.shape, cifar.classes[3]) == ((45_000, 5_000, 10_000), (3, 32, 32), "cat")
     both = torch.cat([cifar.train.images, cifar.val.images]).double() / 255
     means = [round(float(m), 4) for m in both.mean((0, 2, 3))]
@@ -186,7 +186,7 @@ def test_cifar10_whole(real_data, tmp_path):
 
 def refused(source, *words, **how):
     with pytest.raises(PotstillError) as error:
-        datasets.load(str(source), **how)
+        load(str(source), **how)
     for word in words:
         assert word in str(error.value)
 
@@ -352,4 +352,4 @@ def test_label_column(tmp_path):
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     refused(tmp_path, "several label columns", "--label-column")
     refused(tmp_path, "no column 'nonsense'", label_column="nonsense")
-    assert sum(sizes(datasets.load(str(tmp_path), label_column="fine_label"))) == 12
+    assert sum(sizes(load(str(tmp_path), label_column="fine_label"))) == 12

@@ -26,7 +26,7 @@ def test_draws_stay_inside_and_reach_both_ends(name):
 
 def test_a_window_beyond_the_snapshots_is_refused_with_the_remedy():
     with pytest.raises(
-        PotstillError, match=r"window \[40, 60\) \+ 2 epochs exceeds the 22 snapshots .* lower --start_epochs.stop"
+        PotstillError, match=r"window \[40, 60\) \+ 2 epochs exceeds the 22 snapshots .* lower --window.stop"
     ):
         start_epochs.check(WindowConfig(40, 60), 2, None, 21, "experts/")
 

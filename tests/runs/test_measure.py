@@ -120,7 +120,7 @@ def test_a_band_that_diverges_loses(finished, tmp_path, monkeypatch):
             raise Diverged("distilling diverged 20 times in a row")
         yield from iterate(config, problem, experts, derivatives, state)
 
-    monkeypatch.setattr(measure.distillation, "iterate", diverging)
+    monkeypatch.setattr(measure.loop, "iterate", diverging)
     begun = stages.open_run(run.config, tmp_path, run.experts_folder)
     api.exhaust(stages.distil(begun))
     assert begun.settled.window.start == 0

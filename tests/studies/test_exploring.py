@@ -77,7 +77,7 @@ def test_a_cell_that_diverges_is_a_finding(tmp_path, monkeypatch):
         raise Diverged("distilling diverged 20 times in a row")
         yield
 
-    monkeypatch.setattr(exploring.stages_of.distillation, "iterate", diverge)
+    monkeypatch.setattr(exploring.stages_of.loop, "iterate", diverge)
     cells = exploring.stage_cells(given(), (1,), (0,), 1)
     record = api.exhaust(exploring.explore("stages", cells, tmp_path))
     assert "diverged" in record["cells"][0]["diverged"]
