@@ -6,60 +6,66 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from potstill.config import Architecture, Config, EvaluationConfig, Norm
-from potstill.studies.exploring import Part
+from potstill.config import Architecture, EvaluationConfig, Norm
+from potstill.runs.settings import Shared
+from potstill.studies.ablations import Part
 
-Flat = Annotated[Config, tyro.conf.arg(name="")]
+Flat = Annotated[Shared, tyro.conf.arg(name="")]
+Preset = Annotated[str | None, tyro.conf.arg(metavar="CELL")]
 
 
 @dataclass(frozen=True)
 class Run:
     """The main job: data → experts → distil → evaluate → report.
 
-    Interrupted or killed, the same command continues where it stopped. Without --preset the settings follow from the
-    dataset and --ipc; a preset fills them from the paper. Try it as it is: it distils the embedded digits.
+    Interrupted or killed, the same command continues where it stopped. Only the settings of the methods that --method
+    names are shown; `potstill methods` lists all methods. Without --preset the settings follow from the dataset and
+    --ipc; a preset fills them as published. Try it as it is: it distils the embedded digits.
     """
 
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10; other flags change single ones."""
+    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
+    measure what can be measured, also where the data have tuned settings."""
     out: Path | None = None
-    """Folder of the run; omitted: runs/DATASET-ipcN."""
+    """Folder of the run; None: runs/DATASET-ipcN."""
     experts: Path | None = None
-    """Folder of experts shared between runs; omitted: inside the run's folder."""
+    """Folder of experts shared between runs; None: inside the run's folder."""
     tensorboard: bool = False
     """Write event files as well, where the package tensorboard is installed."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Train experts on the real data: the trajectories to be matched. Resumable."""
+    """Train the experts that the methods need on the real data. Resumable."""
 
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
+    measure what can be measured, also where the data have tuned settings."""
     out: Path | None = None
-    """Folder of the experts; omitted: experts/DATASET."""
+    """Folder of the experts; None: experts/DATASET."""
 
 
 @dataclass(frozen=True)
-class Distil:
-    """Distil by the experts of a folder, and keep the set that is best on validation data. Resumable."""
+class Distill:
+    """Distil by the experts of a folder, and keep the set that is best on validation images. Resumable."""
 
     experts: Path
     """Folder of experts, made by `potstill experts`."""
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
+    measure what can be measured, also where the data have tuned settings."""
     out: Path | None = None
-    """Folder of the run; omitted: runs/DATASET-ipcN."""
+    """Folder of the run; None: runs/DATASET-ipcN."""
     tensorboard: bool = False
     """Write event files as well, where the package tensorboard is installed."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Train fresh networks on a distilled set, and judge them on the test images beside three controls.
+    """Train fresh networks on a distilled set, and test them beside three controls.
 
     A set whose step size was chosen on validation images keeps it.
     """
@@ -67,11 +73,11 @@ class Evaluate:
     path: tyro.conf.Positional[Path]
     """A distilled.safetensors, or the folder of a run."""
     dataset: str | None = None
-    """The data it was distilled from, if it lies elsewhere now; omitted: where it lay then."""
+    """The data it was distilled from, if it lies elsewhere now; None: where it lay then."""
     experts: Path | None = None
-    """Folder of the experts, for the control with soft labels; omitted: beside the set, if they are there."""
+    """Folder of the experts, for the control with soft labels; None: beside the set, if they are there."""
     network: Architecture | None = None
-    """Network to train; omitted: the one the set was made with."""
+    """Network to train; None: the one the set was made with."""
     width: int | None = None
     """Its width, where it has one."""
     depth: int | None = None
@@ -121,21 +127,29 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Methods:
+    """List the methods: family, what they need, and the published cells of one of them."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A method, to see its settings' cells and its paper; None: all methods."""
+
+
+@dataclass(frozen=True)
 class Stages:
     """Match early, middle and late parts of the trajectories at several sizes: what networks gain over random images.
 
     Leaves a page with the figure, the table and the images side by side. Resumable.
     """
 
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     ipcs: tuple[int, ...] = (1, 10, 30)
     """Images per class to try."""
     starts: tuple[int, ...] | None = None
-    """First start epoch of each part; omitted: an early, a middle and the last one."""
+    """First start epoch of each range; None: an early, a middle and the last one."""
     width: int = 3
-    """Start epochs in a part."""
+    """Start epochs in a range."""
     out: Path | None = None
-    """Folder of the exploration; omitted: runs/DATASET-stages."""
+    """Folder of the exploration; None: runs/DATASET-stages."""
 
 
 @dataclass(frozen=True)
@@ -145,52 +159,55 @@ class Ablations:
     Labels fixed or learned, growing window, start, number of experts, exact or frozen gradients. Resumable.
     """
 
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
+    measure what can be measured, also where the data have tuned settings."""
     parts: tuple[Part, ...] = get_args(Part)
     """What to change, one at a time."""
     out: Path | None = None
-    """Folder of the exploration; omitted: runs/DATASET-ipcN-ablations."""
+    """Folder of the exploration; None: runs/DATASET-ipcN-ablations."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Hold the window that --window auto finds against some chosen by hand, evenly from early to late. Resumable."""
+    """Compare the start epochs that measuring finds with some chosen by hand, evenly from early to late. Resumable."""
 
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
+    measure what can be measured, also where the data have tuned settings."""
     count: int = 5
-    """Windows chosen by hand."""
+    """Ranges of start epochs chosen by hand."""
     out: Path | None = None
-    """Folder of the exploration; omitted: runs/DATASET-ipcN-windows."""
+    """Folder of the exploration; None: runs/DATASET-ipcN-windows."""
 
 
 @dataclass(frozen=True)
 class Lossless:
     """Find the smallest set that trains as well as the full data: doubling, then bisection, over resumable runs."""
 
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     most: int | None = None
-    """Images per class at which to give up; omitted: half of the smallest class."""
+    """Images per class at which to give up; None: half of the smallest class."""
     margin: float = 0.0
     """How much accuracy may be lost, as a fraction of 1; 0: none that is significant."""
     out: Path | None = None
-    """Folder of the search; omitted: runs/DATASET-lossless."""
+    """Folder of the search; None: runs/DATASET-lossless."""
 
 
 @dataclass(frozen=True)
 class Forecast:
     """Time, memory and disk of a run before it starts, from a few timed steps."""
 
-    config: Flat = field(default_factory=Config)
+    settings: Flat = field(default_factory=Shared)
     preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
+    measure what can be measured, also where the data have tuned settings."""
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "run": Run, "experts": Experts, "distill": Distil, "evaluate": Evaluate, "report": Report, "show": Show,
+    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report, "show": Show,
     "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
-    "explore windows": Windows,    "lossless": Lossless,
+    "explore windows": Windows, "lossless": Lossless,
 }  # fmt: skip
