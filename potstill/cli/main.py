@@ -44,7 +44,9 @@ from potstill.cli.console import (
 from potstill.config import Config, NetworkConfig, default
 from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
-from potstill.evaluation.evaluator import Judge, judge, protocol_of
+from potstill.evaluation.evaluator import Evaluator, evaluator_for
+from potstill.evaluation.protocol import protocol_of
+from potstill.evaluation.tuning import choose_step_size
 from potstill.report import run_page
 from potstill.runs import api, forecast, measure
 from potstill.runs import run as stages
@@ -213,7 +215,7 @@ def _evaluate(command: Evaluate) -> None:
         )
     problem = replace(problem, transform=distilled.transform)
     network = _chosen_network(command, problem.network_config)
-    who = judge(problem, network, protocol_of(command.evaluation), config.augment)
+    who = evaluator_for(problem, network, protocol_of(command.evaluation), config.augment)
     folder = command.path if command.path.is_dir() else command.path.parent
     with progress() as show:
         if command.evaluation.step_size == "chosen":
@@ -229,7 +231,7 @@ def _evaluate(command: Evaluate) -> None:
         say(f"figures    {command.json}")
 
 
-def _step_size_chosen(distilled: Distilled, who: Judge, config: Config) -> Any:
+def _step_size_chosen(distilled: Distilled, who: Evaluator, config: Config) -> Any:
     """The set with a step size chosen on validation images; the file stays as it is."""
     if vars(who.config) != distilled.recipe["network"]:
         raise PotstillError(
@@ -237,7 +239,7 @@ def _step_size_chosen(distilled: Distilled, who: Judge, config: Config) -> Any:
             "than the set's does not use; leave it out."
         )
     selecting = replace(who, protocol=stages.selector(config))
-    return stages.settle_step_size(distilled, "chosen", selecting, {"stage": "evaluation", "done": 0, "total": 1})
+    return choose_step_size(selecting, distilled, "chosen", {"stage": "evaluation", "done": 0, "total": 1})
 
 
 def _check_shape(command: Evaluate) -> None:

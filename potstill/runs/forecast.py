@@ -11,7 +11,8 @@ from potstill.adjoint import engine
 from potstill.adjoint.chain import bytes_of
 from potstill.adjoint.unroll import KEEP_BYTES, unroll
 from potstill.config import Config
-from potstill.evaluation import evaluator
+from potstill.evaluation.protocol import protocol_of
+from potstill.evaluation.tuning import TRIED_FRACTIONS
 from potstill.machine import timed
 from potstill.methods import bptt, start_epochs
 from potstill.methods.trajectory import draw_steps
@@ -33,7 +34,7 @@ def forecast(config: Config) -> dict[str, Any]:
     problem = job.problem
     start_epochs.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
     n, classes = config.ipc * len(problem.dataset.classes), len(problem.dataset.classes)
-    protocol = evaluator.protocol_of(config.evaluation)
+    protocol = protocol_of(config.evaluation)
     real = len(problem.train.labels)
     shape = problem.dataset.shape
     theta = flat.initial(problem.network_config, shape, classes, 0).to(problem.device)
@@ -83,7 +84,7 @@ def forecast(config: Config) -> dict[str, Any]:
 def sets_judged(config: Config) -> int:
     """Sets judged on validation images: through distilling, where asked for by every step size, and in the search."""
     _, races = measure.effort(config)
-    trials = len(evaluator.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 1
+    trials = len(TRIED_FRACTIONS) if config.evaluation.step_size == "chosen" else 1
     return (config.distil.evaluations + 1) * trials + races
 
 

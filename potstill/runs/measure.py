@@ -25,8 +25,7 @@ from potstill.adjoint.derivatives import Derivatives
 from potstill.adjoint.unroll import unroll
 from potstill.config import MEASURED, Config, DistilConfig, WindowConfig
 from potstill.errors import Diverged
-from potstill.evaluation import evaluator
-from potstill.evaluation.evaluator import Event, Judge
+from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, validation_accuracy
 from potstill.methods.trajectory import draw_steps
 from potstill.networks import flat
 from potstill.runs import loop
@@ -63,7 +62,7 @@ class Race:
     problem: Problem
     experts: Trajectories
     derivatives: Derivatives
-    judge: Judge
+    judge: Evaluator
     folder: Path  # of what is found, piece by piece, so that an interrupted search goes on
 
 
@@ -298,7 +297,8 @@ def _run(
         for reached, metrics in islice(going, length):
             state = reached
             losses.append(metrics["loss"])
-        accuracy = evaluator.judge_state(race.judge, state.images, state.logits, float(state.step_size))
+        training_set = TrainingSet(state.images, state.logits.softmax(1), step_size=float(state.step_size))
+        accuracy = validation_accuracy(race.judge, training_set)
     except Diverged:  # it diverged again and again: this part is not for this set
         accuracy = 0.0
     state.save(path, {})

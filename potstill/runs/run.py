@@ -33,8 +33,10 @@ from potstill.config import Config, as_dict
 from potstill.data.distilled import FILE, Distilled
 from potstill.data.distilled import load as load_distilled
 from potstill.errors import PotstillError
-from potstill.evaluation import evaluator
-from potstill.evaluation.evaluator import PROTOCOLS, Event, Judge
+from potstill.evaluation import controls, evaluator, tuning
+from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet
+from potstill.evaluation.protocol import PROTOCOLS, Protocol, protocol_of
+from potstill.evaluation.statistics import interval
 from potstill.machine import environment, peak_memory
 from potstill.methods import start_epochs, trajectory
 from potstill.runs import loop, measure, snapshots
@@ -144,7 +146,7 @@ def check(config: Config) -> None:
     if config.distil.mirror and "flip" not in config.augment:
         raise PotstillError("distil.mirror: the experts see no mirrored images; leave it out, or augment by flip.")
     check_choices(config)
-    if evaluator.protocol_of(config.evaluation).selection == "test" and config.evaluation.step_size == "chosen":
+    if protocol_of(config.evaluation).selection == "test" and config.evaluation.step_size == "chosen":
         raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
 
 
@@ -208,7 +210,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     state, log = _resume(run, store)
     derivatives, micro_batch = inner_engine(run)
     config = replace(run.settled, distil=replace(run.settled.distil, micro_batch=micro_batch))
-    who = _judge_of(run, evaluator.Protocol(**log.judge))
+    who = _judge_of(run, Protocol(**log.judge))
     total, saved = config.distil.iterations, time.monotonic()
 
     def due(times: int) -> bool:
@@ -245,37 +247,10 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
         _checkpoint(run, state, log)
     done = {"stage": "distilling", "done": total, "total": total}
     before, who = load_distilled(run.folder / FILE), _judge_of(run, selector(run.config))
-    distilled = yield from settle_step_size(before, run.config.evaluation.step_size, who, done)
+    distilled = yield from tuning.choose_step_size(who, before, run.config.evaluation.step_size, done)
     if distilled is not before:
         distilled.save(run.folder / FILE)
     return distilled
-
-
-def settle_step_size(
-    distilled: Distilled, wanted: str, who: Judge, event: Event
-) -> Generator[Event, None, Distilled]:  # fmt: skip
-    """The set with the step size to train with: the student's own, or one chosen on validation images.
-
-    ``event`` is told before each one tried.
-    """
-    tried = distilled.provenance.get("step_sizes", [])
-    provenance = {**distilled.provenance, "step_sizes": []}
-    if wanted == "chosen" and not tried:
-        images, logits = (tensor.to(who.problem.device) for tensor in (distilled.images, distilled.logits))
-        began = time.monotonic()
-        provenance["step_sizes"] = yield from evaluator.step_sizes(who, images, logits, distilled.step_size, event)
-        provenance["choosing_seconds"] = time.monotonic() - began
-        taken = _best(provenance["step_sizes"])
-    elif wanted == "learned" and tried:
-        taken = tried[0]
-    else:
-        return distilled
-    provenance["chosen_with_accuracy"] = taken["accuracy"]
-    return replace(distilled, step_size=taken["step_size"], provenance=provenance)
-
-
-def _best(tried: list[dict[str, float]]) -> dict[str, float]:
-    return max(tried, key=lambda entry: entry["accuracy"])
 
 
 @dataclass(frozen=True)
@@ -325,17 +300,17 @@ def _checkpoint(run: Run, state: State, log: Log) -> None:
     state.save(run.folder / "checkpoint.safetensors", {"log": dataclasses.asdict(log)})
 
 
-def selector(config: Config) -> evaluator.Protocol:
+def selector(config: Config) -> Protocol:
     """How the states of one run are judged: by quick networks, or as the protocol says under "paper".
 
     They never train longer than the networks of the final figures, or large sets would take more time to judge than to
     distil.
     """
-    protocol, quick = evaluator.protocol_of(config.evaluation), PROTOCOLS["quick"]
+    protocol, quick = protocol_of(config.evaluation), PROTOCOLS["quick"]
     return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))
 
 
-def _judge(run: Run, who: Judge, state: State, log: Log) -> Generator[Event, None, Log]:
+def _judge(run: Run, who: Evaluator, state: State, log: Log) -> Generator[Event, None, Log]:
     """Judge a state; write it as the run's set if none before was better.  Returns the log with this one added.
 
     Where networks shall train with a step size that is chosen, they do so here: with the learned one, a set that wants
@@ -343,14 +318,15 @@ def _judge(run: Run, who: Judge, state: State, log: Log) -> Generator[Event, Non
     """
     began = time.monotonic()
     split, learned = who.protocol.selection, float(state.step_size)
+    training_set = TrainingSet(state.images, state.logits.softmax(1), step_size=learned)
     event = {"stage": "distilling", "done": state.iteration, "total": run.config.distil.iterations, "doing": "judging"}
     if log.step_size == "chosen":
-        tried = yield from evaluator.step_sizes(who, state.images, state.logits, learned, event)
+        tried = yield from tuning.step_sizes(who, training_set, event)
     else:
         yield event
-        accuracy = evaluator.judge_state(who, state.images, state.logits, learned, split)
+        accuracy = evaluator.validation_accuracy(who, training_set, split)
         tried = [{"step_size": learned, "accuracy": accuracy}]
-    accuracy = _best(tried)["accuracy"]
+    accuracy = tuning.best(tried)["accuracy"]
     if run.config.distil.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in log.judged):
         _as_distilled(run, state, log, tried, split).save(run.folder / FILE)
     entry = {"iteration": state.iteration, "accuracy": accuracy, "on": split}
@@ -359,7 +335,7 @@ def _judge(run: Run, who: Judge, state: State, log: Log) -> Generator[Event, Non
 
 
 def _as_distilled(run: Run, state: State, log: Log, tried: list[dict[str, float]], selection: str) -> Distilled:
-    problem, config, best = run.problem, run.settled, _best(tried)
+    problem, config, best = run.problem, run.settled, tuning.best(tried)
     config = replace(config, device="auto", compile="auto")  # the machine is not part of what the set is
     return Distilled(
         images=state.images,
@@ -381,26 +357,28 @@ def _as_distilled(run: Run, state: State, log: Log, tried: list[dict[str, float]
     )
 
 
-def _judge_of(run: Run, protocol: evaluator.Protocol) -> Judge:
-    return evaluator.judge(run.problem, run.problem.network_config, protocol, run.config.augment, run.config.compile)
+def _judge_of(run: Run, protocol: Protocol) -> Evaluator:
+    return evaluator.evaluator_for(
+        run.problem, run.problem.network_config, protocol, run.config.augment, run.config.compile
+    )
 
 
 def evaluate(run: Run) -> Generator[Event, None, dict[str, Any]]:
     """Final figures of the run's set and its controls, written to results.json."""
     config = run.config
-    protocol = evaluator.protocol_of(config.evaluation)
+    protocol = protocol_of(config.evaluation)
     who = _judge_of(run, protocol)
     distilled = load_distilled(run.folder / FILE)
     found = yield from evaluate_set(run.problem, distilled, config, who, run.experts_folder)
     if protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
-        found["accuracy"]["distilled"] = evaluator.interval([distilled.provenance["chosen_with_accuracy"]])
+        found["accuracy"]["distilled"] = interval([distilled.provenance["chosen_with_accuracy"]])
     results = summary(run, run.problem, distilled, found, who)
     files.write_json(run.folder / "results.json", results)
     return results
 
 
 def evaluate_set(
-    problem: Problem, distilled: Distilled, config: Config, who: Judge, experts_folder: Path | None
+    problem: Problem, distilled: Distilled, config: Config, who: Evaluator, experts_folder: Path | None
 ) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
     """Figures of any set beside its controls; the soft-label control where its experts are at hand."""
     soft, identity = None, None
@@ -414,11 +392,12 @@ def evaluate_set(
             return trajectory.mean_logits(problem, store, count, images, truth).softmax(1)
 
     full_seeds = config.evaluation.full_seeds
-    return (yield from evaluator.evaluate(who, distilled, config.ipc, soft, full_seeds, identity))
+    training_set = evaluator.training_set_of(distilled, who.config, problem.device)
+    return (yield from controls.evaluate(who, training_set, config.ipc, soft, full_seeds, identity))
 
 
 def summary(
-    run: Run, problem: Problem, distilled: Distilled, found: dict[str, Any], who: Judge
+    run: Run, problem: Problem, distilled: Distilled, found: dict[str, Any], who: Evaluator
 ) -> dict[str, Any]:  # fmt: skip
     """results.json: the contract for scripts."""
     config, accuracy = run.settled, found["accuracy"]
