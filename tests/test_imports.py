@@ -25,7 +25,9 @@ ROOMS = (
 GROUND = {"errors", "seeds", "files", "machine", "store", "config"}
 FACES = {"", "__main__"}  # what users import and run: hands names on
 TO_BE_CURED = {("training.experts", "methods.start_epochs")}  # a method's needs will say which snapshots to keep
-HEAVY = {"datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "PIL", "pandas", "tensorboard"}
+HEAVY = {
+    "datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "scipy", "PIL", "pandas", "tensorboard",
+}  # fmt: skip
 
 
 def name_of(path):

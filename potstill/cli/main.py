@@ -45,10 +45,10 @@ from potstill.cli.console import (
     tensorboard,
 )
 from potstill.config import NetworkConfig
-from potstill.data.distilled import FILE, Distilled, grid, load, png
+from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
-from potstill.evaluation.evaluator import Evaluator, evaluator_for
+from potstill.evaluation.evaluator import evaluator_for
 from potstill.evaluation.protocol import protocol_of
 from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
@@ -193,7 +193,9 @@ def _evaluate(command: Evaluate) -> None:
     folder = command.path if command.path.is_dir() else command.path.parent
     with progress() as show:
         if command.evaluation.step_size == "chosen":
-            distilled = show(_step_size_chosen(distilled, who, asked))
+            chooser = replace(who, protocol=runs.selector(asked))
+            event = {"stage": "evaluation", "done": 0, "total": 1}
+            distilled = show(tuning.choose_step_size(chooser, distilled, "chosen", event))
         tried = bool(distilled.provenance.get("step_sizes"))
         asked = replace(asked, evaluation=replace(asked.evaluation, step_size="chosen" if tried else "learned"))
         found = show(record.evaluate_set(problem, distilled, asked, who, command.experts or folder / "experts"))
@@ -203,17 +205,6 @@ def _evaluate(command: Evaluate) -> None:
     if command.json:
         files.write_json(command.json, results)
         say(f"figures    {command.json}")
-
-
-def _step_size_chosen(distilled: Distilled, who: Evaluator, asked: Settings) -> Any:
-    """The set with a step size chosen on validation images; the file stays as it is."""
-    if vars(who.config) != distilled.recipe["network"]:
-        raise PotstillError(
-            "--step-size chosen: is between the step size the set has learned and smaller ones, which another network "
-            "than the set's does not use; leave it out."
-        )
-    selecting = replace(who, protocol=runs.selector(asked))
-    return tuning.settle_step_size(distilled, "chosen", selecting, {"stage": "evaluation", "done": 0, "total": 1})
 
 
 def _check_evaluate(command: Evaluate) -> None:

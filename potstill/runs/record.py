@@ -13,7 +13,7 @@ from potstill import files
 from potstill.data.distilled import FILE, Distilled
 from potstill.data.distilled import load as load_distilled
 from potstill.evaluation import controls, statistics
-from potstill.evaluation.evaluator import Evaluator, Event, training_set
+from potstill.evaluation.evaluator import Evaluator, Event, training_set_of
 from potstill.evaluation.protocol import protocol_of
 from potstill.machine import environment, peak_memory
 from potstill.methods import soft_labels
@@ -71,9 +71,7 @@ def evaluate_set(
             images, truth = problem.train.images[rows], problem.train.labels[rows]
             return soft_labels.mean_logits(problem, store, count, images, truth).softmax(1)
 
-    found = training_set(distilled, problem.device)
-    if who.config != problem.network_config:  # the step size was learned for another network
-        found = dataclasses.replace(found, step_size=None)
+    found = training_set_of(distilled, who.config, problem.device)
     return (yield from controls.evaluate(who, found, settings.ipc, labels, settings.evaluation.full_seeds, identity))
 
 

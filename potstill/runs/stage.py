@@ -14,7 +14,7 @@ from potstill.data.distilled import FILE, Distilled
 from potstill.data.distilled import load as load_distilled
 from potstill.errors import Diverged, PotstillError
 from potstill.evaluation import tuning
-from potstill.evaluation.evaluator import Evaluator, Event, training_set, validation_accuracy
+from potstill.evaluation.evaluator import Evaluator, Event, training_set_of, validation_accuracy
 from potstill.evaluation.protocol import Protocol
 from potstill.machine import peak_memory
 from potstill.methods.method import Begun, Context, Method, Trial
@@ -205,7 +205,7 @@ def _trial_file(run: Run, method: Method, arm: int, rung: int) -> Any:
 
 
 def _accuracy(session: Session, distilled: Distilled) -> float:
-    found = training_set(distilled, session.run.problem.device)
+    found = training_set_of(distilled, session.evaluator.config, session.run.problem.device)
     return validation_accuracy(session.evaluator, found, session.evaluator.protocol.selection)
 
 
@@ -222,17 +222,27 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     began, event = time.monotonic(), {**_progress(session), "doing": "evaluating"}
     distilled = as_distilled(session)
     if session.log.step_size == "chosen":
-        found = training_set(distilled, session.run.problem.device)
+        found = training_set_of(distilled, session.evaluator.config, session.run.problem.device)
         tried = yield from tuning.step_sizes(session.evaluator, found, event)
     else:
         yield event
         tried = [{"step_size": distilled.step_size, "accuracy": _accuracy(session, distilled)}]
     accuracy, split = tuning.best(tried)["accuracy"], session.evaluator.protocol.selection
     if settings.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in session.log.evaluated):
-        tuning.with_step_sizes(distilled, tried, split).save(session.run.folder / FILE)
+        _chosen(distilled, tried, split).save(session.run.folder / FILE)
     entry = {"iteration": done, "accuracy": accuracy, "on": split}
     seconds = session.log.evaluation_seconds + time.monotonic() - began
     session.log = replace(session.log, evaluated=(*session.log.evaluated, entry), evaluation_seconds=seconds)
+
+
+def _chosen(distilled: Distilled, tried: list[tuning.Tried], split: str) -> Distilled:
+    """The set with the best of the step sizes tried, and what it was chosen by."""
+    best = tuning.best(tried)
+    provenance = {
+        **distilled.provenance, "chosen_on": split, "chosen_with_accuracy": best["accuracy"],
+        "step_sizes": tried if len(tried) > 1 else [],
+    }  # fmt: skip
+    return replace(distilled, step_size=best["step_size"], provenance=provenance)
 
 
 def as_distilled(session: Session) -> Distilled:
@@ -266,8 +276,8 @@ def _with_step_size(run: Run) -> Generator[Event, None, Distilled]:
     total = run.settings.iterations
     before = load_distilled(run.folder / FILE)
     event = {"stage": "distilling", "done": total, "total": total}
-    who = run.evaluator(selector(run.settings))
-    distilled = yield from tuning.settle_step_size(before, run.settings.evaluation.step_size, who, event)
+    chooser = run.evaluator(selector(run.settings))
+    distilled = yield from tuning.choose_step_size(chooser, before, run.settings.evaluation.step_size, event)
     if distilled is not before:
         distilled.save(run.folder / FILE)
     return distilled

@@ -14,7 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 from potstill import files
 from potstill.config import Config, WindowConfig, as_dict, default, rebase
 from potstill.errors import Diverged, PotstillError
-from potstill.evaluation.evaluator import Event, difference, protocol_of
+from potstill.evaluation.evaluator import Event
+from potstill.evaluation.protocol import protocol_of
+from potstill.evaluation.statistics import difference
 from potstill.runs import run as stages_of
 from potstill.runs.run import Run
 

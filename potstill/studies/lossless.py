@@ -11,7 +11,8 @@ from typing import Any
 
 from potstill import files
 from potstill.config import Config, as_dict
-from potstill.evaluation.evaluator import Event, difference
+from potstill.evaluation.evaluator import Event
+from potstill.evaluation.statistics import difference
 from potstill.runs.run import Run, train_experts
 from potstill.studies.exploring import Cell, check_honest, run_cell, sized
 

@@ -257,7 +257,7 @@ def test_an_interrupted_judging_is_done_when_the_run_goes_on(tmp_path, finished,
     run, _ = finished
     whole = go(tiny(), tmp_path / "whole", run.folder / "experts")
     stopped = stages.open_run(tiny(), tmp_path / "stopped", run.folder / "experts")
-    original, calls = stages.evaluator.judge_state, []
+    original, calls = stages.evaluator.validation_accuracy, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -265,7 +265,7 @@ def test_an_interrupted_judging_is_done_when_the_run_goes_on(tmp_path, finished,
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(stages.evaluator, "judge_state", interrupted)
+    monkeypatch.setattr(stages.evaluator, "validation_accuracy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         api.exhaust(stages.distil(stopped))
     api.exhaust(stages.distil(stopped))
@@ -282,9 +282,9 @@ def test_states_are_judged_alike_in_every_sitting(tmp_path, finished, monkeypatc
     events = stages.distil(begun)
     next(event for event in events if event.get("iteration") == 0)
     events.close()
-    judges, original = [], stages.evaluator.judge_state
+    judges, original = [], stages.evaluator.validation_accuracy
     monkeypatch.setattr(
-        stages.evaluator, "judge_state", lambda who, *rest: (judges.append(who.protocol), original(who, *rest))[1]
+        stages.evaluator, "validation_accuracy", lambda who, *a: (judges.append(who.protocol), original(who, *a))[1]
     )
     longer = stages.open_run(tiny(evaluation={"epochs": 5}), tmp_path, run.experts_folder)
     api.exhaust(stages.distil(longer))
@@ -294,13 +294,13 @@ def test_states_are_judged_alike_in_every_sitting(tmp_path, finished, monkeypatc
 
 def test_sets_are_judged_on_the_way_by_the_step_size_that_suits_them(tmp_path, finished, monkeypatch):
     run, _ = finished
-    judged, original = [], stages.evaluator.judge_state
+    judged, original = [], stages.tuning.validation_accuracy
 
-    def judging(who, images, logits, step_size, *rest):
-        judged.append((step_size, original(who, images, logits, step_size, *rest)))
+    def judging(who, training_set):
+        judged.append((training_set.step_size, original(who, training_set)))
         return judged[-1][1]
 
-    monkeypatch.setattr(stages.evaluator, "judge_state", judging)
+    monkeypatch.setattr(stages.tuning, "validation_accuracy", judging)
     chosen = stages.open_run(tiny(evaluation={"step_size": "chosen"}), tmp_path, run.experts_folder)
     distilled = api.exhaust(stages.distil(chosen))
     assert len(judged) == 3 * 4  # none after those of iterations 0, 3 and 6
