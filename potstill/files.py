@@ -125,3 +125,9 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 def plain(value: Any) -> Any:
     """A configuration as JSON gives it back (tuples become lists), for comparing with a stored one."""
     return json.loads(json.dumps(value))
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    yield

@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from potstill import files
 from potstill.data import dataset as datasets
+from potstill.data import labels
 from potstill.data import transform as transforms
+from potstill.data.labels import Kind
 from potstill.data.transform import Transform
 from potstill.errors import PotstillError
 
@@ -25,13 +27,15 @@ class Distilled:
     """A synthetic training set; row i shows an image of class ``labels[i]``."""
 
     images: Tensor  # (n, C, H, W) float32, whitened, may leave the range of real pixels
-    logits: Tensor  # (n, K) learned label logits; their softmax is the soft label
+    targets: Tensor | None  # (n, K) labels of the kind below; none where it is "hard"
+    kind: Kind
     labels: Tensor  # (n,) the class each slot began with
-    step_size: float  # of SGD, for training on this set: learned, or chosen on validation images
+    step_size: float | None  # of SGD, for training on this set: learned, or chosen on validation images; or none
     transform: Transform  # whitens test images as these were whitened
     classes: tuple[str, ...]
     recipe: dict[str, Any]  # network and augmentation that the set was made with, and is trained with by default
     provenance: dict[str, Any]  # how it came to be: configuration, dataset fingerprint, iteration
+    rows: Tensor | None = None  # (n,) of the real training images, where they were selected
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,7 +43,7 @@ class Distilled:
     @property
     def soft_labels(self) -> Tensor:
         """Class probabilities (n, K)."""
-        return self.logits.softmax(1)
+        return labels.probabilities(self.targets, self.kind, self.labels, len(self.classes))
 
     @property
     def pixels(self) -> Tensor:
@@ -47,7 +51,9 @@ class Distilled:
         return self.transform.pixels(self.images)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) and soft labels (n, K), ready to train on."""
+        """Images (n, C, H, W) and targets (n, K) to train on: raw weights and values as they are, else probabilities."""
+        if self.targets is not None and self.kind in ("raw", "values"):
+            return self.images, self.targets
         return self.images, self.soft_labels
 
     def loader(self, batch_size: int = 128, shuffle: bool = True, augment: bool = True) -> "DataLoader[Any]":
@@ -64,10 +70,14 @@ class Distilled:
                 images); :func:`load` then fits them again and needs the dataset for that.
         """
         kind = torch.float16 if compact else torch.float32
-        tensors = {"images": self.images.to(kind), "logits": self.logits.to(kind), "labels": self.labels}
+        tensors = {"images": self.images.to(kind), "labels": self.labels}
+        if self.targets is not None:
+            tensors["targets"] = self.targets.to(kind)
+        if self.rows is not None:
+            tensors["rows"] = self.rows
         left_out = compact and self.transform.basis is not None
         header = {
-            "step_size": self.step_size, "classes": list(self.classes), "transform": self.transform.kind,
+            "labels": self.kind, "step_size": self.step_size, "classes": list(self.classes), "transform": self.transform.kind,
             "recipe": self.recipe, "provenance": self.provenance,
         }  # fmt: skip
         files.save(Path(path), KIND, tensors | ({} if left_out else self.transform.tensors()), header)
@@ -101,7 +111,9 @@ def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
     transform = Transform.from_tensors(header["transform"], tensors) if complete else _refit(path, header, dataset)
     return Distilled(
         images=tensors["images"].float(),
-        logits=tensors["logits"].float(),
+        targets=tensors[name].float() if (name := "targets" if "targets" in tensors else "logits") in tensors else None,
+        kind=header.get("labels", "logits"),
+        rows=tensors.get("rows"),
         labels=tensors["labels"],
         step_size=header["step_size"],
         transform=transform,

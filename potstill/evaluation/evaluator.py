@@ -59,7 +59,8 @@ def training_set_of(distilled: Distilled, network: NetworkConfig, device: torch.
     """A distilled set as a network trains on it: with the set's step size only if it was made with this network."""
     images, targets = (tensor.to(device) for tensor in distilled.tensors())
     own = network == NetworkConfig(**distilled.recipe["network"])
-    return TrainingSet(images, targets, "probabilities", distilled.step_size if own else None)
+    kind: LabelKind = distilled.kind if distilled.kind in ("raw", "values") else "probabilities"
+    return TrainingSet(images, targets, kind, distilled.step_size if own else None)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Any
 from potstill import files, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives, plain
+from potstill.config import ExpertConfig
 from potstill.data.distilled import FILE
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
@@ -117,7 +118,8 @@ def open_run(settings: Settings, folder: Path, experts_folder: Path | None = Non
     """
     check(settings)
     path, wanted = folder / "config.json", as_dict(settings)
-    files.clear_leftovers(folder)
+    for leftover in folder.rglob(".*.tmp"):  # of a killed process
+        leftover.unlink()
     if path.exists() and any((folder / name).exists() for name in ("checkpoint.safetensors", FILE)):
         found = files.read_json(path)["config"]
         if "stages" not in found and not (folder / "results.json").exists():
@@ -209,12 +211,24 @@ def train_all(
     settings: Settings, problem: Problem, folder: Path, needed: Experts
 ) -> Generator[Event, None, None]:  # fmt: skip
     """Train the experts of some settings into a folder, all that it lacks."""
-    expert = settings.expert if needed.rho is None else replace(settings.expert, rho=needed.rho)
+    expert = _expert(settings, needed)
     check_snapshots(needed, None, expert.epochs, "expert")
     yield from experts.train(
         problem, folder, expert, seed=settings.seed, augment=settings.augment, compile=settings.compile,
         keep=needed.epochs,
     )  # fmt: skip
+
+
+def asked_experts(run: Run) -> dict[str, Any]:
+    """Identity of the experts that the run would train itself."""
+    settings = run.settings
+    expert = _expert(settings, expert_needs(settings) or Experts())
+    return experts.identity(expert, run.problem, settings.seed, settings.augment)
+
+
+def _expert(settings: Settings, needed: Experts) -> ExpertConfig:
+    """The experts' recipe, with the radius that a method needs."""
+    return settings.expert if needed.rho is None else replace(settings.expert, rho=needed.rho)
 
 
 def _enough(run: Run) -> bool:

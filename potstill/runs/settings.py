@@ -146,8 +146,8 @@ def check_methods(method: tuple[str, ...]) -> None:
     for name in method:
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, 2)
-            hint = f"did you mean {' or '.join(near)}? All" if near else "choose among"
-            raise PotstillError(f"method {name!r}: unknown; {hint}: {', '.join(METHODS)}.")
+            hint = f"did you mean {' or '.join(near)}? All: " if near else "choose among "
+            raise PotstillError(f"method {name!r}: unknown; {hint}{', '.join(METHODS)}.")
     if len(set(method)) < len(method) or not method:
         raise PotstillError(f"method {' '.join(method)!r}: name one method or several different ones.")
 
@@ -228,8 +228,8 @@ def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
     for name, value in changes.items():
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]}? All" if near else "choose among"
-            raise PotstillError(f"{name}: no such setting; {hint}: {', '.join(names)}.")
+            hint = f"did you mean {near[0]}? All: " if near else "choose among "
+            raise PotstillError(f"{name}: no such setting; {hint}{', '.join(names)}.")
         settings = replace(settings, **{name: _changed_field(getattr(settings, name), value, name)})
     return settings
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import time
 from collections.abc import Generator
@@ -20,11 +21,12 @@ from potstill.machine import peak_memory
 from potstill.methods.method import Begun, Context, Method, Trial
 from potstill.runs import loop, record, snapshots, state
 from potstill.runs.record import Log
-from potstill.runs.run import Run, selector
+from potstill.runs.run import Run, asked_experts, selector
 from potstill.runs.settings import as_dict
 from potstill.runs.state import State
 
 CHECKPOINT = "checkpoint.safetensors"
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -83,6 +85,8 @@ def _resume(run: Run) -> Session:
     experts = None
     if run.experts is not None:
         experts = files.plain({**run.experts.identity, "count": run.settings.expert.count})
+        if unlike := files.differences(run.experts.identity, files.plain(asked_experts(run))):
+            logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
     reached, log = None, Log(experts, dataclasses.asdict(selector(run.settings)), run.settings.evaluation.step_size)
     if checkpoint.exists():
         reached, header = state.load_state(checkpoint, run.problem.device)

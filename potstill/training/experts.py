@@ -1,8 +1,8 @@
 """Training on the real data: each expert leaves the trajectory that a student shall follow."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import torch
 
 from potstill import files
 from potstill.adjoint import engine
-from potstill.config import Config
+from potstill.adjoint.engine import Compile
+from potstill.config import ExpertConfig, Operation
 from potstill.errors import PotstillError
-from potstill.methods import start_epochs
 from potstill.networks import flat
 from potstill.seeds import derive
 from potstill.training import trajectories
@@ -33,27 +33,32 @@ def subject(problem: Problem) -> dict[str, Any]:
     }
 
 
-def identity(config: Config, problem: Problem) -> dict[str, Any]:
+def identity(expert: ExpertConfig, problem: Problem, seed: int, augment: tuple[Operation, ...]) -> dict[str, Any]:
     """What makes one store of experts differ from another: every setting that changes a weight."""
-    expert = {name: value for name, value in vars(config.expert).items() if name not in ("count", "keep_all")}
-    return {**subject(problem), "expert": expert, "augment": list(config.augment), "seed": config.seed}
+    own = {name: value for name, value in vars(expert).items() if name not in ("count", "keep_all")}
+    return {**subject(problem), "expert": own, "augment": list(augment), "seed": seed}
 
 
-def kept_epochs(config: Config) -> list[int]:
-    """The epochs whose snapshots are stored: those the window can use, or all."""
-    if config.expert.keep_all or config.window.mode == "auto":
-        return list(range(config.expert.epochs + 1))
-    return list(start_epochs.epochs_used(config.window, config.distil.expert_epochs))
+@dataclass(frozen=True)
+class _Job:
+    expert: ExpertConfig
+    seed: int
+    augment: tuple[Operation, ...]
+    compile: Compile
 
 
-def train(config: Config, problem: Problem, folder: Path) -> Iterator[dict[str, Any]]:
+def train(
+    problem: Problem, folder: Path, expert: ExpertConfig, *, seed: int, augment: tuple[Operation, ...], compile: Compile,
+    keep: Collection[int] | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train the experts that ``folder`` lacks, and yield a metric after every epoch.
 
     Training goes on where it stopped: finished experts are kept, and one in training continues from its last
     checkpoint, bit for bit.  Read the result with :func:`trajectories.open_store`.
     """
-    start_epochs.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
-    trajectories.create(folder, identity(config, problem), kept_epochs(config))
+    epochs = list(range(expert.epochs + 1)) if keep is None or expert.keep_all else sorted(keep)
+    trajectories.create(folder, identity(expert, problem, seed, augment), epochs)
+    config = _Job(expert, seed, augment, compile)
     store = trajectories.open_store(folder)
     total = config.expert.count * config.expert.epochs
     for number in range(config.expert.count):
@@ -66,7 +71,7 @@ def train(config: Config, problem: Problem, folder: Path) -> Iterator[dict[str, 
         store = trajectories.open_store(folder)
 
 
-def _train_one(config: Config, problem: Problem, store: Trajectories, number: int) -> Iterator[int]:
+def _train_one(config: _Job, problem: Problem, store: Trajectories, number: int) -> Iterator[int]:
     """Train one expert from its last checkpoint to its last epoch, yield each epoch, enter it in the manifest."""
     network, folder = problem.network, store.folder
     seed = derive(config.seed, "expert", number)

@@ -51,6 +51,11 @@ class Trajectories:
         return self.epochs.index(epoch)
 
 
+def seconds(folder: Path) -> float | None:
+    """Seconds that training the experts of a folder took; None where there are none."""
+    return open_store(folder).seconds if (folder / MANIFEST).exists() else None
+
+
 def expert_path(folder: Path, number: int) -> Path:
     """Where a finished expert lies."""
     return folder / f"expert-{number:02d}.safetensors"

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from potstill.adjoint.derivatives import plain
 from potstill.adjoint.inner import Adam, Sgd
-from potstill.adjoint.unroll import unroll
+from potstill.adjoint.unroll import unroll, unroll_graph
 from potstill.errors import PotstillError
 from potstill.methods import METHODS, bptt, pool, trajectory
 from potstill.methods.method import Start
@@ -45,7 +46,7 @@ def of(given, memory, iteration):
 
 
 def test_a_student_that_does_not_move_explains_as_much_as_guessing(tmp_path):
-    ctx, own, first = setting(tmp_path, REFINING)
+    ctx, own, first = setting(tmp_path, REFINING, threshold=2.0)
     still = replace(first, variables={**first.variables, "step_size": torch.zeros(())})
     for k in range(4):
         found = of((ctx, own, still), first.memory, k)
@@ -124,18 +125,17 @@ def test_it_differentiates_through_the_steps_of_the_window(tmp_path, form, monke
     ctx = doubled(ctx)
     first = replace(first, variables={name: x.double() for name, x in first.variables.items()})
     monkeypatch.setattr(type(ctx), "fresh", lambda self, *at: self.problem.network.fresh(7).double())
-    ctx = replace(ctx, derivatives=__import__("potstill.adjoint.derivatives", fromlist=["plain"]).plain(
+    ctx = replace(ctx, derivatives=plain(
         loss_for(ctx.problem.network, bptt.kind(own))))  # fmt: skip
     _, swept = loop.differentiate(METHOD, ctx, own, first)
     lead = bptt._student(ctx, own, first.memory, 0, ctx.draws("student", 0))[2]
 
     def by_the_graph(theta, images, targets, step_size, steps, loss, *, inner, **_):
-        walk = {"inner": inner, "adjoint": "direct"}
-        if lead == 0:
-            return unroll(theta, images, targets, step_size, steps, loss, **walk)
-        with torch.no_grad():
-            theta, moments = unroll(theta, images, targets, step_size, steps[:lead], loss, **walk, moments_too=True)
-        return unroll(theta, images, targets, step_size, steps[lead:], loss, moments=moments, **walk)
+        leaves, moments = (images, targets, step_size), inner.begin(theta)
+        for step in steps[:lead]:
+            theta, moments = unroll_graph(theta.detach(), *leaves, [step], loss, inner, tuple(m.detach() for m in moments))
+        moments = tuple(m.detach() for m in moments)
+        return unroll_graph(theta.detach(), *leaves, steps[lead:], loss, inner, moments)[0]
 
     monkeypatch.setattr(bptt, "unroll", by_the_graph)
     _, oracle = loop.differentiate(METHOD, ctx, own, first)
