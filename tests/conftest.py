@@ -43,7 +43,7 @@ def tiny(method=("datm",), **changes) -> Settings:
         "expert": {"count": 2, "epochs": 4, "batch_size": 128, "step_size": 0.05},
         "evaluation": {"protocol": "quick", "epochs": 3, "full_epochs": 1},
         "evaluations": 2,
-        "datm": {"iterations": 6, "inner_steps": 4, "lr_images": 10.0, "start_epochs": (0, 2)},
+        "datm": {"iterations": 6, "inner_steps": 4, "lr_images": 10.0, "start_epochs": (0, 2), "labels": "learned"},
     }
     method = (method,) if isinstance(method, str) else tuple(method)
     for name in [name for name in small if name.replace("_", "-") in METHODS and name not in method]:

@@ -31,7 +31,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     given = first_pass(arguments, kind)
     if given.preset and HELP & set(arguments) and given.dataset is None:
         given.dataset = "digits"  # only asking
-    defaults = settings.defaults(given.dataset, given.ipc, given.method, given.preset)
+    defaults = settings.defaults(given.dataset, given.ipc, given.method, given.preset, given.start)
     refuse_foreign(arguments, given.method)
     staged = with_stages(kind, defaults)
     required = {item.name: tyro.MISSING for item in fields(kind) if item.name == "experts" and item.type is not None}
@@ -52,10 +52,11 @@ def first_pass(arguments: list[str], kind: type[Any]) -> argparse.Namespace:
     parser.add_argument("--dataset")
     parser.add_argument("--ipc", type=_size)
     parser.add_argument("--preset")
+    parser.add_argument("--start")
     try:
         given, _ = parser.parse_known_args(arguments)
     except SystemExit:  # a flag without its value: tyro says it better
-        given = argparse.Namespace(method=["datm"], dataset=None, ipc=None, preset=None)
+        given = argparse.Namespace(method=["datm"], dataset=None, ipc=None, preset=None, start=None)
     given.method = tuple(given.method)
     if given.ipc is None and kind.__name__ == "Stages":  # whose experts go far enough for late parts
         given.ipc = 10

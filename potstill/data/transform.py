@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import PotstillError
-from potstill.store import kept
+from potstill.store import once
 
 VERSION = 1  # of the fit; raised by hand whenever a change of the code changes what it gives
 EPSILON = 0.1  # added to the eigenvalues; the published value for pixels in [0, 1]
@@ -107,7 +107,7 @@ def fit(
         )
     if identity is None:
         return _zca(flat)
-    tensors, _ = kept("zca", [VERSION, identity], lambda: (_zca(flat).tensors(), {}))
+    tensors, _ = once("zca", [VERSION, identity], lambda: (_zca(flat).tensors(), {}))
     return Transform.from_tensors("zca", tensors)
 
 

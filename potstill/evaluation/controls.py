@@ -10,28 +10,22 @@ interrupted evaluation continues where it stopped.
 """
 
 import functools
-import logging
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill import files, seeds
-from potstill.errors import PotstillError
+from potstill import files, seeds, store
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.statistics import interval
-from potstill.store import cache_folder
 from potstill.training.problem import Problem
 from potstill.training.sgd import one_hot
 
-logger = logging.getLogger(__name__)
 NUMERICS = 4  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
-_warned: set[Path] = set()  # folders of which it was said that nothing can be kept there: once, not for each network
 CONTROLS = ("random", "random_soft", "full")
 SoftLabels = Callable[[Tensor], Tensor]
 """Rows of the training set (n,) → probabilities (n, K) from the experts."""
@@ -145,26 +139,12 @@ def _identity(training_set: TrainingSet) -> list[Any]:
 
 
 def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float]:
-    """A network's accuracy and the seconds it took, computed once and kept by fingerprint.
+    """A network's accuracy and the seconds it took, computed once and kept by fingerprint."""
 
-    What cannot be read is computed again, and what cannot be written is not kept: the cache is a convenience.
-    """
-    path = cache_folder() / "networks" / f"{files.fingerprint(identity)}.json"
-    try:
-        kept = files.read_json(path)
-        return kept["accuracy"], kept["seconds"]
-    except (PotstillError, OSError, ValueError, KeyError, TypeError):  # absent, unreadable or damaged
-        pass
-    began = time.perf_counter()
-    accuracy = compute()
-    seconds = time.perf_counter() - began
-    try:
-        files.write_json(path, {"accuracy": accuracy, "seconds": seconds, "identity": identity})
-    except (PotstillError, OSError) as error:
-        if path.parent not in _warned:
-            _warned.add(path.parent)
-            logger.warning(
-                "%s: accuracies of networks are not kept for the next time (%s); set POTSTILL_CACHE to a folder that "
-                "can be written to.", path.parent, error,
-            )  # fmt: skip
-    return accuracy, seconds
+    def make() -> dict[str, Any]:
+        began = time.perf_counter()
+        accuracy = compute()
+        return {"accuracy": accuracy, "seconds": time.perf_counter() - began}
+
+    kept = store.once_json("networks", identity, make)
+    return kept["accuracy"], kept["seconds"]

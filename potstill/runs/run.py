@@ -118,8 +118,7 @@ def open_run(settings: Settings, folder: Path, experts_folder: Path | None = Non
     """
     check(settings)
     path, wanted = folder / "config.json", as_dict(settings)
-    for leftover in folder.rglob(".*.tmp"):  # of a killed process
-        leftover.unlink()
+    files.clear_leftovers(folder)
     if path.exists() and any((folder / name).exists() for name in ("checkpoint.safetensors", FILE)):
         found = files.read_json(path)["config"]
         if "stages" not in found and not (folder / "results.json").exists():

@@ -34,6 +34,9 @@ class Shared:
     """Synthetic images per class."""
     method: tuple[str, ...] = ("datm",)
     """How to distil; `potstill methods` lists all. Several are stages: each begins at the set of the one before."""
+    start: str | None = None
+    """A distilled set to begin with (its file, or the folder of its run), which the first method then refines. None: the
+    method's own beginning."""
     seed: int = 0
     """Seed of every draw in the run."""
     device: str = "auto"
@@ -104,7 +107,8 @@ ELSEWHERE: Mapping[str, Any] = {"expert": {"count": 10, "epochs": 20}}
 
 
 def defaults(
-    dataset: str | None = None, ipc: int | None = None, method: tuple[str, ...] = ("datm",), preset: str | None = None
+    dataset: str | None = None, ipc: int | None = None, method: tuple[str, ...] = ("datm",),
+    preset: str | None = None, start: str | None = None,
 ) -> Settings:  # fmt: skip
     """The settings of a run for which nothing else was given.
 
@@ -114,6 +118,7 @@ def defaults(
         method: the stages.
         preset: a published or tuned cell, e.g. "cifar10-ipc10"; "none" takes no cell at all, so that what can be
             measured is; None: the nearest tuned cell of the dataset, if it has any.
+        start: a set to begin with, which the first stage refines like a later one.
 
     Raises:
         PotstillError: an unknown method or preset, or a preset that needs a dataset.
@@ -125,12 +130,12 @@ def defaults(
     if named and data not in DATA and dataset is None:
         raise PotstillError(f"preset {preset!r}: holds settings, not images; say where they are by --dataset.")
     size = ipc if ipc is not None else _ipc_of(preset) if named else 1
-    settings = Settings(dataset=data, ipc=size, method=method)
+    settings = Settings(dataset=data, ipc=size, method=method, start=start)
     shared = dict(DATA.get(_dataset_of(preset) if named else data, {} if named else ELSEWHERE))
     stages = []
     for number, (name, cell) in enumerate(zip(method, cells, strict=True)):
         own = {f.name for f in dataclasses.fields(METHODS[name].settings)}
-        refining = METHODS[name].refining if number else {}
+        refining = METHODS[name].refining if number or start else {}
         values = {**refining, **{key: value for key, value in cell.items() if key in own}}
         stages.append(METHODS[name].settings(**values))
         shared |= {key: value for key, value in cell.items() if key not in own}
@@ -206,7 +211,7 @@ def configure(
     changes = dict(changes or {})
     method = changes.pop("method", ("datm",))
     method = (method,) if isinstance(method, str) else tuple(method)
-    settings = defaults(dataset, ipc, method, preset)
+    settings = defaults(dataset, ipc, method, preset, changes.get("start"))
     own = {name.replace("-", "_"): number for number, name in enumerate(method)}
     stages = list(settings.stages)
     for name in [name for name in changes if name.replace("-", "_") in own]:
@@ -256,8 +261,8 @@ def changes_between(given: Any, base: Any) -> dict[str, Any]:
 
 def at_size(given: Settings, ipc: int, preset: str | None = None) -> Settings:
     """The same request at another size: the defaults there, with what was changed from the defaults here."""
-    here = defaults(given.dataset, given.ipc, given.method, preset)
-    there = defaults(given.dataset, ipc, given.method, preset)
+    here = defaults(given.dataset, given.ipc, given.method, preset, given.start)
+    there = defaults(given.dataset, ipc, given.method, preset, given.start)
     stages = [
         changed(new, changes_between(mine, was))
         for mine, was, new in zip(given.stages, here.stages, there.stages, strict=True)
@@ -351,9 +356,11 @@ def check(settings: Settings) -> None:
         if method.iterations(stage) < 1 and method.loss is not None:
             raise PotstillError(f"{method.name}.iterations 0: at least 1 is needed; raise --{method.name}.iterations.")
         method.check(stage, method.name, settings.augment)
-    for method, stage in zip(settings.methods[1:], settings.stages[1:], strict=True):
-        if method.loss is None:
-            raise PotstillError(f"method {method.name}: selects real images, so it can only be the first stage.")
+    for number, method in enumerate(settings.methods):
+        if method.loss is None and (number or settings.start):
+            raise PotstillError(
+                f"method {method.name}: selects real images, so it can only be the first stage, without --start."
+            )
     if protocol_of(settings.evaluation).selection == "test" and settings.evaluation.step_size == "chosen":
         raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
 

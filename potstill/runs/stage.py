@@ -18,7 +18,7 @@ from potstill.evaluation import tuning
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of, validation_accuracy
 from potstill.evaluation.protocol import Protocol
 from potstill.machine import peak_memory
-from potstill.methods.method import Begun, Context, Method, Trial
+from potstill.methods.method import Begun, Context, Method, Start, Trial
 from potstill.runs import loop, record, snapshots, state
 from potstill.runs.record import Log
 from potstill.runs.run import Run, asked_experts, selector
@@ -131,12 +131,38 @@ def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:
     start = None
     if before is not None:
         start = state.as_start(before, run.settings.methods[number - 1], run.stage_settings(number - 1))
+    elif run.settings.start is not None:
+        start = _from_disk(run, run.settings.start)
     session.state = state.begin(method, settings, method.begin(ctx, settings, start), before)
     if before is None:
         images = {"images": session.state.variables["images"]}
         files.save(run.folder / "start.safetensors", "start", images, {})
         if run.settings.snapshots:
             _snapshot(session)
+
+
+def _from_disk(run: Run, path: str) -> Start:
+    """A distilled set as the first stage begins with it.
+
+    Raises:
+        PotstillError: it is of other data, another transform or another size.
+    """
+    found, device = load_distilled(path, run.settings.dataset), run.problem.device
+    mine = {
+        "dataset": run.problem.dataset.fingerprint, "transform": run.problem.transform.kind,
+        "images per class": run.settings.ipc,
+    }  # fmt: skip
+    theirs = {
+        "dataset": found.provenance["dataset"]["fingerprint"], "transform": found.transform.kind,
+        "images per class": len(found) // len(found.classes),
+    }  # fmt: skip
+    if lines := files.differences(theirs, mine):
+        raise PotstillError(
+            f"{path}: does not fit what is asked for in {'; '.join(lines)}. Give the data, --transform and --ipc that it "
+            "was made with."
+        )
+    targets = None if found.targets is None else found.targets.to(device)
+    return Start(found.images.to(device), targets, found.kind, found.labels.to(device), found.step_size)
 
 
 def _snapshot(session: Session) -> None:

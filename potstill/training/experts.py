@@ -1,27 +1,39 @@
-"""Training on the real data: each expert leaves the trajectory that a student shall follow."""
+"""Training on the real data: each expert leaves the trajectory that a student shall follow.
 
+An expert is finished when its file exists.  So any process may train any expert of a folder: each takes the next one that
+is neither finished nor in training elsewhere, and in the end waits for those of the others.
+"""
+
+import logging
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from potstill import files
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile
 from potstill.config import ExpertConfig, Operation
+from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
 from potstill.networks import flat
 from potstill.seeds import derive
 from potstill.training import trajectories
 from potstill.training.problem import Problem
-from potstill.training.sgd import Recipe, one_hot, sgd
-from potstill.training.trajectories import Trajectories, expert_path, partial_path
+from potstill.training.sgd import Recipe, sgd
+from potstill.training.trajectories import expert_path, partial_path
 
+logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
+POLL_SECONDS = 0.5  # between looks at experts that other processes train
+IN_TRAINING = "expert in training"
+Snapshots = dict[int, tuple[Tensor, Tensor]]
+"""Parameters (P,) and running statistics (B,) by epoch."""
 
 
 def subject(problem: Problem) -> dict[str, Any]:
@@ -41,93 +53,153 @@ def identity(expert: ExpertConfig, problem: Problem, seed: int, augment: tuple[O
 
 @dataclass(frozen=True)
 class _Job:
+    """What training one of the experts takes."""
+
+    problem: Problem
+    folder: Path
     expert: ExpertConfig
     seed: int
     augment: tuple[Operation, ...]
     compile: Compile
+    epochs: tuple[int, ...]  # whose snapshots are kept
 
 
 def train(
-    problem: Problem, folder: Path, expert: ExpertConfig, *, seed: int, augment: tuple[Operation, ...], compile: Compile,
-    keep: Collection[int] | None,
+    problem: Problem, folder: Path, expert: ExpertConfig, *, seed: int, augment: tuple[Operation, ...],
+    compile: Compile = "auto", keep: Collection[int] | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train the experts that ``folder`` lacks, and yield a metric after every epoch.
 
-    Training goes on where it stopped: finished experts are kept, and one in training continues from its last
+    Training continues where it stopped: finished experts are kept, and one in training continues from its last
     checkpoint, bit for bit.  Read the result with :func:`trajectories.open_store`.
+
+    Args:
+        problem: data, transform and network.
+        folder: of the experts; other processes may work in it.
+        expert: the recipe, and how many.
+        seed: of the run.
+        augment: operations of DSA.
+        compile: whether to compile the training step.
+        keep: epochs whose snapshots are stored; None for all.
+
+    Raises:
+        PotstillError: the folder holds experts of another identity, or an expert diverges.
     """
-    epochs = list(range(expert.epochs + 1)) if keep is None or expert.keep_all else sorted(keep)
-    trajectories.create(folder, identity(expert, problem, seed, augment), epochs)
-    config = _Job(expert, seed, augment, compile)
-    store = trajectories.open_store(folder)
-    total = config.expert.count * config.expert.epochs
-    for number in range(config.expert.count):
-        if number < len(store) and expert_path(folder, number).exists():
-            yield {"stage": "experts", "done": (number + 1) * config.expert.epochs, "total": total, "expert": number}
+    epochs = tuple(range(expert.epochs + 1)) if keep is None or expert.keep_all else tuple(sorted(keep))
+    with files.locked(folder, "preparing experts", wait=60.0):
+        files.clear_leftovers(folder)
+        trajectories.create(folder, identity(expert, problem, seed, augment), epochs)
+        epochs = trajectories.open_store(folder).epochs  # those that the folder keeps
+        claimed = _next(folder, expert.count)
+    job = _Job(problem, folder, expert, seed, augment, compile, epochs)
+    while (number := _first_missing(folder, expert.count)) is not None:
+        if claimed is None:
+            yield {**_event(job, number, 0), "doing": "waiting for another process"}
+            time.sleep(POLL_SECONDS)
+        else:
+            number, lock = claimed
+            try:
+                for epoch in _train_one(job, number):
+                    yield {**_event(job, number, epoch), "epoch": epoch}
+            finally:
+                lock.release()
+        claimed = _next(folder, expert.count)
+    if claimed is not None:
+        claimed[1].release()
+    yield {"stage": "experts", "done": expert.count * expert.epochs, "total": expert.count * expert.epochs}
+
+
+def _event(job: _Job, number: int, epoch: int) -> dict[str, Any]:
+    finished = sum(expert_path(job.folder, n).exists() for n in range(job.expert.count))
+    total, done = job.expert.count * job.expert.epochs, finished * job.expert.epochs + epoch
+    return {"stage": "experts", "done": min(done, total), "total": total, "expert": number}
+
+
+def _first_missing(folder: Path, count: int) -> int | None:
+    return next((number for number in range(count) if not expert_path(folder, number).exists()), None)
+
+
+def _next(folder: Path, count: int) -> tuple[int, Any] | None:
+    """The next expert that is neither finished nor in training, and a lock on it."""
+    for number in range(count):
+        if expert_path(folder, number).exists():
             continue
-        for epoch in _train_one(config, problem, store, number):
-            done = number * config.expert.epochs + epoch
-            yield {"stage": "experts", "done": done, "total": total, "expert": number, "epoch": epoch}
-        store = trajectories.open_store(folder)
+        lock = trajectories.claim(folder, number)
+        if lock is not None:
+            if not expert_path(folder, number).exists():
+                return number, lock
+            lock.release()  # finished meanwhile
+    return None
 
 
-def _train_one(config: _Job, problem: Problem, store: Trajectories, number: int) -> Iterator[int]:
-    """Train one expert from its last checkpoint to its last epoch, yield each epoch, enter it in the manifest."""
-    network, folder = problem.network, store.folder
-    seed = derive(config.seed, "expert", number)
-    unfinished = partial_path(folder, number)
-    dtype = getattr(torch, config.expert.storage)
-    buffers = network.initial_buffers()
-    theta = flat.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
-    snapshots = {0: (theta, buffers.cpu().clone())}
-    epoch, before = 0, 0.0
-    if unfinished.exists():
-        tensors, header = files.load(unfinished, "expert in training")
-        theta, epoch, before = tensors["last"], header["epoch"], header["seconds"]
-        buffers = tensors["last_buffers"].to(problem.device)
-        snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
-    recipe = Recipe(
-        config.expert.epochs, config.expert.batch_size, config.expert.step_size, rho=config.expert.rho,
-        alpha=config.expert.alpha, augment=config.augment,
-    )  # fmt: skip
+def _train_one(job: _Job, number: int) -> Iterator[int]:
+    """Train one expert from its last checkpoint to its last epoch, and yield each epoch."""
+    problem, network, unfinished = job.problem, job.problem.network, partial_path(job.folder, number)
+    seed = derive(job.seed, "expert", number)
+    theta, buffers, snapshots, epoch, before = _resume(job, unfinished, seed)
+    gradient = partial(_gradient(job), buffers=buffers)
     targets = one_hot(problem.train.labels, len(problem.dataset.classes))
-    images = config.expert.count * config.expert.epochs * len(targets)
-    gradient = engine.training_gradient(
-        network, problem.dataset.shape, config.expert.batch_size, images, config.compile
-    )  # fmt: skip
     began = saved = time.monotonic()
-    first = theta.to(problem.device)
-    for theta in sgd(partial(gradient, buffers=buffers), first, problem.train.images, targets, recipe, seed, epoch):
+    for theta in sgd(gradient, theta, problem.train.images, targets, _recipe(job), seed, epoch):
         epoch += 1
-        if not torch.isfinite(theta).all():
-            raise PotstillError(
-                f"expert {number} diverged in epoch {epoch}: its weights are not finite; lower --expert.step-size (now "
-                f"{config.expert.step_size:g}) or --expert.rho (now {config.expert.rho:g})."
-            )
-        if epoch in store.epochs:
+        _check_finite(job, number, epoch, theta)
+        if epoch in job.epochs:
             snapshots[epoch] = (theta.cpu().clone(), buffers.cpu().clone())  # cloned: a view would follow training
-        if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < config.expert.epochs:
-            header = {"epoch": epoch, "seconds": before + time.monotonic() - began}
-            _save(unfinished, "expert in training", snapshots, theta, buffers, header, torch.float32)
+        seconds = before + time.monotonic() - began
+        if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < job.expert.epochs:
+            _save(unfinished, IN_TRAINING, snapshots, theta, buffers, {"epoch": epoch, "seconds": seconds}, "float32")
             saved = time.monotonic()
         yield epoch
     accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels, buffers)
-    kept = {e: snapshot for e, snapshot in snapshots.items() if e in store.epochs}
-    seconds = before + time.monotonic() - began
-    _save(expert_path(folder, number), "expert", kept, theta, buffers, {"epoch": epoch}, dtype)
-    accuracies = (*store.accuracies[:number], accuracy)
-    trajectories.write(replace(store, accuracies=accuracies, seconds=store.seconds + seconds))
+    kept = {e: snapshot for e, snapshot in snapshots.items() if e in job.epochs}
+    header = {"epoch": epoch, "seconds": before + time.monotonic() - began, "accuracy": accuracy}
+    _save(expert_path(job.folder, number), "expert", kept, theta, buffers, header, job.expert.storage)
     unfinished.unlink(missing_ok=True)
 
 
+def _resume(job: _Job, unfinished: Path, seed: int) -> tuple[Tensor, Tensor, Snapshots, int, float]:
+    """Parameters, running statistics, snapshots, epochs done and seconds spent, from the last checkpoint or afresh."""
+    network, device = job.problem.network, job.problem.device
+    if unfinished.exists():
+        try:
+            tensors, header = files.load(unfinished, IN_TRAINING)
+            snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
+            theta, buffers = tensors["last"].to(device), tensors["last_buffers"].to(device)
+            return theta, buffers, snapshots, header["epoch"], header["seconds"]
+        except PotstillError as error:
+            logger.warning("%s: this expert is trained from its first epoch again", error)
+    theta, buffers = network.fresh(seed), network.initial_buffers()
+    return theta, buffers, {0: (theta.cpu().clone(), buffers.cpu().clone())}, 0, 0.0
+
+
+def _recipe(job: _Job) -> Recipe:
+    expert = job.expert
+    return Recipe(
+        expert.epochs, expert.batch_size, expert.step_size, rho=expert.rho, alpha=expert.alpha, augment=job.augment
+    )  # fmt: skip
+
+
+def _gradient(job: _Job) -> engine.TrainingGradient:
+    expert, problem = job.expert, job.problem
+    images = expert.count * expert.epochs * len(problem.train.labels)
+    return engine.training_gradient(problem.network, problem.dataset.shape, expert.batch_size, images, job.compile)
+
+
+def _check_finite(job: _Job, number: int, epoch: int, theta: Tensor) -> None:
+    if not torch.isfinite(theta).all():
+        raise PotstillError(
+            f"expert {number} diverged in epoch {epoch}: its weights are not finite; lower --expert.step-size (now "
+            f"{job.expert.step_size:g}) or --expert.rho (now {job.expert.rho:g})."
+        )
+
+
 def _save(
-    path: Path, kind: str, snapshots: dict[int, tuple[torch.Tensor, torch.Tensor]], last: torch.Tensor,
-    last_buffers: torch.Tensor, header: dict[str, Any], dtype: torch.dtype,
+    path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any], storage: str
 ) -> None:  # fmt: skip
     tensors = {
-        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], dtype),
+        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], getattr(torch, storage)),
         "buffers": trajectories.stack([buffers for _, buffers in snapshots.values()], torch.float32),
         "last": last,
         "last_buffers": last_buffers,
     }
-    files.save(path, kind, tensors, {**header, "epochs": list(snapshots)})
+    files.save(path, kind, tensors, {**header, "epochs": list(snapshots)}, by_row=("theta",))

@@ -1,8 +1,9 @@
 """The store of experts on disk: a manifest that says what they are, and one file an expert.
 
 experts/
-  manifest.json                 what was trained on what, which epochs are kept, how each expert ended
-  expert-00.safetensors         theta (kept epochs, P), buffers (kept epochs, B), last (P,), last_buffers (B,)
+  manifest.json                 what was trained on what, and which epochs are kept: identity only
+  expert-00.safetensors         theta (kept epochs, P), buffers (kept epochs, B), last (P,), last_buffers (B,);
+                                its accuracy and seconds in its header: it is finished when the file exists
   expert-01.partial.safetensors an expert still in training
 """
 
@@ -35,15 +36,14 @@ class Trajectories:
 
     def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
         """Snapshots (P,) at epochs ``start`` and ``start + span``, float32, read without the rest of the file."""
-        with files.opened(expert_path(self.folder, expert), "expert") as (slices, _):
-            theta = slices("theta")
-            first, last = (theta[self._row(epoch)] for epoch in (start, start + span))
+        with files.opened(expert_path(self.folder, expert), "expert") as reader:
+            first, last = (reader.row("theta", self._row(epoch)) for epoch in (start, start + span))
         return first.float(), last.float()
 
     def last(self, expert: int) -> tuple[Tensor, Tensor]:
         """Parameters (P,) and buffers (B,) after the last epoch."""
-        tensors, _ = files.load(expert_path(self.folder, expert), "expert")
-        return tensors["last"].float(), tensors["last_buffers"].float()
+        with files.opened(expert_path(self.folder, expert), "expert") as reader:
+            return reader.tensor("last").float(), reader.tensor("last_buffers").float()
 
     def _row(self, epoch: int) -> int:
         if epoch not in self.epochs:
@@ -67,15 +67,15 @@ def partial_path(folder: Path, number: int) -> Path:
 
 
 def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> None:
-    """Begin a store, or go on with one of the same identity.
+    """Begin a store, or continue one of the same identity; the caller holds the folder's lock.
 
     Raises:
-        PotstillError: the folder holds experts of another network, dataset, transform or recipe; the differing
-            fields are named.
+        PotstillError: the folder holds experts of another network, dataset, transform or recipe, finished or in training;
+            the differing fields are named.
     """
-    identity = files.plain(identity)
-    begun = any(folder.glob("expert-*.safetensors"))
-    if begun and (folder / MANIFEST).exists():
+    identity, path = files.plain(identity), folder / MANIFEST
+    begun = any(folder.glob("expert-*.safetensors")) or any(_is_claimed(lock) for lock in folder.glob("expert-*.lock"))
+    if begun and path.exists():
         found = _manifest(folder)
         check_identity(folder, found["identity"], identity)
         if missing := sorted(set(epochs) - set(found["epochs"])):
@@ -84,16 +84,29 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> Non
                 "train the experts in another folder, or with --expert.keep-all."
             )
         return
-    write(Trajectories(folder, identity, tuple(epochs), (), 0.0))
+    manifest = {"kind": "trajectories", "version": files.VERSION, "identity": identity, "epochs": list(epochs)}
+    files.write_json(path, manifest)
 
 
-def write(store: Trajectories) -> None:
-    """Write the manifest of a store."""
-    manifest = {
-        "kind": "trajectories", "version": files.VERSION, "identity": store.identity,
-        "epochs": list(store.epochs), "accuracies": list(store.accuracies), "seconds": store.seconds,
-    }  # fmt: skip
-    files.write_json(store.folder / MANIFEST, manifest)
+def claim(folder: Path, number: int) -> Any | None:
+    """A lock on training one expert, to be released; None where another process has it."""
+    import filelock
+
+    lock = filelock.FileLock(str(folder / f"expert-{number:02d}.lock"), timeout=0, thread_local=False)
+    try:
+        return lock.acquire().lock
+    except filelock.Timeout:
+        return None
+
+
+def _is_claimed(path: Path) -> bool:
+    import filelock
+
+    try:
+        with filelock.FileLock(str(path), timeout=0, thread_local=False):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories:
@@ -108,8 +121,17 @@ def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajecto
     if identity is not None:
         asked = {name: value for name, value in found["identity"].items() if name in identity}
         check_identity(folder, asked, files.plain(identity))
-    epochs, accuracies = tuple(found["epochs"]), tuple(found["accuracies"])
-    return Trajectories(folder, found["identity"], epochs, accuracies, found["seconds"])
+    accuracies, seconds = [], found.get("seconds", 0.0)
+    while (path := expert_path(folder, len(accuracies))).exists():
+        with files.opened(path, "expert") as reader:
+            number, header = len(accuracies), reader.header
+        before = found.get("accuracies", [])  # of 0.1.0, whose experts did not carry their own
+        accuracy = header.get("accuracy", before[number] if number < len(before) else None)
+        if accuracy is None:
+            break
+        accuracies.append(accuracy)
+        seconds += header.get("seconds", 0.0)
+    return Trajectories(folder, found["identity"], tuple(found["epochs"]), tuple(accuracies), seconds)
 
 
 def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -123,7 +145,7 @@ def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     manifest = files.read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories":
+    if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories" or "identity" not in manifest:
         raise PotstillError(f"{folder / MANIFEST}: not a manifest of potstill's experts; choose another folder.")
     return manifest
 

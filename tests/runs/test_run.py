@@ -200,10 +200,12 @@ def test_killed_twice_and_continued_is_bit_for_bit_an_undisturbed_run(tmp_path):
     with started(tmp_path / "killed") as process:
         printed = process.communicate()[0]
     assert "distilling 29" not in printed.splitlines()  # it continued, and did not begin again
-    for name in ("distilled.safetensors", "metrics.jsonl", "experts/expert-01.safetensors"):
+    for name in ("distilled.safetensors", "metrics.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    states = [files.load(tmp_path / k / "checkpoint.safetensors", "checkpoint")[0] for k in ("whole", "killed")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for name, kind in (("checkpoint", "checkpoint"), ("experts/expert-01", "expert")):  # whose headers tell the seconds
+        found = [files.load(tmp_path / k / f"{name}.safetensors", kind)[0] for k in ("whole", "killed")]
+        assert found[0].keys() == found[1].keys()
+        assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
 def test_a_last_line_cut_short_is_dropped(tmp_path):
@@ -218,6 +220,20 @@ def test_how_often_it_is_saved_does_not_change_the_set(tmp_path, finished):
     job, _ = finished
     other = go(tiny(checkpoint_seconds=0.0), tmp_path)
     assert torch.equal(potstill.load(other.folder).images, potstill.load(job.folder).images)
+
+
+def test_the_second_of_two_runs_in_a_folder_says_who_holds_it(tmp_path):
+    with started(tmp_path / "run") as process:
+        for printed in process.stdout:
+            if printed.startswith("distilling"):
+                break
+        job = run.Run(tiny(), tmp_path / "run", tmp_path / "run" / "experts")
+        with pytest.raises(PotstillError, match=rf"in use by process {process.pid} on .* since .* \(distilling\); wait"):
+            run_to_completion(stage.distil(job))
+        process.communicate()
+    assert process.returncode == 0
+    with files.locked(tmp_path / "run", "looking"):
+        pass
 
 
 # --- interrupted, refused, mixed up --------------------------------------------------------------------------------
