@@ -268,10 +268,11 @@ def _show(command: Show) -> None:
     files.write_bytes(command.out, png(image))
     n, c, h, w = distilled.images.shape
     certain = float(distilled.soft_labels.max(1).values.mean())
+    learned = "none" if distilled.step_size is None else f"{distilled.step_size:.4f}"
     say(
         f"{n} images of {w}×{h} pixels, {'grey' if c == 1 else 'colour'}, {len(distilled.classes)} classes; from "
-        f"{distilled.provenance['dataset']['name']}, iteration {distilled.provenance['iteration']}; step size "
-        f"{distilled.step_size:.4f}; {distilled.transform.kind}; mean largest label {certain:.2f}",
+        f"{distilled.provenance['dataset']['name']}, iteration {distilled.provenance['iteration']}; labels: "
+        f"{distilled.kind}; step size {learned}; {distilled.transform.kind}; mean largest label {certain:.2f}",
     )
     say(f"picture    {command.out}")
 

@@ -226,7 +226,8 @@ def _plans(
     problem, protocol = judge.problem, judge.protocol
     device, test = problem.device, problem.test
     images, targets = (tensor.to(device) for tensor in distilled.tensors())
-    step_size = distilled.step_size if vars(judge.config) == distilled.recipe["network"] else CONTROL_STEP_SIZE
+    own = distilled.step_size if vars(judge.config) == distilled.recipe["network"] else None
+    step_size = own or CONTROL_STEP_SIZE  # a set may have learned none
     hard = one_hot(problem.train.labels, len(problem.dataset.classes))
     common = [
         NUMERICS, problem.dataset.fingerprint, problem.transform.kind, vars(judge.config), protocol.batch_size,
@@ -315,7 +316,7 @@ def train(
     where = choose_device(device or "auto")
     flat_network = flat.flat_network(config, (c, h, w), len(distilled.classes), where)
     theta = flat.initial(config, (c, h, w), len(distilled.classes), seed).to(where)
-    alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)
+    alpha = step_size or (distilled.step_size if config == own else None) or CONTROL_STEP_SIZE
     recipe = protocol.recipe(epochs or protocol.epochs, alpha, distilled.recipe["augment"])
     images, targets = (tensor.to(where) for tensor in distilled.tensors())
     batch = min(recipe.batch_size, len(images))

@@ -263,7 +263,8 @@ def settle_step_size(
     if wanted == "chosen" and not tried:
         images, logits = (tensor.to(who.problem.device) for tensor in (distilled.images, distilled.logits))
         began = time.monotonic()
-        provenance["step_sizes"] = yield from evaluator.step_sizes(who, images, logits, distilled.step_size, event)
+        learned = distilled.step_size or evaluator.CONTROL_STEP_SIZE
+        provenance["step_sizes"] = yield from evaluator.step_sizes(who, images, logits, learned, event)
         provenance["choosing_seconds"] = time.monotonic() - began
         taken = _best(provenance["step_sizes"])
     elif wanted == "learned" and tried:
@@ -363,7 +364,8 @@ def _as_distilled(run: Run, state: State, log: Log, tried: list[dict[str, float]
     config = replace(config, device="auto", compile="auto")  # the machine is not part of what the set is
     return Distilled(
         images=state.images,
-        logits=state.logits,
+        targets=state.logits,
+        kind="logits",
         labels=state.labels,
         step_size=best["step_size"],
         transform=problem.transform,

@@ -14,7 +14,7 @@ from potstill.evaluation.evaluator import PROTOCOLS, interval
 from potstill.runs.api import exhaust
 from potstill.training.problem import prepare
 from tests.conftest import tiny
-from tests.data.test_distilled import distilled  # noqa: F401  (a fixture)
+from tests.data.conftest import distilled  # noqa: F401  (a fixture)
 
 
 def test_interval_is_the_t_interval():
@@ -60,7 +60,7 @@ def as_set(problem, rows, labels=None):
     logits = torch.full((len(rows), 10), -20.0)
     logits[torch.arange(len(rows)), problem.train.labels[rows]] = 20.0
     return Distilled(
-        problem.train.images[rows], logits, problem.train.labels[rows], 0.01, problem.transform,
+        problem.train.images[rows], logits, "logits", problem.train.labels[rows], 0.01, problem.transform,
         problem.dataset.classes, {"network": vars(problem.network_config), "augment": []}, {},
     )  # fmt: skip
 
