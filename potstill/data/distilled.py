@@ -295,7 +295,9 @@ def _faults_of_transform(tensors: Mapping[str, Tensor], kind: str, shape: tuple[
     if "transform.mean" not in tensors:  # compact: it is fitted again
         return
     values = math.prod(shape) if kind == "zca" else shape[0]
-    names = ["mean", "scale", *(["basis"] if kind == "zca" else []), *(["unit"] if "transform.unit" in tensors else [])]
+    basis = tensors.get("transform.basis")
+    packed = "transform.unit" in tensors or (basis is not None and not basis.is_floating_point())
+    names = ["mean", "scale", *(["basis"] if kind == "zca" else []), *(["unit"] if packed else [])]
     for name in names:
         if f"transform.{name}" not in tensors:
             yield f"tensor 'transform.{name}': is missing from the set; copy the file again or make it anew."

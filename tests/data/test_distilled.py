@@ -191,6 +191,7 @@ def test_what_is_no_set_is_refused_when_saved_and_when_read(distilled, tmp_path,
     [
         ("transform.basis", None, r"tensor 'transform.basis': is missing"),
         ("transform.scale", torch.ones(3), r"transform.basis \(90, \d+\): images \(3, 6, 5\) need \(90, 3\)"),
+        ("transform.unit", None, r"tensor 'transform.unit': is missing"),
         ("transform.unit", torch.ones(3), r"transform.unit \(3,\): images \(3, 6, 5\) need"),
         ("transform.mean", torch.full((90,), torch.nan), r"transform.mean: 90 of 90 values are NaN"),
         ("labels", None, r"tensor 'labels': is missing"),
