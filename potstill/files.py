@@ -286,7 +286,10 @@ def load(
     with opened(path, kind, upgrade) as reader:
         tensors = {name: reader.tensor(name) for name in reader.names()}
         if check is not None:
-            check(tensors, reader.header)
+            try:
+                check(tensors, reader.header)
+            except PotstillError as error:
+                raise PotstillError(f"{path}: {error}") from error
         return tensors, reader.header
 
 

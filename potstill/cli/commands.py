@@ -120,8 +120,8 @@ class Export:
     path: tyro.conf.Positional[Path]
     """A distilled.safetensors, or the folder of a run."""
     out: Path
-    """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours), or a folder of
-    class folders."""
+    """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours, clipped to 8 bits), or
+    a new folder of class folders (the same)."""
     dataset: str | None = None
     """The data it was distilled from; only a compact file needs it."""
 

@@ -1,49 +1,82 @@
-"""What the labels of a set are: numbers of a kind, or classes alone.
+"""What the labels of a synthetic set are, and the ways from one kind to another.
 
-    logits   learned; their softmax are the probabilities of the cross-entropy
-    raw      weights y ≥ 0 of −Σ_k y_k log softmax_k, whose sum is learned too (RaT-BPTT)
-    values   targets of a squared error (KIP, FRePo)
-    hard     none: the class of each slot
+logits    learned numbers z; the soft label is softmax(z)                       (DATM)
+values    regression targets v; networks learn them by squared error            (KIP, FRePo)
+raw       weights y ≥ 0 of −Σ_k y_k log softmax(f(x))_k; rows need no sum of 1  (RaT-BPTT)
+hard      no numbers: the class of each image is its label; as targets, the one-hot row
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Kind = Literal["logits", "raw", "values", "hard"]
-HARD_LABEL_LOGIT = 20.0  # of a hard label among logits, whose softmax is 1 to eight digits
+Kind = Literal["logits", "values", "raw", "hard"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TargetKind = Literal["probabilities", "values", "raw"]  # what networks are trained against, as in networks/losses.py
+HARD_LABEL_LOGIT = 20.0  # the logit of a hard label, whose softmax is 1 to eight digits
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """Hard labels (n,) as probabilities (n, K), float32."""
-    return torch.nn.functional.one_hot(labels, classes).float()
+    return torch.nn.functional.one_hot(labels.long(), classes).float()
+
+
+def from_hard(labels: Tensor, classes: int, kind: Kind) -> Tensor:
+    """Targets (n, K) float32 of the given kind that say as much as hard labels (n,).
+
+    logits 20 · 1, values 1 − 1/K (centred as in KIP), raw and hard 1, where 1 is the one-hot row.
+    """
+    rows = one_hot(labels, classes)
+    match kind:
+        case "logits":
+            return HARD_LABEL_LOGIT * rows
+        case "values":
+            return rows - 1 / classes
+        case "raw" | "hard":
+            return rows
 
 
 def probabilities(targets: Tensor | None, kind: Kind, labels: Tensor, classes: int) -> Tensor:
-    """Class probabilities (n, K) that labels of any kind stand for.
+    """The soft labels (n, K) that targets (n, K) amount to; rows sum to 1.
 
-    Raw weights are divided by their sum; of values (one-hot less 1/K, learned) the nearest probabilities are taken.
+    logits: their softmax. raw: divided by their sum; a row without any weight is the image's class.  values: the
+    probabilities nearest to them in squared error, which they are fitted by.  hard: one-hot.
     """
-    if kind == "hard" or targets is None:
-        return one_hot(labels, classes)
+    if targets is None or kind == "hard":
+        return from_hard(labels, classes, "hard")
     if kind == "logits":
         return targets.softmax(1)
-    positive = (targets + 1 / classes if kind == "values" else targets).clamp_min(0)
-    total = positive.sum(1, keepdim=True)
-    return torch.where(total > 0, positive / total.clamp_min(1e-12), torch.full_like(positive, 1 / classes))
+    if kind == "values":
+        return _on_simplex(targets)
+    total = targets.sum(1, keepdim=True)
+    return torch.where(total > 0, targets / total.clamp_min(1e-30), from_hard(labels, classes, "hard").to(targets))
 
 
 def convert(targets: Tensor | None, kind: Kind, labels: Tensor, classes: int, wanted: Kind) -> Tensor:
-    """Labels of one kind as targets (n, K) of another; "hard" gives one-hot rows.
+    """Targets (n, K) of one kind as those of another, by way of the probabilities they amount to.
 
-    Logits of a hard label are 0 but for :data:`HARD_LABEL_LOGIT` of its class; values are probabilities less 1/K.
+    Of the same kind they are given back as they are.  What probabilities do not hold is lost: the sum of raw weights,
+    a constant added to logits or values; of hard labels, all but the class of the slot.
     """
-    if kind == wanted and targets is not None:
+    if targets is None or kind == "hard" or wanted == "hard":
+        return from_hard(labels, classes, wanted)
+    if kind == wanted:
         return targets
-    if wanted == "hard":
-        return one_hot(labels, classes)
-    found = probabilities(targets, kind, labels, classes)
-    if wanted == "logits":
-        return HARD_LABEL_LOGIT * found if kind == "hard" else found.clamp_min(1e-9).log()
-    return found - 1 / classes if wanted == "values" else found
+    likely = probabilities(targets, kind, labels, classes)
+    match wanted:
+        case "logits":
+            return likely.log().clamp_min(-HARD_LABEL_LOGIT)
+        case "values":
+            return likely - 1 / classes
+        case "raw":
+            return likely
+
+
+def _on_simplex(values: Tensor) -> Tensor:
+    """The nearest points (n, K) with entries ≥ 0 and sum 1 (Duchi et al., ICML 2008): max(v − τ, 0), τ by sorting."""
+    ordered = values.sort(1, descending=True).values
+    count = torch.arange(1, values.shape[1] + 1, device=values.device)
+    excess = (ordered.cumsum(1) - 1) / count  # τ if the first so many entries stay above 0
+    last = (ordered > excess).sum(1, keepdim=True) - 1
+    return (values - excess.gather(1, last)).clamp_min(0)

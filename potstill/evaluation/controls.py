@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from potstill import files, seeds, store
+from potstill.data.labels import one_hot
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.statistics import interval
 from potstill.training.problem import Problem
-from potstill.training.sgd import one_hot
 
 NUMERICS = 4  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
 CONTROLS = ("random", "random_soft", "full")

@@ -59,8 +59,7 @@ def training_set_of(distilled: Distilled, network: NetworkConfig, device: torch.
     """A distilled set as a network trains on it: with the set's step size only if it was made with this network."""
     images, targets = (tensor.to(device) for tensor in distilled.tensors())
     own = network == NetworkConfig(**distilled.recipe["network"])
-    kind: LabelKind = distilled.kind if distilled.kind in ("raw", "values") else "probabilities"
-    return TrainingSet(images, targets, kind, distilled.step_size if own else None)
+    return TrainingSet(images, targets, distilled.target_kind, distilled.step_size if own else None)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from potstill.adjoint.unroll import unroll
 from potstill.config import Operation
 from potstill.data import augment
 from potstill.data import labels as kinds
-from potstill.data.labels import Kind
+from potstill.data.labels import Kind, one_hot
 from potstill.errors import PotstillError
 from potstill.methods import initial, pool
 from potstill.methods.method import (
@@ -40,7 +40,6 @@ from potstill.methods.outer import Rule
 from potstill.methods.rates import scale_free
 from potstill.methods.trajectory import draw_steps
 from potstill.networks.losses import loss_for, soft_cross_entropy
-from potstill.training.sgd import one_hot
 
 CHUNK = 100  # real images whose graph is held at once
 ADAM_STEP_SIZE, SGD_STEP_SIZE = 1e-3, 0.01  # of students, where the set brings none

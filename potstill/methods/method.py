@@ -15,10 +15,9 @@ from torch import Tensor
 from potstill import seeds
 from potstill.adjoint.derivatives import Derivatives
 from potstill.config import Operation
-from potstill.data.labels import Kind
+from potstill.data.labels import Kind, one_hot
 from potstill.methods.outer import Rule
 from potstill.training.problem import Problem
-from potstill.training.sgd import one_hot
 from potstill.training.trajectories import Trajectories
 
 Family = Literal["trajectory", "gradient", "distribution", "kernel", "backpropagation", "selection"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from potstill import machine
 from potstill.adjoint import engine
+from potstill.data.labels import one_hot
 from potstill.evaluation import tuning
 from potstill.evaluation.protocol import Protocol, protocol_of
 from potstill.machine import timed
@@ -17,7 +18,7 @@ from potstill.runs import loop, state
 from potstill.runs.run import Run, check_snapshots, expert_needs, inner_engine, selector
 from potstill.runs.settings import Settings
 from potstill.training.problem import Problem
-from potstill.training.sgd import Recipe, one_hot, run_to_end, sgd
+from potstill.training.sgd import Recipe, run_to_end, sgd
 
 EXPERTS_TIMED = 2  # untrained ones that a timed iteration follows
 

@@ -10,7 +10,6 @@ from potstill import seeds
 from potstill.adjoint.engine import Gradient
 from potstill.config import Operation
 from potstill.data import augment
-from potstill.data.labels import one_hot as one_hot
 
 
 @dataclass(frozen=True)

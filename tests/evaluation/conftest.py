@@ -6,7 +6,7 @@ import torch
 from potstill.data.distilled import Distilled
 from potstill.evaluation.evaluator import evaluator_for, training_set_of
 from potstill.evaluation.protocol import protocol_of
-from potstill.training.problem import prepare
+from potstill.runs.run import prepare_problem
 from tests.conftest import tiny
 
 
@@ -14,7 +14,7 @@ from tests.conftest import tiny
 def setting(monkeypatch, tmp_path):
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
     config = tiny()
-    problem = prepare(config)
+    problem = prepare_problem(config)
     return problem, evaluator_for(problem, config.network, protocol_of(config.evaluation), config.augment)
 
 
@@ -23,7 +23,7 @@ def real_images(problem, rows, step_size=0.01):
     logits = torch.full((len(rows), 10), -20.0)
     logits[torch.arange(len(rows)), problem.train.labels[rows]] = 20.0
     return Distilled(
-        problem.train.images[rows], logits, problem.train.labels[rows], step_size, problem.transform,
+        problem.train.images[rows], logits, "logits", problem.train.labels[rows], step_size, problem.transform,
         problem.dataset.classes, {"network": vars(problem.network_config), "augment": []}, {},
     )  # fmt: skip
 
