@@ -1,57 +1,83 @@
-"""The student's optimisers against PyTorch's, and their hand-written adjoint against autograd."""
+"""Steps against ``torch.optim``, and their adjoints against autograd, in float64."""
 
 import pytest
 import torch
 
-from potstill.adjoint.inner import Adam, Sgd
+from potstill import seeds
+from potstill.adjoint.inner import Adam, Moments, Sgd
+from potstill.errors import PotstillError
+
+P, SIZE, ALPHA = 7, 3, torch.tensor(0.1, dtype=torch.float64)
+OPTIMISERS = [Sgd(), Adam(), Adam(0.5, 0.9, 1e-3), Adam(0.0, 0.0)]
 
 
-def some(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def draw(count, seed=0):
+    return torch.randn(count, P, generator=seeds.generator(seed, "test")).double()
 
 
-@pytest.mark.parametrize(("inner", "theirs"), [
-    (Sgd(), lambda p: torch.optim.SGD(p, lr=0.05)),
-    (Adam(), lambda p: torch.optim.Adam(p, lr=0.05)),
-    (Adam(0.5, 0.9, 1e-3), lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.5, 0.9), eps=1e-3)),
-])  # fmt: skip
-def test_steps_are_pytorchs(inner, theirs):
-    ours, parameter = some(7), some(7).requires_grad_()
-    optimiser, moments = theirs([parameter]), inner.begin(ours)
-    for k in range(12):
-        gradient = some(7, seed=k + 1)
-        ours, moments = inner.step(ours, 4 * gradient, 4, moments, torch.tensor(0.05, dtype=torch.float64))
-        parameter.grad = gradient
+def adjoint_and_autograd(inner, gradient, moments):
+    """∂/∂ (θ, G, moments, α) of ⟨λ_θ, θ′⟩ + Σ ⟨λ_m, m′⟩, by the adjoint and by autograd."""
+    theta, of_theta, *of_moments = draw(2 + inner.vectors, 1)
+    leaves = [tensor.clone().requires_grad_() for tensor in (theta, gradient, ALPHA, *moments.vectors)]
+    after, later = inner.step(leaves[0], leaves[1], SIZE, Moments(tuple(leaves[3:]), moments.count), leaves[2])
+    value = (after @ of_theta) + sum(a @ b for a, b in zip(later.vectors, of_moments, strict=True))
+    found = inner.adjoint(of_theta, tuple(of_moments), gradient, SIZE, later.detach(), ALPHA)
+    of_step_size = found.step_size if found.step_size is not None else -(gradient @ found.direction) / SIZE
+    expected = torch.autograd.grad(value, leaves)
+    return (of_theta, found.weight * found.direction, of_step_size, *found.moments), expected
+
+
+@pytest.mark.parametrize(
+    ("inner", "theirs"),
+    [
+        (Sgd(), lambda theta: torch.optim.SGD([theta], 0.1)),
+        (Adam(), lambda theta: torch.optim.Adam([theta], 0.1)),
+        (Adam(0.5, 0.9, 1e-3), lambda theta: torch.optim.Adam([theta], 0.1, (0.5, 0.9), 1e-3)),
+    ],
+)
+def test_steps_are_those_of_torch(inner, theirs):
+    theta, *gradients = draw(10)
+    expected = theta.clone().requires_grad_()
+    optimiser, moments = theirs(expected), inner.initial_moments(theta)
+    for gradient in gradients:
+        gradient[0] = 0.0  # a dead weight
+        expected.grad = gradient
         optimiser.step()
-        assert torch.allclose(ours, parameter, atol=1e-14)
+        theta, moments = inner.step(theta, SIZE * gradient, SIZE, moments, ALPHA)
+        assert torch.allclose(theta, expected, rtol=1e-13, atol=1e-15)
+    assert moments.count == len(gradients)
 
 
-@pytest.mark.parametrize("taken", [0, 3])
-def test_adams_adjoint_is_autograds(taken):
-    inner, count = Adam(), 5
-    total, alpha = some(7, seed=1).requires_grad_(), torch.tensor(0.02, dtype=torch.float64, requires_grad=True)
-    first, second = some(7, seed=2).requires_grad_(), some(7, seed=3).square().requires_grad_()
-    moments = (first, second, torch.tensor(float(taken), dtype=torch.float64))
-    cotangents = [some(7, seed=k) for k in (4, 5, 6)]
-    theta = some(7).requires_grad_()
-    after, (m, v, _) = inner.step(theta, total, count, moments, alpha)
-    value = sum((c * x).sum() for c, x in zip(cotangents, (after, m, v), strict=True))
-    on_total, on_alpha, on_first, on_second, on_theta = torch.autograd.grad(value, (total, alpha, first, second, theta))
-    with torch.no_grad():
-        back = inner.back(cotangents[0], cotangents[1:], total, count, moments, alpha)
-    assert torch.allclose(-back.weight * back.direction, on_total, atol=1e-12)
-    assert torch.allclose(back.step_size, on_alpha, atol=1e-12)
-    assert torch.allclose(back.moments[0], on_first, atol=1e-12)
-    assert torch.allclose(back.moments[1], on_second, atol=1e-12)
-    assert torch.equal(on_theta, cotangents[0])
+@pytest.mark.parametrize("steps_before", [0, 4])
+@pytest.mark.parametrize("inner", OPTIMISERS)
+def test_the_adjoint_of_a_step_is_autograds(inner, steps_before):
+    gradient, *before = draw(1 + inner.vectors)
+    vectors = tuple(vector.square() for vector in before) if steps_before else inner.initial_moments(gradient).vectors
+    for found, expected in zip(*adjoint_and_autograd(inner, gradient, Moments(vectors, steps_before)), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_a_weight_that_never_moves_has_no_say():
-    inner, total = Adam(), torch.zeros(3, dtype=torch.float64).requires_grad_()
-    alpha = torch.tensor(0.02, dtype=torch.float64)
-    after, moments = inner.step(some(3), total, 1, inner.begin(total.detach()), alpha)
-    (gradient,) = torch.autograd.grad(after.sum() + moments[1].sum(), total)
-    assert bool(gradient.isfinite().all())
-    back = inner.back(torch.ones(3).double(), [torch.zeros(3).double()] * 2, total, 1, inner.begin(total), alpha)
-    assert bool(back.direction.isfinite().all())
-    assert torch.allclose(-back.weight * back.direction, gradient)
+@pytest.mark.parametrize("inner", OPTIMISERS)
+def test_weights_that_never_had_a_gradient_stay_and_give_finite_adjoints(inner):
+    gradient = draw(1)[0]
+    gradient[:2] = 0.0
+    theta, moments = inner.step(gradient, gradient, SIZE, inner.initial_moments(gradient), ALPHA)
+    assert torch.equal(theta[:2], gradient[:2])
+    for found, expected in zip(*adjoint_and_autograd(inner, gradient, moments), strict=True):
+        assert found.isfinite().all()
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_adam_masks_the_derivative_through_the_root_alone():
+    """A dead weight's λ_g is that of the first moment, (1 − β₁) α λ / ((1 − β₁) ε)."""
+    inner, zero = Adam(), torch.zeros(1).double()
+    _, moments = inner.step(zero, zero, 1, inner.initial_moments(zero), ALPHA)
+    found = inner.adjoint(zero + 2.0, (zero, zero), zero, 1, moments, ALPHA)
+    assert float(found.direction) == pytest.approx(-0.1 * 2.0 / inner.eps)
+
+
+def test_what_adam_cannot_be_is_refused():
+    with pytest.raises(PotstillError, match="beta2 1: a decay rate lies in"):
+        Adam(beta2=1)
+    with pytest.raises(PotstillError, match="eps 0: weights without a gradient"):
+        Adam(eps=0)
