@@ -86,7 +86,12 @@ def test_differences_name_nested_fields():
 
 
 def artefact(path):
-    tensors = {"theta": torch.randn(5, 7), "labels": torch.arange(4), "half": torch.ones(3).half(), "none": torch.empty(0)}
+    tensors = {
+        "theta": torch.randn(5, 7),
+        "labels": torch.arange(4),
+        "half": torch.ones(3).half(),
+        "none": torch.empty(0),
+    }
     files.save(path, "thing", tensors, {"classes": ["a", "ü"], "n": 3}, by_row=("theta",))
     return tensors
 
@@ -135,7 +140,9 @@ def test_a_file_of_a_newer_potstill_is_refused_and_an_older_one_upgraded(tmp_pat
         files.load(path, "thing")
     seen = []
     _, header = files.load(
-        KEPT / "finished" / "start.safetensors", "start", upgrade=lambda header, number: (seen.append(number), header)[1]
+        KEPT / "finished" / "start.safetensors",
+        "start",
+        upgrade=lambda header, number: (seen.append(number), header)[1],
     )
     assert seen == [1]
     assert header["version"] == "0.1.0"

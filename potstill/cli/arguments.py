@@ -81,7 +81,9 @@ def with_stages(kind: type[Any], defaults: Settings) -> type[Any]:
     ]
     empty = {attribute(name): stage for name, stage in zip(defaults.method, defaults.stages, strict=True)
              if not fields(stage)}  # fmt: skip
-    return make_dataclass(kind.__name__, stages, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__, **empty})
+    return make_dataclass(
+        kind.__name__, stages, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__, **empty}
+    )
 
 
 def refuse_foreign(arguments: list[str], method: tuple[str, ...]) -> None:

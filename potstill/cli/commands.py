@@ -6,7 +6,8 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from potstill.config import Architecture, EvaluationConfig, Norm
+from potstill.evaluation.protocol import EvaluationConfig
+from potstill.networks.architectures import Architecture, Norm
 from potstill.runs.settings import Shared
 from potstill.studies.ablations import Part
 

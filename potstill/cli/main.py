@@ -44,7 +44,6 @@ from potstill.cli.console import (
     size,
     tensorboard,
 )
-from potstill.config import NetworkConfig
 from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
@@ -52,6 +51,7 @@ from potstill.evaluation.evaluator import evaluator_for
 from potstill.evaluation.protocol import protocol_of
 from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
+from potstill.networks.architectures import NetworkConfig
 from potstill.report import run_page
 from potstill.runs import forecast, record, settings, stage
 from potstill.runs import run as runs
@@ -320,7 +320,9 @@ _RUNNERS: dict[type[Any], Callable[[Any], None]] = {
 def _open(asked: Settings, folder: Path | None, experts: Path | None) -> runs.Run:
     folder = folder or Path("runs") / f"{_name(asked)}-ipc{asked.ipc}{_suffix(asked)}"
     run = runs.open_run(asked, folder, experts)
-    say(f"{run.folder}: {asked.dataset}, {asked.ipc} images per class, {' then '.join(asked.method)}, seed {asked.seed}")
+    say(
+        f"{run.folder}: {asked.dataset}, {asked.ipc} images per class, {' then '.join(asked.method)}, seed {asked.seed}"
+    )
     return run
 
 

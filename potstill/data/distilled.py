@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from potstill import files
-from potstill.config import Operation
 from potstill.data import augment, export
 from potstill.data import dataset as datasets
 from potstill.data import labels as kinds
 from potstill.data import transform as transforms
+from potstill.data.augment import Operation
 from potstill.data.labels import Kind, TargetKind
 from potstill.data.pictures import grid, png
 from potstill.data.transform import Transform

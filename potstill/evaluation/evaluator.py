@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from potstill import seeds
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile, choose_precision
-from potstill.config import Architecture, NetworkConfig, Operation
+from potstill.data.augment import Operation
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import CONTROL_STEP_SIZE, PROTOCOLS, Protocol
 from potstill.networks import flat
-from potstill.networks.architectures import depth_for
+from potstill.networks.architectures import Architecture, NetworkConfig, depth_for
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import LabelKind
 from potstill.training.problem import Problem, Whitened, choose_device

@@ -6,12 +6,35 @@ and a step size that falls tenfold past half of the epochs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from potstill.config import EvaluationConfig, Operation
+from potstill.data.augment import Operation
 from potstill.errors import PotstillError
 from potstill.training.sgd import Recipe
 
+ProtocolName = Literal["quick", "standard", "paper"]
 CONTROL_STEP_SIZE = 0.01  # the published step size for real images, and for networks a set was not made with
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the distilled set and its controls are evaluated."""
+
+    protocol: ProtocolName = "standard"
+    """quick: 300 epochs, 2 networks; standard: 1000 epochs, 5 networks, chosen on validation data;
+    paper: best of periodic test evaluations of one network, only to compare with published tables."""
+    seeds: int | None = None
+    """Fresh networks per figure; omitted: the protocol's."""
+    epochs: int | None = None
+    """Epochs on a synthetic set; omitted: the protocol's."""
+    step_size: Literal["learned", "chosen"] = "learned"
+    """Step size of networks trained on the set. learned: the student's own, as published; chosen: on validation images,
+    between that one and smaller ones, for a student walks a few epochs of plain SGD and a network a thousand with
+    momentum. The set carries it."""
+    full_epochs: int | None = None
+    """Epochs of the full-set control; omitted: the protocol's."""
+    full_seeds: int | None = None
+    """Networks of the full-set control; omitted: as many as for the others; 0 leaves this control out."""
 
 
 @dataclass(frozen=True)

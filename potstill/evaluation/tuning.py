@@ -9,10 +9,10 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any, Literal
 
-from potstill.config import NetworkConfig
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, training_set_of, validation_accuracy
+from potstill.networks.architectures import NetworkConfig
 
 TRIED_FRACTIONS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it is to be chosen
 Tried = dict[str, float]

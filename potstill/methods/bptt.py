@@ -17,9 +17,9 @@ from torch import Tensor
 
 from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import unroll
-from potstill.config import Operation
 from potstill.data import augment
 from potstill.data import labels as kinds
+from potstill.data.augment import Operation
 from potstill.data.labels import Kind, one_hot
 from potstill.errors import PotstillError
 from potstill.methods import initial, pool

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from potstill import seeds
 from potstill.adjoint.derivatives import Derivatives
-from potstill.config import Operation
+from potstill.data.augment import Operation
 from potstill.data.labels import Kind, one_hot
 from potstill.methods.outer import Rule
 from potstill.training.problem import Problem

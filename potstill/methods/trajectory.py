@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from potstill.adjoint.unroll import InnerStep, unroll
-from potstill.config import Operation
 from potstill.data import augment
 from potstill.data import labels as kinds
+from potstill.data.augment import Operation
 from potstill.data.labels import Kind
 from potstill.errors import PotstillError
 from potstill.methods import initial, start_epochs
@@ -142,13 +142,17 @@ def check(settings: Trajectory, method: str, augmented: tuple[Operation, ...]) -
     if start is not None:
         start_epochs.check(start, span_of(settings), method)
     elif settings.opening is not None:
-        raise PotstillError(f"opening {settings.opening}: needs the start epochs it grows to; add --{method}.start-epochs.")
+        raise PotstillError(
+            f"opening {settings.opening}: needs the start epochs it grows to; add --{method}.start-epochs."
+        )
     if settings.flip and "flip" not in augmented:
         raise PotstillError("flip: the experts see no mirrored images; leave it out, or augment by flip.")
     if settings.cooldown is not None and not 0 <= settings.cooldown <= 1:
         raise PotstillError(f"cooldown {settings.cooldown}: a fraction of the iterations, from 0 to 1.")
     if settings.step_size is not None and settings.step_size <= 0:
-        raise PotstillError(f"step_size {settings.step_size}: the inner step size is positive; raise --{method}.step-size.")
+        raise PotstillError(
+            f"step_size {settings.step_size}: the inner step size is positive; raise --{method}.step-size."
+        )
 
 
 def needs(settings: Trajectory) -> Experts:
@@ -252,4 +256,3 @@ def draw_steps(ctx: Context, batch_size: int, count: int, n: int, draws: torch.G
             drawing = augment.draw(ctx.augment, len(rows), size, draws)
             steps.append(InnerStep(rows.to(device), drawing.to(device)))
     return steps[:count]
-

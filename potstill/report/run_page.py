@@ -144,15 +144,26 @@ def _panels(stage: dict[str, Any], metrics: list[dict[str, Any]], stages: int) -
     """A panel for a stage's loss and one for each metric that its method declares."""
     lines = [line for line in metrics if line.get("stage", stage["name"]) == stage["name"]]
     after = f", {stage['title'].lower()}" if stages > 1 else ""
-    panels = [{"figure": _loss_figure(stage, lines), "label": stage["loss"],
-               "caption": f"The method's own loss ({stage['loss']}) by iteration{after}; open rings were not stepped on."}]
+    panels = [
+        {
+            "figure": _loss_figure(stage, lines),
+            "label": stage["loss"],
+            "caption": f"The method's own loss ({stage['loss']}) by iteration{after}; open rings were not stepped on.",
+        }
+    ]
     for name, label in stage["metrics"].items():
         drawn = [line for line in lines if name in line]
         if drawn:
             figure, plot = axes("iteration", label, title=label[0].upper() + label[1:])
             points = [line["iteration"] for line in drawn], [line[name] for line in drawn]
             plot.plot(*points, ".", color="#2b4c7e", markersize=4)
-            panels.append({"figure": svg(figure), "label": label, "caption": f"{label[0].upper()}{label[1:]} by iteration{after}."})
+            panels.append(
+                {
+                    "figure": svg(figure),
+                    "label": label,
+                    "caption": f"{label[0].upper()}{label[1:]} by iteration{after}.",
+                }
+            )
     return panels  # fmt: skip
 
 

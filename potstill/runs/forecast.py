@@ -1,6 +1,6 @@
 """What a run would cost, from a few timed steps of each stage on this machine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -23,7 +23,6 @@ from typing import Any
 from potstill import files, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives, plain
-from potstill.config import ExpertConfig
 from potstill.data.distilled import FILE
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
@@ -34,6 +33,7 @@ from potstill.networks.losses import loss_for
 from potstill.runs import settings as run_settings
 from potstill.runs.settings import Settings, as_dict, check, fixed_fields
 from potstill.training import experts, trajectories
+from potstill.training.experts import ExpertConfig
 from potstill.training.problem import Problem, prepare
 from potstill.training.trajectories import Trajectories
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from potstill import files
-from potstill.config import DSA, EvaluationConfig, ExpertConfig, NetworkConfig, Operation
+from potstill.data.augment import DSA, Operation
 from potstill.errors import PotstillError
+from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
 from potstill.methods.method import Method
+from potstill.networks.architectures import NetworkConfig
+from potstill.training.experts import ExpertConfig
 
 MUTABLE_FIELDS = (
     "device", "compile", "evaluation", "checkpoint_seconds", "expert.keep_all",

@@ -216,7 +216,9 @@ def _trial(session: Session, method: Method, ctx: Context) -> Trial:
             reached = replace(fresh, **{**counts, "seconds": 0.0})
         losses: list[float] = []
         try:
-            for reached, metrics in islice(loop.iterate(method, ctx, settings, replace(reached, in_a_row=0)), iterations):
+            for reached, metrics in islice(
+                loop.iterate(method, ctx, settings, replace(reached, in_a_row=0)), iterations
+            ):
                 losses.append(metrics["loss"])
             accuracy = _accuracy(session, as_distilled(replace(session, state=reached)))
         except Diverged:  # again and again: these settings are not for this set

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from potstill import files
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile
-from potstill.config import ExpertConfig, Operation
+from potstill.data.augment import Operation
 from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
 from potstill.networks import flat
@@ -32,6 +32,30 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
 POLL_SECONDS = 0.5  # between looks at experts that other processes train
 IN_TRAINING = "expert in training"
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """Training on the real data, for the methods that need experts."""
+
+    count: int = 10
+    """Number of experts."""
+    epochs: int = 30
+    """Epochs each expert trains; the last one labels the images that start the synthetic set."""
+    batch_size: int = 256
+    """Real images a step."""
+    step_size: float = 0.01
+    """Step size of the experts' SGD."""
+    rho: float = 0.0
+    """Radius of the flat recipe (FTD's adaptive GSAM; published: 0.01); 0 trains by plain SGD."""
+    alpha: float = 0.3
+    """Weight of GSAM's orthogonal part; unused when rho is 0."""
+    storage: Literal["float32", "float16"] = "float32"
+    """Precision of the snapshots on disk."""
+    keep_all: bool = False
+    """Store every snapshot instead of only those that the methods read."""
+
+
 Snapshots = dict[int, tuple[Tensor, Tensor]]
 """Parameters (P,) and running statistics (B,) by epoch."""
 

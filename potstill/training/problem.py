@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from potstill.adjoint.engine import choose_precision
-from potstill.config import NetworkConfig
 from potstill.data import dataset as datasets
 from potstill.data import transform as transforms
 from potstill.data.dataset import Dataset, Split
 from potstill.data.transform import Transform
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
+from potstill.networks.architectures import NetworkConfig
 from potstill.networks.flat import FlatNetwork
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from potstill import seeds
 from potstill.adjoint.engine import Gradient
-from potstill.config import Operation
 from potstill.data import augment
+from potstill.data.augment import Operation
 
 
 @dataclass(frozen=True)

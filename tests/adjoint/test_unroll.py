@@ -12,11 +12,12 @@ from potstill import seeds
 from potstill.adjoint.derivatives import compiled
 from potstill.adjoint.inner import Adam, Moments, Sgd
 from potstill.adjoint.unroll import InnerStep, _Sweep, unroll, unroll_with_moments
-from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
+from potstill.data.augment import DSA
 from potstill.errors import PotstillError
 from potstill.networks import flat
-from potstill.networks.flat import label_loss, soft_cross_entropy
+from potstill.networks.architectures import NetworkConfig
+from potstill.networks.losses import label_loss, soft_cross_entropy
 
 SHAPE, CLASSES, N = (3, 8, 8), 5, 6
 
@@ -353,7 +354,7 @@ MEMORY = """
 import resource, sys, torch
 from potstill.data import augment
 from potstill.networks import flat
-from potstill.config import NetworkConfig
+from potstill.networks.architectures import NetworkConfig
 from potstill.adjoint.inner import Adam
 from potstill.adjoint.unroll import InnerStep, unroll
 steps, width, side, batch = map(int, sys.argv[1:5])
@@ -368,7 +369,7 @@ def resident():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = resident()
 for _ in range(2):
-    end = unroll(theta, images, logits, alpha, drawn, flat.label_loss(network), micro_batch=25, **how)
+    end = unroll(theta, images, logits, alpha, drawn, label_loss(network), micro_batch=25, **how)
     torch.autograd.grad(end.square().sum(), (images, logits, alpha))
 print(resident() - before, len(theta) * 4)
 """

@@ -252,7 +252,10 @@ def test_start_epochs_are_found_unless_they_are_given_or_tuned(flags, start, mon
 def test_every_stage_has_flags_of_its_own(monkeypatch):
     seen = []
     monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
-    assert main.main("run --method datm rat-bptt --datm.iterations 7 --rat-bptt.window 9 --rat-bptt.lr-images 3".split()) == 0
+    assert (
+        main.main("run --method datm rat-bptt --datm.iterations 7 --rat-bptt.window 9 --rat-bptt.lr-images 3".split())
+        == 0
+    )
     given = seen[0].settings
     assert given.method == ("datm", "rat-bptt")
     assert (given.stages[0].iterations, given.stages[1].window, given.stages[1].lr_images) == (7, 9, 3.0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from potstill import files
+from potstill.data.labels import one_hot
 from potstill.evaluation import controls
 from potstill.evaluation.controls import evaluate, random_rows
 from potstill.evaluation.evaluator import Evaluator, TrainingSet
-from potstill.training.sgd import one_hot
 from tests.evaluation.conftest import as_trained, exhaust, real_images
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.config import NetworkConfig
 from potstill.data import dataset
+from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator as evaluators
 from potstill.evaluation.controls import evaluate, random_rows
 from potstill.evaluation.evaluator import Evaluator, TrainingSet, evaluator_for, train, validation_accuracy
+from potstill.networks.architectures import NetworkConfig
 from potstill.networks.losses import loss_for
-from potstill.training.sgd import one_hot
 from tests.evaluation.conftest import as_trained, exhaust, real_images
 
 

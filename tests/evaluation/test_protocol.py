@@ -2,9 +2,8 @@
 
 import pytest
 
-from potstill.config import EvaluationConfig
 from potstill.errors import PotstillError
-from potstill.evaluation.protocol import PROTOCOLS, protocol_of
+from potstill.evaluation.protocol import PROTOCOLS, EvaluationConfig, protocol_of
 
 
 def test_standard_is_the_published_recipe():

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from potstill.config import NetworkConfig
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
 from potstill.evaluation.controls import random_rows
 from potstill.evaluation.evaluator import Evaluator, evaluator_for
+from potstill.networks.architectures import NetworkConfig
 from tests.evaluation.conftest import as_trained, exhaust, real_images
 
 EVENT = {"stage": "evaluation", "done": 0, "total": 1}

@@ -9,7 +9,7 @@ import torch
 
 from potstill.adjoint.derivatives import plain
 from potstill.adjoint.inner import Adam, Sgd
-from potstill.adjoint.unroll import unroll, unroll_graph
+from potstill.adjoint.unroll import unroll, unroll_with_moments
 from potstill.errors import PotstillError
 from potstill.methods import METHODS, bptt, pool, trajectory
 from potstill.methods.method import Start
@@ -131,11 +131,11 @@ def test_it_differentiates_through_the_steps_of_the_window(tmp_path, form, monke
     lead = bptt._student(ctx, own, first.memory, 0, ctx.draws("student", 0))[2]
 
     def by_the_graph(theta, images, targets, step_size, steps, loss, *, inner, **_):
-        leaves, moments = (images, targets, step_size), inner.begin(theta)
-        for step in steps[:lead]:
-            theta, moments = unroll_graph(theta.detach(), *leaves, [step], loss, inner, tuple(m.detach() for m in moments))
-        moments = tuple(m.detach() for m in moments)
-        return unroll_graph(theta.detach(), *leaves, steps[lead:], loss, inner, moments)[0]
+        leaves, how, moments = (images, targets, step_size), {"inner": inner, "adjoint": "direct"}, None
+        if lead:
+            theta, moments = unroll_with_moments(theta, *leaves, steps[:lead], loss, **how)
+            theta, moments = theta.detach(), moments.detach()
+        return unroll(theta, *leaves, steps[lead:], loss, moments=moments, **how)
 
     monkeypatch.setattr(bptt, "unroll", by_the_graph)
     _, oracle = loop.differentiate(METHOD, ctx, own, first)

@@ -40,7 +40,10 @@ def test_an_iteration_can_be_replayed_alone(setting):
 
 def test_matching_loss_is_the_published_ratio(setting):
     ctx, own, first = setting
-    still = {**first.variables, "step_size": torch.zeros(())}  # a student that does not move is as far as the expert went
+    still = {
+        **first.variables,
+        "step_size": torch.zeros(()),
+    }  # a student that does not move is as far as the expert went
     assert losses(ctx, own, still, first.labels, [0]) == pytest.approx([1.0])
 
 

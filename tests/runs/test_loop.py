@@ -77,7 +77,9 @@ def test_a_variable_without_a_rule_stays_and_one_that_the_loss_ignores_is_a_mist
     assert torch.equal(last.variables["logits"], start().variables["logits"])
     assert set(last.moments) == {"images"}
     ignoring = replace(method(quadratic), loss=lambda *given: Outcome(given[2]["images"].sum()))
-    with pytest.raises(PotstillError, match="method test: its loss does not depend on all of images, logits, step_size"):
+    with pytest.raises(
+        PotstillError, match="method test: its loss does not depend on all of images, logits, step_size"
+    ):
         list(loop.iterate(ignoring, None, Settings(), state.begin(ignoring, Settings(), start())))
 
 

@@ -228,7 +228,9 @@ def test_the_second_of_two_runs_in_a_folder_says_who_holds_it(tmp_path):
             if printed.startswith("distilling"):
                 break
         job = run.Run(tiny(), tmp_path / "run", tmp_path / "run" / "experts")
-        with pytest.raises(PotstillError, match=rf"in use by process {process.pid} on .* since .* \(distilling\); wait"):
+        with pytest.raises(
+            PotstillError, match=rf"in use by process {process.pid} on .* since .* \(distilling\); wait"
+        ):
             run_to_completion(stage.distil(job))
         process.communicate()
     assert process.returncode == 0
@@ -344,7 +346,9 @@ def test_a_finished_run_of_0_1_0_opens_loads_and_reports(tmp_path):
 def test_an_unfinished_run_of_0_1_0_is_refused_with_what_to_do(tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(KEPT / "unfinished", folder)
-    with pytest.raises(PotstillError, match="unfinished run of an older potstill.* take its experts along by --experts"):
+    with pytest.raises(
+        PotstillError, match="unfinished run of an older potstill.* take its experts along by --experts"
+    ):
         run.open_run(tiny(), folder)
 
 

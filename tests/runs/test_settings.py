@@ -5,7 +5,7 @@ import json
 import pytest
 
 from potstill import files
-from potstill.config import DSA
+from potstill.data.augment import DSA
 from potstill.errors import PotstillError
 from potstill.methods import METHODS
 from potstill.runs import settings

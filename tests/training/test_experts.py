@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from potstill.config import NetworkConfig
 from potstill.errors import PotstillError
 from potstill.networks import flat
+from potstill.networks.architectures import NetworkConfig
 from potstill.runs.api import run_to_completion
 from potstill.runs.run import expert_needs, prepare_problem
 from potstill.training import experts, trajectories
@@ -179,9 +179,7 @@ def process(folder, seed=0, slow=0.0):
 def test_two_processes_share_the_experts_of_a_folder(tmp_path):
     _, alone = train(tiny(expert={"count": 3}), tmp_path / "alone")
     both = [process(tmp_path / "shared", slow=0.1) for _ in range(2)]
-    trained = [
-        {line.split()[0] for line in p.communicate()[0].splitlines() if line.split()[1].isdigit()} for p in both
-    ]
+    trained = [{line.split()[0] for line in p.communicate()[0].splitlines() if line.split()[1].isdigit()} for p in both]
     shared = trajectories.open_store(tmp_path / "shared")
     assert len(shared) == 3
     assert shared.accuracies == alone.accuracies
