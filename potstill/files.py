@@ -31,7 +31,8 @@ try:
 except metadata.PackageNotFoundError:  # run from a checkout that is not installed
     VERSION = "0.2.0"
 FORMAT = 2  # of the files written here; raised whenever an older version could not read them
-_HEADER, _CHECKSUM = "potstill", "checksum"
+_HEADER = "potstill"
+_SEAL = re.compile(r', "header_checksum": "([0-9a-f]{16})"}$')  # the last field: the checksum of the text without it
 _LOCK, _HOLDER = ".lock", ".lock.json"
 
 Upgrade = Callable[[dict[str, Any], int], dict[str, Any]]
@@ -177,14 +178,14 @@ def save(
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sums = {name: [_digest(row) for row in t] if name in by_row else _digest(t) for name, t in whole.items()}
-    text = json.dumps(
-        {"kind": kind, "version": VERSION, "format": FORMAT, "checksums": sums, **header}, ensure_ascii=False
-    )  # fmt: skip
-    write_bytes(path, serialise(whole, metadata={_HEADER: text, _CHECKSUM: _hash(text.encode())}))
+    fields = {"kind": kind, "version": VERSION, "format": FORMAT, "checksums": sums, **header}
+    text = json.dumps(fields, ensure_ascii=False)
+    sealed = f'{text[:-1]}, "header_checksum": "{_hash(text)}"}}'
+    write_bytes(path, serialise(whole, metadata={_HEADER: sealed}))
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:
@@ -256,11 +257,11 @@ def opened(path: Path, kind: str, upgrade: Upgrade | None = None) -> Iterator[Re
 
 def _header(path: Path, kind: str, file: Any, upgrade: Upgrade | None) -> dict[str, Any]:
     """The header of an open file, held to its checksum and brought up to date."""
-    found = file.metadata() or {}
-    text = found.get(_HEADER)
+    text = (file.metadata() or {}).get(_HEADER)
     if text is None:
         raise PotstillError(f"{path}: a safetensors file, but not one of potstill's (no header); expected a {kind}.")
-    if found.get(_CHECKSUM, _hash(text.encode())) != _hash(text.encode()):
+    seal = _SEAL.search(text)
+    if seal and seal[1] != _hash(text[: seal.start()] + "}"):
         raise PotstillError(f"{path}: damaged: its header does not match its checksum; copy the file again.")
     try:
         header = json.loads(text)
@@ -274,7 +275,7 @@ def _header(path: Path, kind: str, file: Any, upgrade: Upgrade | None) -> dict[s
             f"{path}: was written by potstill {header.get('version')} in format {number}, which this one ({VERSION}, "
             f"format {FORMAT}) cannot read; install a newer potstill."
         )
-    if number > 1 and (_CHECKSUM not in found or set(header["checksums"]) != set(file.keys())):
+    if number > 1 and (seal is None or set(header["checksums"]) != set(file.keys())):
         raise PotstillError(f"{path}: damaged: its tensors are not those of its header; copy the file again.")
     return upgrade(header, number) if upgrade else header
 

@@ -4,7 +4,7 @@ chosen.
 
 import argparse
 import difflib
-from dataclasses import field, fields, make_dataclass, replace
+from dataclasses import field, fields, make_dataclass
 from typing import Any
 
 import tyro
@@ -13,6 +13,7 @@ from potstill.cli.commands import COMMANDS
 from potstill.errors import PotstillError
 from potstill.methods import METHODS
 from potstill.runs import settings
+from potstill.runs.recipes import load_recipe
 from potstill.runs.settings import Settings, Shared
 
 HELP = {"-h", "--help"}
@@ -31,7 +32,12 @@ def parse(name: str, arguments: list[str]) -> Any:
     given = first_pass(arguments, kind)
     if given.preset and HELP & set(arguments) and given.dataset is None:
         given.dataset = "digits"  # only asking
-    defaults = settings.defaults(given.dataset, given.ipc, given.method, given.preset, given.start)
+    if given.recipe is None:
+        given.method = given.method or Shared().method
+        defaults = settings.defaults(given.dataset, given.ipc, given.method, given.preset, given.start)
+    else:
+        defaults = _by_recipe(given, bool(HELP & set(arguments)))
+        given.method = defaults.method
     refuse_foreign(arguments, given.method)
     staged = with_stages(kind, defaults)
     required = {item.name: tyro.MISSING for item in fields(kind) if item.name == "experts" and item.type is not None}
@@ -45,18 +51,28 @@ def parse(name: str, arguments: list[str]) -> Any:
     return kind(**{**own, "settings": whole})
 
 
+def _by_recipe(given: argparse.Namespace, only_asking: bool) -> Settings:
+    """The settings of a recipe, with the dataset, the size and the methods of the command line."""
+    if given.preset or given.start:
+        raise PotstillError("--recipe: says itself where its settings come from; leave --preset and --start out.")
+    recipe = load_recipe(given.recipe)
+    dataset = given.dataset or ("digits" if only_asking else None)
+    return recipe.settings(dataset, given.ipc, given.method or None)
+
+
 def first_pass(arguments: list[str], kind: type[Any]) -> argparse.Namespace:
     """The flags that decide the defaults of the others, and which others there are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
-    parser.add_argument("--method", nargs="+", default=["datm"])
+    parser.add_argument("--method", nargs="+", default=[])
     parser.add_argument("--dataset")
     parser.add_argument("--ipc", type=_size)
     parser.add_argument("--preset")
     parser.add_argument("--start")
+    parser.add_argument("--recipe")
     try:
         given, _ = parser.parse_known_args(arguments)
     except SystemExit:  # a flag without its value: tyro says it better
-        given = argparse.Namespace(method=["datm"], dataset=None, ipc=None, preset=None, start=None)
+        given = argparse.Namespace(method=[], dataset=None, ipc=None, preset=None, start=None, recipe=None)
     given.method = tuple(given.method)
     if given.ipc is None and kind.__name__ == "Stages":  # whose experts go far enough for late parts
         given.ipc = 10
@@ -118,5 +134,3 @@ def suggestion(name: str) -> str:
     near = difflib.get_close_matches(name, COMMANDS, 1)
     return f" Did you mean {near[0]}?" if near else ""
 
-
-__all__ = ["parse", "replace", "suggestion"]

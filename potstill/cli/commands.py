@@ -32,6 +32,14 @@ class Run:
     """Folder of the run; None: runs/DATASET-ipcN."""
     experts: Path | None = None
     """Folder of experts shared between runs; None: inside the run's folder."""
+    recipe: str | None = None
+    """A recipe to run, by its name or its file: the settings of a cell as it was run here, which other flags change."""
+    record: Path | None = None
+    """Write the results, with the recipe and the commit, to this file as well; a small set lies beside it."""
+    minutes: float | None = None
+    """Stop after so many minutes; the same command continues."""
+    tiny: bool = False
+    """The same job in a few seconds, to see that it runs; what it gives means nothing."""
     tensorboard: bool = False
     """Write event files as well, where the package tensorboard is installed."""
 

@@ -12,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from potstill.errors import PotstillError
-from potstill.methods.method import Method
+from potstill.methods import published
+from potstill.methods.method import Cell, Method
 from potstill.report import figures, study_page
+from potstill.report.study_page import Study
 from potstill.runs import api
-from potstill.studies.cells import Study
 
 T = TypeVar("T")
 out, err = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -92,31 +93,48 @@ def print_study(study: Study, record: dict[str, Any], folder: Path) -> None:
 
 def print_methods(methods: Mapping[str, Method]) -> None:
     """All methods as a table."""
-    table = Table("method", "family", "needs", "labels", "published cells", "paper")
+    table = Table("method", "family", "needs", "labels", "cells", "paper", padding=(0, 1), box=None)
     for method in methods.values():
         settings = method.settings()
         needs = "experts" if method.needs(settings) else "–"
-        table.add_row(
-            f"[bold]{method.name}[/]", method.family, needs, method.kind(settings), str(len(method.published) or "–"),
-            method.citation,
-        )  # fmt: skip
+        cells = str(len(method.published) or "–")
+        table.add_row(f"[bold]{method.name}[/]", method.family, needs, method.kind(settings), cells, _short(method))
     out.print(table)
     say("potstill methods NAME lists its cells; potstill run --method NAME --help its settings.")
     say("Several methods are stages: potstill run --method datm rat-bptt")
 
 
+def _short(method: Method) -> str:
+    """Authors and venue of a method's paper."""
+    authors, _, rest = method.citation.partition(', "')
+    venue = rest.rpartition('", ')[2]
+    return f"{authors}, {venue}" if rest else method.citation
+
+
 def print_method(method: Method) -> None:
     """One method: its paper, and its cells as a table of the settings that its authors published."""
     say(f"{method.title}\n{method.citation}\n")
+    known = published.cells(method.name)
+    for dataset in dict.fromkeys(dataset for dataset, _ in known):
+        row = ", ".join(f"{100 * found.accuracy:.1f} at {ipc}" for (name, ipc), found in known.items() if name == dataset)
+        source = next(found.source for (name, _), found in known.items() if name == dataset)
+        say(f"published accuracy, {dataset}: {row} images per class ({source})")
     for title, cells in (("as published", method.published), ("tuned here", method.tuned)):
-        if not cells:
-            continue
-        names = list(dict.fromkeys(name for cell in cells.values() for name in cell))
-        table = Table("setting", *(f"{dataset}-ipc{ipc}" for dataset, ipc in cells), title=title)
-        for name in names:
-            table.add_row(name, *(_value(cell.get(name)) for cell in cells.values()))
-        out.print(table)
+        if cells:
+            _print_cells(title, cells)
     say(f"potstill run --method {method.name} --help explains every setting.")
+
+
+def _print_cells(title: str, cells: Mapping[Cell, Mapping[str, Any]]) -> None:
+    """What all cells share once, then a line for each with what is its own."""
+    first, *others = cells.values()
+    shared = {name: value for name, value in first.items() if all(cell.get(name) == value for cell in others)}
+    out.print(f"\n[bold]{title}[/]")
+    say(f"  all: {_value(shared)}")
+    for (dataset, ipc), cell in cells.items():
+        own = {name: value for name, value in cell.items() if name not in shared and value is not None}
+        if own:
+            say(f"  {dataset}-ipc{ipc}: {_value(own)}")
 
 
 def _value(value: Any) -> str:
@@ -127,9 +145,26 @@ def _value(value: Any) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+Watcher = Callable[[dict[str, Any]], None]
+"""Is told every event of a stage."""
+
+
+def deadline(minutes: float | None) -> Watcher | None:
+    """Interrupts the work, as Ctrl-C does, when so many minutes are over; from now on."""
+    if minutes is None:
+        return None
+    ends = time.monotonic() + 60 * minutes
+
+    def watch(event: dict[str, Any]) -> None:
+        if time.monotonic() > ends:
+            raise KeyboardInterrupt
+
+    return watch
+
+
 @contextmanager
-def progress(record: Callable[[dict[str, Any]], None] | None = None) -> Any:
-    """A function that runs a stage to its end and shows how far it is, with the time left."""
+def progress(*watchers: Watcher | None) -> Any:
+    """A function that runs a stage to its end and shows how far it is, with the time left; others may watch."""
     columns = (
         TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[detail]}"),
@@ -146,8 +181,9 @@ def progress(record: Callable[[dict[str, Any]], None] | None = None) -> Any:
             )
             if not err.is_terminal:
                 lines.print_line(event)
-            if record:
-                record(event)
+            for watcher in watchers:
+                if watcher:
+                    watcher(event)
 
         return api.run_to_completion(events, on_event)
 

@@ -30,6 +30,7 @@ from potstill.cli.commands import (
     Windows,
 )
 from potstill.cli.console import (
+    deadline,
     duration,
     err,
     fail,
@@ -49,16 +50,18 @@ from potstill.errors import PotstillError
 from potstill.evaluation import tuning
 from potstill.evaluation.evaluator import evaluator_for
 from potstill.evaluation.protocol import protocol_of
+from potstill.machine import commit
 from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
 from potstill.networks.architectures import NetworkConfig
 from potstill.report import run_page
-from potstill.runs import forecast, record, settings, stage
+from potstill.report.study_page import Study
+from potstill.runs import forecast, recipes, record, settings, stage
 from potstill.runs import run as runs
 from potstill.runs.settings import Settings
 from potstill.studies import ablations, lossless, search, start_epochs
 from potstill.studies import cells as cells_of
-from potstill.studies.cells import Cell, Study
+from potstill.studies.cells import Cell
 from potstill.training import trajectories
 
 
@@ -126,15 +129,21 @@ def _help(group: str = "") -> int:
 
 
 def _run(command: Run) -> None:
-    run = _open(command.settings, command.out, command.experts)
-    with progress(tensorboard(command.tensorboard, run.folder)) as show:
-        show(runs.train_experts(run))
-        show(stage.distil(run))
-        results = show(record.evaluate(run))
-    page = run_page.write(run.folder)
+    asked = recipes.tiny(command.settings) if command.tiny else command.settings
+    folder = command.out or _folder(asked, command.recipe, command.tiny)
+    ran_from = commit()  # before the hours in which another may be checked out
+    with files.locked(folder, "potstill run"):
+        run = _open(asked, folder, command.experts)
+        with progress(tensorboard(command.tensorboard, folder), deadline(command.minutes)) as show:
+            show(runs.train_experts(run))
+            show(stage.distil(run))
+            results = show(record.evaluate(run))
+        page = run_page.write(folder)
+    if command.record:
+        recipes.write_record(command.record, command.recipe or folder.name, ran_from, results, folder)
     print_results(results)
-    say(f"\nthe set    {run.folder / FILE}\nthe page   {page}")
-    say(f'train on it in Python:  network = potstill.train(potstill.load("{run.folder}"))')
+    say(f"\nthe set    {folder / FILE}\nthe page   {page}")
+    say(f'train on it in Python:  network = potstill.train(potstill.load("{folder}"))')
 
 
 def _methods(command: Methods) -> None:
@@ -158,8 +167,9 @@ def _experts(command: Experts) -> None:
 
 
 def _distill(command: Distill) -> None:
-    run = _open(command.settings, command.out, command.experts)
-    with progress(tensorboard(command.tensorboard, run.folder)) as show:
+    folder = command.out or _folder(command.settings)
+    run = _open(command.settings, folder, command.experts)
+    with progress(tensorboard(command.tensorboard, folder)) as show:
         distilled = show(stage.distil(run))
     chosen = distilled.provenance
     say(
@@ -317,13 +327,16 @@ _RUNNERS: dict[type[Any], Callable[[Any], None]] = {
 # --- what they share -----------------------------------------------------------------------------------------------
 
 
-def _open(asked: Settings, folder: Path | None, experts: Path | None) -> runs.Run:
-    folder = folder or Path("runs") / f"{_name(asked)}-ipc{asked.ipc}{_suffix(asked)}"
+def _open(asked: Settings, folder: Path, experts: Path | None) -> runs.Run:
     run = runs.open_run(asked, folder, experts)
-    say(
-        f"{run.folder}: {asked.dataset}, {asked.ipc} images per class, {' then '.join(asked.method)}, seed {asked.seed}"
-    )
+    say(f"{folder}: {asked.dataset}, {asked.ipc} images per class, {' then '.join(asked.method)}, seed {asked.seed}")
     return run
+
+
+def _folder(asked: Settings, recipe: str | None = None, tiny: bool = False) -> Path:
+    """Where a run goes for which no folder was named."""
+    own = Path(recipe).stem if recipe else f"{_name(asked)}-ipc{asked.ipc}{_suffix(asked)}"
+    return Path("runs") / f"{own}{'-tiny' if tiny else ''}"
 
 
 def _suffix(asked: Settings) -> str:

@@ -73,6 +73,6 @@ RANDOM = Method(
 )  # fmt: skip
 HERDING = Method(
     name="herding", title="Herding", family="selection",
-    citation='Welling, "Herding Dynamical Weights to Learn", ICML 2009, by features as in Rebuffi et al., CVPR 2017',
+    citation='Welling, "Herding Dynamical Weights to Learn", ICML 2009',  # by features as in Rebuffi et al., CVPR 2017
     settings=Herding, begin=select_herding, needs=lambda settings: Experts(range(0)),
 )  # fmt: skip

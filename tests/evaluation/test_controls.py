@@ -171,7 +171,7 @@ def test_a_cache_that_cannot_be_written_is_told_once_and_fails_nothing(given, tr
     assert len(trained) == 5
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
-    assert "are not kept for the next time" in messages[0]
+    assert "is not kept for the next time" in messages[0]
     assert "set POTSTILL_CACHE" in messages[0]
 
 
