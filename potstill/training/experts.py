@@ -26,7 +26,7 @@ from potstill.seeds import derive
 from potstill.training import trajectories
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, sgd
-from potstill.training.trajectories import expert_path, partial_path
+from potstill.training.trajectories import expert_path, lock_path, partial_path
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
@@ -127,6 +127,7 @@ def train(
                     yield {**_event(job, number, epoch), "epoch": epoch}
             finally:
                 lock.release()
+            lock_path(folder, number).unlink(missing_ok=True)  # the expert exists, so nobody will ask for it again
         claimed = _next(folder, expert.count)
     if claimed is not None:
         claimed[1].release()

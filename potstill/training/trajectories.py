@@ -51,6 +51,11 @@ class Trajectories:
         return self.epochs.index(epoch)
 
 
+def lock_path(folder: Path, number: int) -> Path:
+    """What the process that trains an expert holds."""
+    return folder / f"expert-{number:02d}.lock"
+
+
 def seconds(folder: Path) -> float | None:
     """Seconds that training the experts of a folder took; None where there are none."""
     return open_store(folder).seconds if (folder / MANIFEST).exists() else None
@@ -92,7 +97,7 @@ def claim(folder: Path, number: int) -> Any | None:
     """A lock on training one expert, to be released; None where another process has it."""
     import filelock
 
-    lock = filelock.FileLock(str(folder / f"expert-{number:02d}.lock"), timeout=0, thread_local=False)
+    lock = filelock.FileLock(str(lock_path(folder, number)), timeout=0, thread_local=False)
     try:
         return lock.acquire().lock
     except filelock.Timeout:

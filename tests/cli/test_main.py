@@ -221,7 +221,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(finished, tmp_path, capsys, mon
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
     code, _, err = call(capsys, "run", *SMALL, "--out", tmp_path / "run")
     assert (code, "nothing was half-written" in err) == (1, True)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}
 
 
 def test_flags_do_what_they_say(monkeypatch):
@@ -303,7 +303,7 @@ def test_explore_stages_and_ablations_print_what_they_found(few, tmp_path, capsy
     assert (tmp_path / "stages.html").is_file()
     code, out, _ = call(capsys, "explore", "ablations", *flags, "--out", tmp_path)
     assert code == 0
-    assert all(words in out for words in ("hard", "TESLA", "ablations.html"))
+    assert all(words in out for words in ("learned", "TESLA", "ablations.html"))
 
 
 def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):

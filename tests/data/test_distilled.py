@@ -229,10 +229,10 @@ def test_what_half_precision_cannot_hold_is_refused(distilled, tmp_path):
 def test_a_compact_file_fits_its_transform_again(tmp_path, arrays):
     rng = np.random.default_rng(0)
     path = arrays(rng.integers(0, 256, (90, 6, 5, 3), dtype=np.uint8), np.arange(90) % 3)
-    settings = {"window": {"stop": 1}, "transform": "zca", "network": {"width": 4, "depth": 1}}
+    settings = {"transform": "zca", "network": {"width": 4, "depth": 1}, "evaluations": 1}
     whole = potstill.distill(
         path, 1, out=tmp_path / "run", expert={"count": 1, "epochs": 2},
-        distil={"iterations": 1, "inner_steps": 1, "evaluations": 1}, **settings,
+        datm={"iterations": 1, "inner_steps": 1, "start_epochs": (0, 1), "expert_epochs": 1}, **settings,
     )  # fmt: skip
     whole.save(tmp_path / "compact.safetensors", compact=True)
     assert (tmp_path / "compact.safetensors").stat().st_size < (tmp_path / "run" / module.FILE).stat().st_size
