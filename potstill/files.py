@@ -1,7 +1,7 @@
 """Files that are either whole or absent: safetensors with a JSON header, written beside and renamed.
 
-The header says what a file is, which version wrote it, and what its tensors and its own text hash to: a flipped bit is an
-error, never another result.  Files of 0.1.0 carry no checksums (format 1), and are read without.
+The header says what a file is, which version wrote it, and what its tensors and its own text hash to: a flipped bit is
+an error, never another result.  Files of 0.1.0 carry no checksums (format 1), and are read without.
 """
 
 import contextlib
@@ -230,8 +230,8 @@ class Reader:
 
     def _damaged(self, name: str) -> NoReturn:
         raise PotstillError(
-            f"{self.path}: damaged: {name!r} does not match its checksum; copy the file again, or delete it and make it "
-            "anew."
+            f"{self.path}: damaged: {name!r} does not match its checksum; copy the file again, or delete it and make "
+            "it anew."
         )
 
 
@@ -240,7 +240,8 @@ def opened(path: Path, kind: str, upgrade: Upgrade | None = None) -> Iterator[Re
     """Open an artefact.
 
     Raises:
-        PotstillError: the file is missing, truncated, damaged, not safetensors, not a potstill artefact of this kind, or
+        PotstillError: the file is missing, truncated, damaged, not safetensors, not a potstill artefact of this kind,
+        or
             written by a newer potstill.
     """
     if not path.is_file():

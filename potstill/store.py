@@ -1,5 +1,5 @@
-"""What is slow to make is kept: decoded images by what their files were, whitening by what it was fitted on, accuracies of
-networks by all that they depend on.
+"""What is slow to make is kept: decoded images by what their files were, whitening by what it was fitted on, accuracies
+of networks by all that they depend on.
 
 Nothing here is ever needed: what cannot be read is made again, and what cannot be written is not kept.
 """
@@ -95,6 +95,7 @@ def _warn(folder: Path, error: Exception) -> None:
     if folder not in _warned:
         _warned.add(folder)
         logger.warning(
-            "%s: what was made is not kept for the next time (%s); set POTSTILL_CACHE to a folder that can be written to.",
+            "%s: what was made is not kept for the next time (%s); set POTSTILL_CACHE to a folder that can be written "
+            "to.",
             folder, error,
         )  # fmt: skip

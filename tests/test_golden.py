@@ -36,7 +36,8 @@ def test_the_set_is_the_same_bit_for_bit(tmp_path):
         "digits", 1,
         changes={
             "device": "cpu", "precision": "float32", "compile": "no", "evaluations": 2,
-            "expert": {"count": 4, "epochs": 10}, "datm": {"iterations": 40, "start_epochs": (0, 3), "labels": "learned"},
+            "expert": {"count": 4, "epochs": 10},
+            "datm": {"iterations": 40, "start_epochs": (0, 3), "labels": "learned"},
         },
     )  # fmt: skip
     run = open_run(settings, tmp_path)

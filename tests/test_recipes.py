@@ -39,7 +39,9 @@ def run(recipe, images, out, *flags):
 
 
 def test_there_is_one_for_each_published_cell():
-    assert CELLS | {"digits-ipc1", "digits-ipc10", "digits-ipc50"} == {name for name in ALL if not name.endswith("-cpu")}
+    assert CELLS | {"digits-ipc1", "digits-ipc10", "digits-ipc50"} == {
+        name for name in ALL if not name.endswith("-cpu")
+    }
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -5,7 +5,7 @@ chosen.
 import argparse
 import difflib
 from dataclasses import field, fields, make_dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -40,11 +40,9 @@ def parse(name: str, arguments: list[str]) -> Any:
         given.method = defaults.method
     refuse_foreign(arguments, given.method)
     staged = with_stages(kind, defaults)
-    required = {item.name: tyro.MISSING for item in fields(kind) if item.name == "experts" and item.type is not None}
-    required = required if name == "distill" else {}
-    shared = Shared(**{item.name: getattr(defaults, item.name) for item in fields(Shared)})
-    arguments = [none_for_auto(before, argument) for before, argument in zip(["", *arguments], arguments, strict=False)]
-    command = tyro.cli(staged, args=arguments, prog=f"potstill {name}", default=staged(settings=shared, **required))
+    required = {"experts": tyro.MISSING} if name == "distill" else {}
+    arguments = [none_for_auto(flag, value) for flag, value in zip(["", *arguments], arguments, strict=False)]
+    command = tyro.cli(staged, args=arguments, prog=f"potstill {name}", default=staged(**required))
     stages = tuple(getattr(command, attribute(method)) for method in given.method)
     whole = Settings(**vars(command.settings), stages=stages)
     own = {item.name: getattr(command, item.name) for item in fields(kind)}
@@ -89,17 +87,17 @@ def attribute(method: str) -> str:
 
 
 def with_stages(kind: type[Any], defaults: Settings) -> type[Any]:
-    """The command with one field more for each stage, whose flags are --METHOD.FIELD."""
-    stages = [
-        (attribute(name), type(stage), field(default=stage))
-        for name, stage in zip(defaults.method, defaults.stages, strict=True)
-        if fields(stage)
-    ]
-    empty = {attribute(name): stage for name, stage in zip(defaults.method, defaults.stages, strict=True)
-             if not fields(stage)}  # fmt: skip
-    return make_dataclass(
-        kind.__name__, stages, bases=(kind,), frozen=True, namespace={"__doc__": kind.__doc__, **empty}
-    )
+    """The command with the flags of :class:`Shared`, and a field for each stage, whose flags are --METHOD.FIELD."""
+    shared = Shared(**{item.name: getattr(defaults, item.name) for item in fields(Shared)})
+    flat = Annotated[Shared, tyro.conf.arg(name="")]
+    own: list[Any] = [("settings", flat, field(default=shared))]
+    constants: dict[str, Any] = {"__doc__": kind.__doc__}
+    for name, stage in zip(defaults.method, defaults.stages, strict=True):
+        if fields(stage):
+            own.append((attribute(name), type(stage), field(default=stage)))
+        else:
+            constants[attribute(name)] = stage  # nothing to set
+    return make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, namespace=constants)
 
 
 def refuse_foreign(arguments: list[str], method: tuple[str, ...]) -> None:
@@ -113,8 +111,8 @@ def refuse_foreign(arguments: list[str], method: tuple[str, ...]) -> None:
         owner = flag.removeprefix("--").partition(".")[0]
         if flag.startswith("--") and "." in flag and owner in METHODS and owner not in method:
             raise PotstillError(
-                f"{flag}: is a setting of {owner}, which is not among --method {' '.join(method)}; add it to --method, or "
-                "leave the flag out."
+                f"{flag}: is a setting of {owner}, which is not among --method {' '.join(method)}; add it to --method, "
+                "or leave the flag out."
             )
         if flag.startswith(SECTIONS_BEFORE):
             raise PotstillError(
@@ -133,4 +131,3 @@ def suggestion(name: str) -> str:
     """The command that was probably meant, as a question; empty where none is near."""
     near = difflib.get_close_matches(name, COMMANDS, 1)
     return f" Did you mean {near[0]}?" if near else ""
-

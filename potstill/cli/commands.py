@@ -1,4 +1,7 @@
-"""What can be asked on the command line: each command a dataclass, its fields the flags, its words the help."""
+"""What can be asked on the command line: each command a dataclass, its fields the flags, its words the help.
+
+A command that distils holds whole ``settings``; their flags, and those of each stage, are made in ``arguments.py``.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,11 +11,16 @@ import tyro
 
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.networks.architectures import Architecture, Norm
-from potstill.runs.settings import Shared
+from potstill.runs.settings import Settings
 from potstill.studies.ablations import Part
 
-Flat = Annotated[Shared, tyro.conf.arg(name="")]
-Preset = Annotated[str | None, tyro.conf.arg(metavar="CELL")]
+Preset = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags "
+        "change; none: measure what can be measured, also where the data have tuned settings."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,8 @@ class Run:
     --ipc; a preset fills them as published. Try it as it is: it distils the embedded digits.
     """
 
-    settings: Flat = field(default_factory=Shared)
-    preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
-    measure what can be measured, also where the data have tuned settings."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     out: Path | None = None
     """Folder of the run; None: runs/DATASET-ipcN."""
     experts: Path | None = None
@@ -48,10 +54,8 @@ class Run:
 class Experts:
     """Train the experts that the methods need on the real data. Resumable."""
 
-    settings: Flat = field(default_factory=Shared)
-    preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
-    measure what can be measured, also where the data have tuned settings."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     out: Path | None = None
     """Folder of the experts; None: experts/DATASET."""
 
@@ -62,10 +66,8 @@ class Distill:
 
     experts: Path
     """Folder of experts, made by `potstill experts`."""
-    settings: Flat = field(default_factory=Shared)
-    preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
-    measure what can be measured, also where the data have tuned settings."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     out: Path | None = None
     """Folder of the run; None: runs/DATASET-ipcN."""
     tensorboard: bool = False
@@ -150,7 +152,7 @@ class Stages:
     Leaves a page with the figure, the table and the images side by side. Resumable.
     """
 
-    settings: Flat = field(default_factory=Shared)
+    settings: Settings = field(default_factory=Settings)
     ipcs: tuple[int, ...] = (1, 10, 30)
     """Images per class to try."""
     starts: tuple[int, ...] | None = None
@@ -168,10 +170,8 @@ class Ablations:
     Labels fixed or learned, growing window, start, number of experts, exact or frozen gradients. Resumable.
     """
 
-    settings: Flat = field(default_factory=Shared)
-    preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
-    measure what can be measured, also where the data have tuned settings."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     parts: tuple[Part, ...] = get_args(Part)
     """What to change, one at a time."""
     out: Path | None = None
@@ -182,10 +182,8 @@ class Ablations:
 class Windows:
     """Compare the start epochs that measuring finds with some chosen by hand, evenly from early to late. Resumable."""
 
-    settings: Flat = field(default_factory=Shared)
-    preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
-    measure what can be measured, also where the data have tuned settings."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     count: int = 5
     """Ranges of start epochs chosen by hand."""
     out: Path | None = None
@@ -196,7 +194,7 @@ class Windows:
 class Lossless:
     """Find the smallest set that trains as well as the full data: doubling, then bisection, over resumable runs."""
 
-    settings: Flat = field(default_factory=Shared)
+    settings: Settings = field(default_factory=Settings)
     most: int | None = None
     """Images per class at which to give up; None: half of the smallest class."""
     margin: float = 0.0
@@ -209,14 +207,12 @@ class Lossless:
 class Forecast:
     """Time, memory and disk of a run before it starts, from a few timed steps."""
 
-    settings: Flat = field(default_factory=Shared)
-    preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags change; none:
-    measure what can be measured, also where the data have tuned settings."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report, "show": Show,
-    "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
+    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
+    "show": Show, "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
     "explore windows": Windows, "lossless": Lossless,
 }  # fmt: skip

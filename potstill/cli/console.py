@@ -116,7 +116,9 @@ def print_method(method: Method) -> None:
     say(f"{method.title}\n{method.citation}\n")
     known = published.cells(method.name)
     for dataset in dict.fromkeys(dataset for dataset, _ in known):
-        row = ", ".join(f"{100 * found.accuracy:.1f} at {ipc}" for (name, ipc), found in known.items() if name == dataset)
+        row = ", ".join(
+            f"{100 * found.accuracy:.1f} at {ipc}" for (name, ipc), found in known.items() if name == dataset
+        )
         source = next(found.source for (name, _), found in known.items() if name == dataset)
         say(f"published accuracy, {dataset}: {row} images per class ({source})")
     for title, cells in (("as published", method.published), ("tuned here", method.tuned)):

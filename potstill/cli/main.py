@@ -182,8 +182,8 @@ def _evaluate(command: Evaluate) -> None:
     distilled = load(command.path, command.dataset)
     if protocol_of(command.evaluation).selection == "test":
         raise PotstillError(
-            "protocol paper: it chooses the set on test data while distilling, so a finished set cannot be evaluated by "
-            "it; give it to `potstill run`, or evaluate by --protocol standard."
+            "protocol paper: it chooses the set on test data while distilling, so a finished set cannot be evaluated "
+            "by it; give it to `potstill run`, or evaluate by --protocol standard."
         )
     asked = replace(
         settings.from_dict(distilled.provenance["config"]), evaluation=command.evaluation, device=command.device
@@ -223,8 +223,8 @@ def _check_evaluate(command: Evaluate) -> None:
             raise PotstillError(f"{name} {value}: at least 1 is needed; raise --{name}.")
     if command.experts is not None and not (command.experts / trajectories.MANIFEST).exists():
         raise PotstillError(
-            f"{command.experts}: holds no experts (no {trajectories.MANIFEST}); give their folder, or leave --experts out "
-            "to do without the control with soft labels."
+            f"{command.experts}: holds no experts (no {trajectories.MANIFEST}); give their folder, or leave --experts "
+            "out to do without the control with soft labels."
         )
 
 

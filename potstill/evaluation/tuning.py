@@ -15,8 +15,9 @@ from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, trainin
 from potstill.networks.architectures import NetworkConfig
 
 TRIED_FRACTIONS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it is to be chosen
-Tried = dict[str, float]
-"""{"step_size", "accuracy"}: one that was tried, and the mean accuracy on validation images, a fraction of 1."""
+Tried = dict[str, Any]
+"""{"step_size", "accuracy"}: one that was tried (None where the set has none), and the mean accuracy on validation
+images, a fraction of 1."""
 
 
 def step_sizes(

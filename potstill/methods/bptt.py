@@ -80,8 +80,8 @@ class RatBptt:
     outer: Literal["adam", "sgd"] = "adam"
     """Optimiser of the set."""
     lr_images: float | None = None
-    """Outer rate of the images. None: for adam that by which a step moves them by 5.5 % of their size, as published; for
-    sgd measured, for a first step of a little over one per cent."""
+    """Outer rate of the images. None: for adam that by which a step moves them by 5.5 % of their size, as published;
+    for sgd measured, for a first step of a little over one per cent."""
     lr_labels: float | None = None
     """Outer rate of the labels. None: 0.001 for adam, else measured."""
     lr_step_size: float | None = None
@@ -254,16 +254,17 @@ def measure(
     else:
         found = scale_free(ctx, settings, begun, real_loss, missing) if missing else {}
         rates = {name: REFINING_STEP * rate for name, rate in found.items()}
-    unused = {field: 0.0 for field in MEASURED if getattr(settings, field) is None}
+    unused: dict[str, Any] = {field: 0.0 for field in MEASURED if getattr(settings, field) is None}
     record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - began
-    return replace(settings, **{**unused, **{fields[name]: rate for name, rate in rates.items()}}), None
+    found_rates = {**unused, **{fields[name]: rate for name, rate in rates.items()}}
+    return replace(settings, **found_rates), None
     yield {}  # what measures is a generator; this one has nothing to tell on the way
 
 
 def probe(settings: RatBptt) -> Probe:
     """One iteration with a window of two steps, without steps before it."""
     few = min(2, settings.window)
-    rates = {name: getattr(settings, name) or 0.0 for name in MEASURED}
+    rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in MEASURED}
     cheaper = replace(settings, window=few, unroll=few, pool=0, **rates)
     lead = (settings.unroll - settings.window) / (3 if not settings.pool else 12)  # steps that are not differentiated
     return Probe(cheaper, (settings.window + lead) / few, settings.window + 2 + settings.pool)

@@ -3,9 +3,9 @@
 A grid of matching losses tells how much of each part the set explains before anything is learned: by start epoch, over
 inner steps, expert epochs and step sizes (a student's path is walked once for all of them).  Parts that it cannot match
 at all are left out; the rest is cut into ranges of start epochs from easy to hard.  These are the arms of a successive
-halving (Jamieson and Talwalkar, AISTATS 2016): each distils for a few iterations at rates that move images and labels by
-the same small fraction, whatever the data; the worse half on validation images drops out at each rung, and the winner's
-iterations are the first of the run.
+halving (Jamieson and Talwalkar, AISTATS 2016): each distils for a few iterations at rates that move images and labels
+by the same small fraction, whatever the data; the worse half on validation images drops out at each rung, and the
+winner's iterations are the first of the run.
 
 A setting that is not None was chosen by someone, and is left as it is.
 """
@@ -97,7 +97,7 @@ def _with_defaults(settings: Trajectory) -> Trajectory:
     )
 
 
-def missing_rates(ctx: Context, settings: Trajectory, begun: Begun) -> dict[str, float]:
+def missing_rates(ctx: Context, settings: Trajectory, begun: Begun) -> dict[str, Any]:
     """The outer rates by field: scale-free ones where they are None, 0 for what is not learned."""
     learned = [name for name in RATES if name in trajectory.learns(settings)]
     missing = [name for name in learned if getattr(settings, RATES[name]) is None]
@@ -135,8 +135,8 @@ def grid_epochs(ctx: Context, settings: Trajectory) -> list[int]:
     epochs, longest = _expert_epochs(ctx), max(spans(settings))
     if epochs < FEWEST_EPOCHS or longest >= epochs:
         raise PotstillError(
-            f"start_epochs None: experts of {epochs} epochs have hardly a difficulty to choose; raise --expert.epochs to "
-            f"{max(FEWEST_EPOCHS, longest + 1)} or more, or give the method's start epochs."
+            f"start_epochs None: experts of {epochs} epochs have hardly a difficulty to choose; raise --expert.epochs "
+            f"to {max(FEWEST_EPOCHS, longest + 1)} or more, or give the method's start epochs."
         )
     last = epochs - longest
     return sorted({round(last * i / (GRID_EPOCHS - 1)) for i in range(GRID_EPOCHS)})
@@ -242,7 +242,7 @@ def _run(search: _Search, start: StartEpochs, arm: int, rung: int) -> float:
             return entry["accuracy"]
     settings = replace(search.settings, start_epochs=(start.first, start.stop), opening=None)
 
-    def work() -> tuple[dict[str, float], list[float], float]:
+    def work() -> tuple[dict[str, Any], list[float], float]:
         rates = _rates(search.record, arm) if rung else missing_rates(search.ctx, settings, search.begun)
         length = rung_length(settings.iterations)
         return rates, *search.trial(replace(settings, **rates), search.begun, arm, rung, length)
@@ -254,7 +254,7 @@ def _run(search: _Search, start: StartEpochs, arm: int, rung: int) -> float:
     return accuracy
 
 
-def _rates(record: dict[str, Any], arm: int) -> dict[str, float]:
+def _rates(record: dict[str, Any], arm: int) -> dict[str, Any]:
     """The outer rates that an arm found at its first rung."""
     first = next(entry for entry in record["rungs"] if (entry["arm"], entry["rung"]) == (arm, 0))
     return {field: first[field] for field in RATES.values()}

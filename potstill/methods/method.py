@@ -22,8 +22,8 @@ from potstill.training.trajectories import Trajectories
 
 Family = Literal["trajectory", "gradient", "distribution", "kernel", "backpropagation", "selection"]
 Variables = dict[str, Tensor]
-"""The set by name: "images" (n, C, H, W), its targets under their kind ("logits", "values" or "raw", (n, K)), "step_size"
-(a scalar), and whatever else a method learns."""
+"""The set by name: "images" (n, C, H, W), its targets under their kind ("logits", "values" or "raw", (n, K)),
+"step_size" (a scalar), and whatever else a method learns."""
 Memory = dict[str, Tensor]
 """What a method remembers from one iteration to the next, saved with every checkpoint."""
 Cell = tuple[str, int]
@@ -132,8 +132,8 @@ class Probe:
 class Trial(Protocol):
     """Some iterations of a method, evaluated on validation images; handed to a method that measures.
 
-    ``trial(settings, begun, arm, rung, iterations)`` continues what ``arm`` has reached at the rung before (``begun`` at
-    rung 0), keeps the state, and returns the losses and the accuracy, which is 0 where it diverged.
+    ``trial(settings, begun, arm, rung, iterations)`` continues what ``arm`` has reached at the rung before (``begun``
+    at rung 0), keeps the state, and returns the losses and the accuracy, which is 0 where it diverged.
     """
 
     def __call__(

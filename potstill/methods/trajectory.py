@@ -2,8 +2,8 @@
 
     L = ‖θ_N − θ*ₜ₊ₘ‖² / ‖θ*ₜ − θ*ₜ₊ₘ‖²
 
-Four methods are settings of it.  MTT (Cazenavette et al., CVPR 2022) learns images with hard labels.  TESLA (Cui et al.,
-ICML 2023) holds λ fixed in the sweep.  FTD (Du et al., CVPR 2023) follows flat experts, and its result is a moving
+Four methods are settings of it.  MTT (Cazenavette et al., CVPR 2022) learns images with hard labels.  TESLA (Cui et
+al., ICML 2023) holds λ fixed in the sweep.  FTD (Du et al., CVPR 2023) follows flat experts, and its result is a moving
 average of the images.  DATM (Guo et al., ICLR 2024) chooses which start epochs to match, and learns soft labels.
 """
 
@@ -51,14 +51,15 @@ class Datm:
     step_size: float | None = None
     """Initial value of the learned inner step size. None: measured with the start epochs, else 0.01."""
     lr_images: float | None = None
-    """Outer learning rate of the images. None: measured, so that a first step moves them by a twentieth of their size."""
+    """Outer learning rate of the images. None: measured, so that a first step moves them by a twentieth of their
+    size."""
     lr_logits: float | None = None
     """Outer learning rate of the label logits. None: measured, for a first step of a two-hundredth."""
     lr_step_size: float | None = None
     """Outer learning rate of the inner step size; 0 keeps it fixed. None: measured, for a first step of a fiftieth."""
     cooldown: float | None = None
-    """Last fraction of the iterations over which the outer rates fall to nothing; 0 keeps them, as published. Helps where
-    iterations are few and rates high: at a constant rate the images end in its noise. None: a half."""
+    """Last fraction of the iterations over which the outer rates fall to nothing; 0 keeps them, as published. Helps
+    where iterations are few and rates high: at a constant rate the images end in its noise. None: a half."""
     flip: bool = False
     """Match each expert as often mirrored left to right, which makes two of one at no expense; where flip is an
     augmentation."""
@@ -92,7 +93,8 @@ class Mtt(Datm):
 
 @dataclass(frozen=True)
 class Tesla(Mtt):
-    """Trajectory matching in constant memory by a gradient that leaves out how later weights depend on earlier images."""
+    """Trajectory matching in constant memory by a gradient that leaves out how later weights depend on earlier
+    images."""
 
     iterations: int = 10_000
     adjoint: Literal["exact", "direct", "frozen"] = "frozen"
@@ -226,7 +228,8 @@ def matching_loss(
     """
     draws = ctx.draws("segment", iteration)
     chosen = range_of(settings)
-    assert chosen is not None and ctx.experts is not None
+    assert chosen is not None
+    assert ctx.experts is not None
     expert = int(torch.randint(ctx.expert_count, (), generator=draws))
     start = chosen.draw(iteration, draws)
     metrics = {"expert": expert, "start_epoch": start}

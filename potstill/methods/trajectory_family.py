@@ -1,8 +1,8 @@
 """The four methods of the trajectory family: as their authors ran them, and as found here for the digits.
 
-DATM's from its configurations (NUS-HPC-AI-Lab/DATM), MTT's from its authors' notes in DC-BENCH (justincui03), TESLA's and
-FTD's from the run lines of their repositories.  Values of "transform", "network", "expert" and "evaluations" are of the
-run, the others of the method.
+DATM's from its configurations (NUS-HPC-AI-Lab/DATM), MTT's from its authors' notes in DC-BENCH (justincui03), TESLA's
+and FTD's from the run lines of their repositories.  Values of "transform", "network", "expert" and "evaluations" are of
+the run, the others of the method.
 """
 
 from collections.abc import Mapping
@@ -103,7 +103,7 @@ def probe(settings: Trajectory) -> Probe:
     steps = trajectory.steps_of(settings)
     few = min(PROBE_STEPS, steps)
     span, rates = trajectory.span_of(settings), ("lr_images", "lr_logits", "lr_step_size")
-    found = {name: getattr(settings, name) or 0.0 for name in rates}
+    found: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in rates}
     return Probe(
         replace(settings, inner_steps=few, expert_epochs=span, start_epochs=(0, 1), opening=None, **found),
         steps / few, steps + 1, *measure.effort(settings),

@@ -19,6 +19,7 @@ from potstill.runs.run import Run, check_snapshots, expert_needs, inner_engine, 
 from potstill.runs.settings import Settings
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, run_to_end, sgd
+from potstill.training.trajectories import Trajectories
 
 EXPERTS_TIMED = 2  # untrained ones that a timed iteration follows
 
@@ -75,7 +76,7 @@ def _distilling(run: Run, number: int) -> Cost:
     probe = method.probe(stage)
     ctx = Context(
         run.problem, settings.ipc, settings.seed, settings.augment, derivatives, micro_batch,
-        _Untrained(run.problem), EXPERTS_TIMED,
+        _Untrained(Path("."), {}, (), (), 0.0, run.problem), EXPERTS_TIMED,
     )  # fmt: skip
     begun = _any_set(ctx, method, probe.settings)
     start = state.begin(method, probe.settings, begun)
@@ -95,14 +96,15 @@ def _any_set(ctx: Context, method: Method, settings: Any) -> Begun:
     ))  # fmt: skip
 
 
-class _Untrained:
-    """Experts that were never trained: their cost is that of trained ones."""
+@dataclass(frozen=True)
+class _Untrained(Trajectories):
+    """Experts that were never trained: what it costs to follow them is the same."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    problem: Problem | None = None
 
     def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
         """Two snapshots (P,) apart."""
+        assert self.problem is not None
         return self.problem.network.fresh(2 * expert), self.problem.network.fresh(2 * expert + 1)
 
 

@@ -116,6 +116,6 @@ def _check_progress(method: Method, state: State, total: int) -> None:
     if state.refused >= most or state.refused == state.iteration >= PATIENCE:
         raise Diverged(
             f"{method.name}: took no step in {state.refused} of {state.iteration} iterations, because their loss was "
-            f"above its threshold: this set cannot follow what it is asked to; choose other settings of --{method.name} "
-            "(see its --help), or more images per class."
+            "above its threshold: this set cannot follow what it is asked to; choose other settings of "
+            f"--{method.name} (see its --help), or more images per class."
         )

@@ -50,8 +50,8 @@ class Recipe:
         data = dataset or self.dataset
         if dataset is None and data is not None and data.startswith("data/") and not Path(data).exists():
             raise PotstillError(  # rather than asking Hugging Face for an owner called data
-                f"{data}: no such folder; name by --dataset a folder with train.npz and test.npz or Parquet files, or a "
-                "Hugging Face dataset such as uoft-cs/cifar10."
+                f"{data}: no such folder; name by --dataset a folder with train.npz and test.npz or Parquet files, or "
+                "a Hugging Face dataset such as uoft-cs/cifar10."
             )
         stages = method or self.method
         own = {name: value for name, value in self.changes.items() if name not in set(self.method) - set(stages)}

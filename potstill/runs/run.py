@@ -78,8 +78,8 @@ class Run:
         check_snapshots(needed, store.epochs, store.identity["expert"]["epochs"], str(self.experts_folder))
         if len(store) < self.settings.expert.count:
             raise PotstillError(
-                f"{self.experts_folder}: holds {len(store)} finished experts, but {self.settings.expert.count} are asked "
-                "for; train the rest with `potstill experts`, or lower --expert.count."
+                f"{self.experts_folder}: holds {len(store)} finished experts, but {self.settings.expert.count} are "
+                "asked for; train the rest with `potstill experts`, or lower --expert.count."
             )
         return store
 
@@ -113,7 +113,8 @@ def open_run(settings: Settings, folder: Path, experts_folder: Path | None = Non
     """Begin a run in a folder, or continue the one that is there.
 
     Raises:
-        PotstillError: the folder holds a run of other settings (the differing fields are named), one of an older version
+        PotstillError: the folder holds a run of other settings (the differing fields are named), one of an older
+        version
             that is unfinished, or the settings contradict themselves.
     """
     check(settings)
@@ -123,8 +124,8 @@ def open_run(settings: Settings, folder: Path, experts_folder: Path | None = Non
         found = files.read_json(path)["config"]
         if "stages" not in found and not (folder / "results.json").exists():
             raise PotstillError(
-                f"{folder}: holds an unfinished run of an older potstill, whose checkpoint this one cannot continue; give "
-                f"another --out, and take its experts along by --experts {experts_folder or folder / 'experts'}."
+                f"{folder}: holds an unfinished run of an older potstill, whose checkpoint this one cannot continue; "
+                f"give another --out, and take its experts along by --experts {experts_folder or folder / 'experts'}."
             )
         before = run_settings.from_dict(found)
         if lines := files.differences(files.plain(fixed_fields(before)), files.plain(fixed_fields(settings))):
@@ -259,8 +260,8 @@ def inner_engine(settings: Settings, problem: Problem, number: int) -> tuple[Der
 def selector(settings: Settings) -> Protocol:
     """How the states of one run are evaluated: by quick networks, or as the protocol says under "paper".
 
-    They never train longer than the networks of the final figures, or large sets would take more time to evaluate than to
-    distil.
+    They never train longer than the networks of the final figures, or large sets would take more time to evaluate than
+    to distil.
     """
     protocol, quick = protocol_of(settings.evaluation), PROTOCOLS["quick"]
     return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))

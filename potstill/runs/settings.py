@@ -1,7 +1,8 @@
 """What a run does, as frozen values: what all methods share, and the settings of each stage.
 
-Defaults come from the cell that was asked for: a published one by its name ("cifar10-ipc10"), the one tuned for data that
-come with us, or none.  A field of a stage that is then still None is found by measuring, once, before its first iteration.
+Defaults come from the cell that was asked for: a published one by its name ("cifar10-ipc10"), the one tuned for data
+that come with us, or none.  A field of a stage that is then still None is found by measuring, once, before its first
+iteration.
 """
 
 import dataclasses
@@ -22,7 +23,8 @@ from potstill.training.experts import ExpertConfig
 MUTABLE_FIELDS = (
     "device", "compile", "evaluation", "checkpoint_seconds", "expert.keep_all",
 )  # fmt: skip
-"""What may change between two sessions of one run: it bears on how the set is computed and evaluated, not on what it is."""
+"""What may change between two sessions of one run: it bears on how the set is computed and evaluated, not on what it
+is."""
 NO_PRESET = "none"
 
 
@@ -38,8 +40,8 @@ class Shared:
     method: tuple[str, ...] = ("datm",)
     """How to distil; `potstill methods` lists all. Several are stages: each begins at the set of the one before."""
     start: str | None = None
-    """A distilled set to begin with (its file, or the folder of its run), which the first method then refines. None: the
-    method's own beginning."""
+    """A distilled set to begin with (its file, or the folder of its run), which the first method then refines. None:
+    the method's own beginning."""
     seed: int = 0
     """Seed of every draw in the run."""
     device: str = "auto"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from potstill import files
@@ -58,8 +59,8 @@ class Session:
 def distil(run: Run) -> Generator[Event, None, Distilled]:
     """Distil from the last checkpoint, or from the start; a checkpoint is left however this ends.
 
-    The set is evaluated ``evaluations`` times, evenly spaced and at the start, on validation images (on test images under
-    the protocol ``paper``); the best one is the result.
+    The set is evaluated ``evaluations`` times, evenly spaced and at the start, on validation images (on test images
+    under the protocol ``paper``); the best one is the result.
 
     Raises:
         Diverged: a method made no progress.
@@ -158,8 +159,8 @@ def _from_disk(run: Run, path: str) -> Start:
     }  # fmt: skip
     if lines := files.differences(theirs, mine):
         raise PotstillError(
-            f"{path}: does not fit what is asked for in {'; '.join(lines)}. Give the data, --transform and --ipc that it "
-            "was made with."
+            f"{path}: does not fit what is asked for in {'; '.join(lines)}. Give the data, --transform and --ipc that "
+            "it was made with."
         )
     targets = None if found.targets is None else found.targets.to(device)
     return Start(found.images.to(device), targets, found.kind, found.labels.to(device), found.step_size)
@@ -181,7 +182,8 @@ def _progress(session: Session) -> Event:
 def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Generator[Event, None, None]:
     """Let the method find what is open; its settings and the state of the best trial become the session's."""
     run, reached = session.run, session.state
-    assert reached is not None and method.measure is not None
+    assert reached is not None
+    assert method.measure is not None
     path = run.folder / f"measured-{method.name}.json"
     common = files.plain({"experts": session.log.experts, "protocol": dataclasses.asdict(session.evaluator.protocol)})
     found: dict[str, Any] = files.read_json(path) if path.exists() else {}
@@ -216,9 +218,9 @@ def _trial(session: Session, method: Method, ctx: Context) -> Trial:
             reached = replace(fresh, **{**counts, "seconds": 0.0})
         losses: list[float] = []
         try:
-            for reached, metrics in islice(
-                loop.iterate(method, ctx, settings, replace(reached, in_a_row=0)), iterations
-            ):
+            going = loop.iterate(method, ctx, settings, replace(reached, in_a_row=0))
+            for next_state, metrics in islice(going, iterations):
+                reached = next_state
                 losses.append(metrics["loss"])
             accuracy = _accuracy(session, as_distilled(replace(session, state=reached)))
         except Diverged:  # again and again: these settings are not for this set
@@ -229,7 +231,7 @@ def _trial(session: Session, method: Method, ctx: Context) -> Trial:
     return trial
 
 
-def _trial_file(run: Run, method: Method, arm: int, rung: int) -> Any:
+def _trial_file(run: Run, method: Method, arm: int, rung: int) -> Path:
     return run.folder / f"measured-{method.name}" / f"arm{arm}-rung{rung}.safetensors"
 
 

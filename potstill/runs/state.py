@@ -53,7 +53,7 @@ class State:
             tensors |= {f"{group}/{name}": tensor for name, tensor in getattr(self, group).items()}
         for name, moments in self.moments.items():
             tensors |= {f"moments/{name}/{moment}": tensor for moment, tensor in moments.items()}
-        # at the start and after an undone step the state shares its memory with the one before, which the format refuses
+        # at the start and after an undone step the state shares memory with the one before, which the format refuses
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         files.save(path, KIND, tensors, {**{name: getattr(self, name) for name in COUNTS}, **header})
 

@@ -75,8 +75,8 @@ def summary(record: Record) -> str:
 STUDY = Study(
     kind="ablations",
     title=lambda record: f"What each part of the method is worth: {record['dataset']}",
-    caption="Test accuracy of the run as given (first, and dashed) and of the same run with one thing changed; lines are "
-    "95 % intervals over networks. Each row is one distilled set.",
+    caption="Test accuracy of the run as given (first, and dashed) and of the same run with one thing changed; lines "
+    "are 95 % intervals over networks. Each row is one distilled set.",
     table=lambda record: _compared(record)[0],
     figure=lambda record: _compared(record)[1],
     summary=summary,

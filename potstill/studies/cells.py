@@ -40,8 +40,8 @@ def trajectory_of(settings: Settings) -> Datm:
     first = settings.stages[0]
     if not isinstance(first, Datm):
         raise PotstillError(
-            f"method {settings.method[0]}: matches no trajectories, which this study is about; take --method datm, mtt, "
-            "tesla or ftd first."
+            f"method {settings.method[0]}: matches no trajectories, which this study is about; take --method datm, "
+            "mtt, tesla or ftd first."
         )
     return first
 

@@ -157,12 +157,14 @@ def summary(record: Record) -> str:
 STUDY = Study(
     kind=KIND,
     title=lambda record: f"How many images lose nothing: {record['dataset']}",
-    caption="Test accuracy by images per class (logarithmic) of networks trained on the distilled set, on as many random "
-    "images with soft and with hard labels, and on the full set (line; bands are 95 % intervals). The dotted line marks "
-    "the smallest set found that loses nothing.",
+    caption="Test accuracy by images per class (logarithmic) of networks trained on the distilled set, on as many "
+    "random images with soft and with hard labels, and on the full set (line; bands are 95 % intervals). The dotted "
+    "line marks the smallest set found that loses nothing.",
     table=table,
     figure=figure,
     summary=summary,
-    chosen=lambda record: f"Networks on the full set trained {record['protocol']['full_epochs']} epochs. The size was "
-    "found by these very figures, so evaluate it again by other networks before you rely on it.",
+    chosen=lambda record: (
+        f"Networks on the full set trained {record['protocol']['full_epochs']} epochs. The size was "
+        "found by these very figures, so evaluate it again by other networks before you rely on it."
+    ),
 )

@@ -51,8 +51,8 @@ def summary(record: Record) -> str:
 STUDY = Study(
     kind="windows",
     title=lambda record: f"Start epochs found, and some chosen by hand: {record['dataset']}",
-    caption="Test accuracy by the start epochs that were matched; the first row and the dashed line are of those that were "
-    "found by measuring. Lines are 95 % intervals.",
+    caption="Test accuracy by the start epochs that were matched; the first row and the dashed line are of those "
+    "that were found by measuring. Lines are 95 % intervals.",
     table=lambda record: _compared(record)[0],
     figure=lambda record: _compared(record)[1],
     summary=summary,

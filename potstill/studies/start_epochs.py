@@ -120,8 +120,8 @@ def pictures(record: Record, out: Path) -> list[dict[str, Any]]:
         if sequences:
             sections.append({
                 "title": f"What they write, at {ipc} images per class", "sequences": sequences,
-                "sentence": "Move the slider: early epochs write the shapes that a class shares, late ones touch single "
-                "features.",
+                "sentence": "Move the slider: early epochs write the shapes that a class shares, late ones touch "
+                "single features.",
             })  # fmt: skip
     return sections
 
@@ -134,8 +134,8 @@ STUDY = Study(
     kind="stages",
     title=lambda record: f"Which part of the path to match: {record['dataset']}",
     caption="What networks gain in test accuracy when they are trained on the distilled set instead of as many random "
-    "real images, in points, by the start epochs that were matched; lines are 95 % intervals. Below zero, distilling did "
-    "harm. Every set is the one after the last iteration.",
+    "real images, in points, by the start epochs that were matched; lines are 95 % intervals. Below zero, distilling "
+    "did harm. Every set is the one after the last iteration.",
     table=table,
     figure=figure,
     summary=summary,

@@ -1,7 +1,7 @@
 """Training on the real data: each expert leaves the trajectory that a student shall follow.
 
-An expert is finished when its file exists.  So any process may train any expert of a folder: each takes the next one that
-is neither finished nor in training elsewhere, and in the end waits for those of the others.
+An expert is finished when its file exists.  So any process may train any expert of a folder: each takes the next one
+that is neither finished nor in training elsewhere, and in the end waits for those of the others.
 """
 
 import logging
@@ -161,11 +161,11 @@ def _train_one(job: _Job, number: int) -> Iterator[int]:
     """Train one expert from its last checkpoint to its last epoch, and yield each epoch."""
     problem, network, unfinished = job.problem, job.problem.network, partial_path(job.folder, number)
     seed = derive(job.seed, "expert", number)
-    theta, buffers, snapshots, epoch, before = _resume(job, unfinished, seed)
+    first, buffers, snapshots, epoch, before = _resume(job, unfinished, seed)
     gradient = partial(_gradient(job), buffers=buffers)
     targets = one_hot(problem.train.labels, len(problem.dataset.classes))
     began = saved = time.monotonic()
-    for theta in sgd(gradient, theta, problem.train.images, targets, _recipe(job), seed, epoch):
+    for theta in sgd(gradient, first, problem.train.images, targets, _recipe(job), seed, epoch):
         epoch += 1
         _check_finite(job, number, epoch, theta)
         if epoch in job.epochs:
@@ -219,7 +219,8 @@ def _check_finite(job: _Job, number: int, epoch: int, theta: Tensor) -> None:
 
 
 def _save(
-    path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any], storage: str
+    path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any],
+    storage: str,
 ) -> None:  # fmt: skip
     tensors = {
         "theta": trajectories.stack([theta for theta, _ in snapshots.values()], getattr(torch, storage)),

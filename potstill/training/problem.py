@@ -85,8 +85,8 @@ def prepare(
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
     if int(counts.min()) < ipc:
         raise PotstillError(
-            f"ipc {ipc}: class {data.classes[int(counts.argmin())]!r} has only {int(counts.min())} training images after "
-            "the validation split is kept aside; lower --ipc."
+            f"ipc {ipc}: class {data.classes[int(counts.argmin())]!r} has only {int(counts.min())} training images "
+            "after the validation split is kept aside; lower --ipc."
         )
     where = choose_device(device)
     config = replace(network, depth=network.depth or architectures.depth_for(*data.shape[1:]))

@@ -75,7 +75,8 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> Non
     """Begin a store, or continue one of the same identity; the caller holds the folder's lock.
 
     Raises:
-        PotstillError: the folder holds experts of another network, dataset, transform or recipe, finished or in training;
+        PotstillError: the folder holds experts of another network, dataset, transform or recipe, finished or in
+        training;
             the differing fields are named.
     """
     identity, path = files.plain(identity), folder / MANIFEST

@@ -24,8 +24,8 @@ REFINING = {
     "lr_images": 0.5, "lr_labels": 0.1, "lr_step_size": 1e-5, "cooldown": 0.0,
 }  # fmt: skip
 PAPER = {
-    "iterations": 12, "window": 4, "unroll": 9, "real_batch": 200, "batch_size": 20, "lr_images": 1e-2, "lr_labels": 1e-3,
-    "lr_step_size": 0.0,
+    "iterations": 12, "window": 4, "unroll": 9, "real_batch": 200, "batch_size": 20, "lr_images": 1e-2,
+    "lr_labels": 1e-3, "lr_step_size": 0.0,
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""One contract for every method of the dict: what each must keep so that the loop, the report and the user can rely on it.
+"""One contract for every method of the dict: what each must keep so that the loop, the report and the user can rely on
+it.
 
 A new method is held to it without a line here; ``SMALL`` makes the costly ones cheap.
 """
@@ -20,8 +21,9 @@ from tests.conftest import tiny
 
 ITERATIONS = 8
 SMALL = {
-    "batch_size": 20, "inner_steps": 4, "expert_epochs": 2, "step_size": 0.05, "start_epochs": (0, 2), "real_batch": 200,
-    "unroll": 30, "window": 12, "inner_step_size": 0.01, "lr_logits": 5.0, "lr_step_size": 1e-5, "cooldown": 0.0,
+    "batch_size": 20, "inner_steps": 4, "expert_epochs": 2, "step_size": 0.05, "start_epochs": (0, 2),
+    "real_batch": 200, "unroll": 30, "window": 12, "inner_step_size": 0.01, "lr_logits": 5.0, "lr_step_size": 1e-5,
+    "cooldown": 0.0,
 }  # fmt: skip
 LEARNERS = [name for name, method in METHODS.items() if method.loss is not None]
 

@@ -66,7 +66,7 @@ def test_batches_go_through_the_whole_set_before_any_image_returns(setting):
 
 
 def test_the_initial_set_is_solved_images_with_the_mean_logits_of_those_who_solve_them(setting):
-    ctx, own, first = setting
+    ctx, _, first = setting
     problem, images, labels = ctx.problem, first.variables["images"], first.labels
     assert labels.tolist() == [label for label in range(10) for _ in range(2)]
     outputs = torch.stack([soft_labels.expert_logits(problem, ctx.experts, e, images) for e in range(2)])

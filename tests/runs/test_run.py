@@ -125,8 +125,8 @@ def test_experts_can_be_shared(finished, tmp_path):
 
 def test_start_epochs_beyond_the_shared_experts_are_refused(finished, tmp_path):
     job, _ = finished
+    late = tiny(datm={"start_epochs": (0, 40)})
     with pytest.raises(PotstillError, match="trains 4 epochs, but snapshots of epochs 0 to 41 are needed"):
-        late = tiny(datm={"start_epochs": (0, 40)})
         run_to_completion(stage.distil(run.open_run(late, tmp_path, job.folder / "experts")))
     with pytest.raises(PotstillError, match="holds 2 finished experts, but 9 are asked for"):
         run_to_completion(stage.distil(run.open_run(tiny(expert={"count": 9}), tmp_path / "b", job.folder / "experts")))

@@ -132,7 +132,8 @@ def test_settings_of_0_1_0_are_brought_up_to_date():
 @pytest.mark.parametrize(("changes", "word"), [
     ({"ipc": 0}, "ipc 0"), ({"datm": {"iterations": 0}}, "datm.iterations 0"),
     ({"datm": {"step_size": 0.0}}, "step_size 0.0"), ({"expert": {"count": 0}}, "expert.count 0"),
-    ({"micro_batch": 0}, "micro_batch 0"), ({"transform": "pca"}, "transform 'pca': choose among auto, zca, standardise"),
+    ({"micro_batch": 0}, "micro_batch 0"),
+    ({"transform": "pca"}, "transform 'pca': choose among auto, zca, standardise"),
     ({"network": {"norm": "layer"}}, "network.norm 'layer'"), ({"datm": {"adjoint": "tesla"}}, "datm.adjoint"),
     ({"datm": {"label_experts": 0}}, "datm.label_experts 0"), ({"resize": -1}, "resize -1"),
     ({"evaluation": {"full_seeds": -1}}, "evaluation.full_seeds -1"), ({"datm": {"cooldown": 2.0}}, "cooldown 2.0"),
