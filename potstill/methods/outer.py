@@ -105,5 +105,5 @@ def result(rule: Rule, x: Tensor, moments: Moments) -> Tensor:
 
 def undo(rule: Rule, x: Tensor, moments: Moments) -> Moments:
     """The moments of a variable whose last step was undone: without the direction that led astray."""
-    kept = {name: moments[name] for name in ("norm", "average") if name in moments}
+    kept = {name: moment for name, moment in moments.items() if name in ("norm", "average")}
     return {**initial(rule, x), **kept}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,8 +63,9 @@ class Problem:
 
 
 def prepare(
-    dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: str = "auto", device: str = "auto",
-    precision: str = "auto", validation: float = 0.1, resize: int | None = None, label_column: str | None = None,
+    dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: Literal["auto", "zca", "standardise"] = "auto",
+    device: str = "auto", precision: str = "auto", validation: float = 0.1, resize: int | None = None,
+    label_column: str | None = None,
 ) -> Problem:  # fmt: skip
     """Read the data, fit the transform and build the network.
 

@@ -127,7 +127,8 @@ def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajecto
     if identity is not None:
         asked = {name: value for name, value in found["identity"].items() if name in identity}
         check_identity(folder, asked, files.plain(identity))
-    accuracies, seconds = [], found.get("seconds", 0.0)
+    accuracies: list[float] = []
+    seconds = found.get("seconds", 0.0)
     while (path := expert_path(folder, len(accuracies))).exists():
         with files.opened(path, "expert") as reader:
             number, header = len(accuracies), reader.header
