@@ -355,6 +355,7 @@ import resource, sys, torch
 from potstill.data import augment
 from potstill.networks import flat
 from potstill.networks.architectures import NetworkConfig
+from potstill.networks.losses import label_loss
 from potstill.adjoint.inner import Adam
 from potstill.adjoint.unroll import InnerStep, unroll
 steps, width, side, batch = map(int, sys.argv[1:5])

@@ -137,7 +137,7 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["run", "--preset", "cifar10-ipc10"], ["say where they are by --dataset"]),
     (["run", "--dataset", "/nowhere/at/all"], ["no such file or folder"]),
     (["run", "--datm.start-epochs", "8", "40"], ["snapshots of epochs 8 to 41 are needed", "raise --expert.epochs"]),
-    (["run", "--method", "herding", "--dm.iterations", "3"], ["--dm.iterations: is a setting of dm", "add it to"]),
+    (["run", "--method", "herding", "--mtt.iterations", "3"], ["--mtt.iterations: is a setting of mtt", "add it to"]),
     (["run", "--distil.polish", "3"], ["stand under their method's name since 0.2", "--datm.iterations"]),
     (["run", "--window", "auto"], ["stand under their method's name since 0.2"]),
     (["run", "--method", "dtam"], ["method 'dtam': unknown", "did you mean datm"]),
