@@ -73,11 +73,11 @@ def write_bytes(path: Path, payload: bytes) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove half-written files that killed processes of this machine left in a folder and those below it."""
-    for path in folder.rglob(".*.tmp"):
-        parts = path.name.split(".")
-        if len(parts) >= 4 and parts[-3] == host() and parts[-2].isdigit() and not _alive(int(parts[-2])):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+    with contextlib.suppress(FileNotFoundError):  # another process may clear the same folder
+        for path in list(folder.rglob(".*.tmp")):
+            parts = path.name.split(".")
+            if len(parts) >= 4 and parts[-3] == host() and parts[-2].isdecimal() and not _alive(int(parts[-2])):
+                path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
@@ -85,7 +85,7 @@ def _alive(pid: int) -> bool:
         return True  # elsewhere asking would end it
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # none, or a number that no process has
         return False
     except PermissionError:
         return True
@@ -105,18 +105,31 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PotstillError(f"{path}: not valid JSON ({error}); delete it or restore it from a copy.") from error
 
 
 # --- one at a time -------------------------------------------------------------------------------------------------
 
-_held: dict[Path, tuple[int, int]] = {}  # locked by this process: thread, and how many times
+
+@dataclass
+class _Hold:
+    """A folder that this process holds: by which lock, in which process and thread, and how many times."""
+
+    lock: Any
+    owner: tuple[int, int]
+    count: int = 0
+
+
+_holds: dict[Path, _Hold] = {}
 
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str, wait: float = 0.0) -> Iterator[None]:
     """Keep every other process and thread from writing in a folder; the same thread may lock it again.
+
+    It is released when the last of its holders ends, in whatever order they do, and by the system when the process is
+    killed.
 
     Args:
         folder: made if it is missing.
@@ -124,38 +137,59 @@ def locked(folder: Path, what: str, wait: float = 0.0) -> Iterator[None]:
         wait: seconds to wait for another to end.
 
     Raises:
-        PotstillError: another one holds it: which, where, since when, and what it does.
+        PotstillError: another one holds it: which, where, since when, and what it does; or a file is in the way.
+    """
+    path, owner = folder.resolve(), (os.getpid(), threading.get_ident())
+    hold = _holds.get(path)
+    if hold is None or hold.owner != owner:
+        hold = _Hold(_acquire(folder, wait), owner)
+        _holds[path] = hold
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError, PotstillError):  # only a courtesy to others
+            write_json(path / _HOLDER, {"pid": os.getpid(), "host": host(), "since": since, "what": what})
+    hold.count += 1
+    try:
+        yield
+    finally:
+        hold.count -= 1
+        if not hold.count:
+            del _holds[path]
+            with contextlib.suppress(FileNotFoundError):
+                (path / _HOLDER).unlink()
+            hold.lock.release()
+
+
+def _acquire(folder: Path, wait: float) -> Any:
+    """The lock of a folder, to be released."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take(folder.resolve() / _LOCK, wait)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise PotstillError(f"{folder}: a file is in the way of this folder; choose another path.") from error
+    except PermissionError as error:
+        raise PotstillError(f"{folder}: cannot be written to ({error.strerror}); choose another path.") from error
+    if lock is None:
+        raise PotstillError(f"{folder}: {_holder(folder)}; wait for it to end, or give another --out.")
+    return lock
+
+
+def take(path: Path, wait: float = 0.0) -> Any | None:
+    """The lock of a lock file, to be released; None where another process or thread has it longer than ``wait`` seconds.
+
+    The system releases it when the process ends, however it ends.  A negative ``wait`` is endless.
     """
     import filelock
 
-    path = folder.resolve()
-    thread, count = _held.get(path, (threading.get_ident(), 0))
-    if count and thread == threading.get_ident():
-        _held[path] = (thread, count + 1)
+    for kind in (filelock.FileLock, filelock.SoftFileLock):  # the second is for file systems that know no locks
+        lock = kind(str(path), timeout=wait, thread_local=False)
         try:
-            yield
-        finally:
-            _held[path] = (thread, count)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(path / _LOCK), timeout=wait, thread_local=False)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise PotstillError(f"{folder}: {_holder(path)}; wait for it to end, or give another --out.") from None
-    except NotImplementedError:  # the file system knows no locks
-        yield
-        return
-    try:
-        _held[path] = (threading.get_ident(), 1)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(path / _HOLDER, {"pid": os.getpid(), "host": host(), "since": since, "what": what})
-        yield
-    finally:
-        _held.pop(path, None)
-        with contextlib.suppress(FileNotFoundError):
-            (path / _HOLDER).unlink()
-        lock.release()
+            lock.acquire(poll_interval=0.1)
+            return lock
+        except filelock.Timeout:
+            return None
+        except NotImplementedError:
+            continue
+    return None
 
 
 def _holder(folder: Path) -> str:
@@ -176,10 +210,13 @@ def save(
 
     ``by_row`` names tensors of which single rows are read: each row has a checksum of its own.
     """
+    own: dict[str, Any] = {"kind": kind, "version": VERSION, "format": FORMAT}
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sums = {name: [_digest(row) for row in t] if name in by_row else _digest(t) for name, t in whole.items()}
-    fields = {"kind": kind, "version": VERSION, "format": FORMAT, "checksums": sums, **header}
-    text = json.dumps(fields, ensure_ascii=False)
+    own["checksums"] = {
+        name: [_digest(row) for row in t] if name in by_row else _digest(t) for name, t in whole.items()
+    }  # fmt: skip
+    given = {name: value for name, value in header.items() if name != "header_checksum"}  # as of another file
+    text = json.dumps({**own, **given, **own}, ensure_ascii=False)
     sealed = f'{text[:-1]}, "header_checksum": "{_hash(text)}"}}'
     write_bytes(path, serialise(whole, metadata={_HEADER: sealed}))
 
@@ -218,10 +255,16 @@ class Reader:
         return found
 
     def row(self, name: str, number: int) -> Tensor:
-        """One row of a tensor that was written ``by_row``."""
-        found = self._file.get_slice(name)[number]
-        expected = self._sums().get(name)
-        if isinstance(expected, list) and (number >= len(expected) or expected[number] != _digest(found)):
+        """One row, counted from 0, of a tensor that was written ``by_row``; nothing else of it is read."""
+        rows, expected = self._file.get_slice(name), self._sums().get(name)
+        count = rows.get_shape()[0]
+        if not 0 <= number < count:
+            raise PotstillError(
+                f"{self.path}: {name!r} has {count} rows, but row {number} is needed; copy the file again, or delete "
+                "it and make it anew."
+            )
+        found = rows[number]
+        if isinstance(expected, list) and (len(expected) != count or expected[number] != _digest(found)):
             self._damaged(name)
         return found
 
@@ -241,8 +284,7 @@ def opened(path: Path, kind: str, upgrade: Upgrade | None = None) -> Iterator[Re
 
     Raises:
         PotstillError: the file is missing, truncated, damaged, not safetensors, not a potstill artefact of this kind,
-        or
-            written by a newer potstill.
+            or written by a newer potstill.
     """
     if not path.is_file():
         raise PotstillError(f"{path}: there is no such file; expected a potstill {kind}.")
@@ -266,8 +308,8 @@ def _header(path: Path, kind: str, file: Any, upgrade: Upgrade | None) -> dict[s
         raise PotstillError(f"{path}: damaged: its header does not match its checksum; copy the file again.")
     try:
         header = json.loads(text)
-        number, of_kind = header.get("format", 1), header["kind"]
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        number, of_kind = int(header.get("format", 1)), header["kind"]
+    except (json.JSONDecodeError, RecursionError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise PotstillError(f"{path}: damaged: its header is not readable ({error}); copy the file again.") from error
     if of_kind != kind:
         raise PotstillError(f"{path}: holds a potstill {of_kind}; expected a {kind}.")
