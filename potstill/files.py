@@ -174,7 +174,7 @@ def _acquire(folder: Path, wait: float) -> Any:
 
 
 def take(path: Path, wait: float = 0.0) -> Any | None:
-    """The lock of a lock file, to be released; None where another process or thread has it longer than ``wait`` seconds.
+    """The lock of a lock file, to be released; None where others have it longer than ``wait`` seconds.
 
     The system releases it when the process ends, however it ends.  A negative ``wait`` is endless.
     """

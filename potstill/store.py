@@ -22,8 +22,7 @@ logger = logging.getLogger(__name__)
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and a header."""
 T = TypeVar("T")
-PATIENCE = 600.0  # seconds that are waited for another process which makes the same thing
-_warned: set[Path] = set()  # folders of which it was said that nothing can be kept there: once, not for each thing
+_unwritable: set[Path] = set()  # folders of which it was said that nothing can be kept there: once, not each time
 
 
 def cache_folder() -> Path:
@@ -32,7 +31,11 @@ def cache_folder() -> Path:
 
 
 def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
-    """What ``make`` gives, or what it gave before for the same identity (JSON-like)."""
+    """What ``make`` gives, or what it gave before for the same identity (JSON-like).
+
+    One process at a time makes it, and others that ask meanwhile wait for it.  What is damaged is made anew, with a
+    warning; where nothing can be written there is one warning, and nothing is kept.
+    """
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
     def write(path: Path, made: Made) -> None:
@@ -42,60 +45,69 @@ def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
 
 
 def once_json(kind: str, identity: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The same for a mapping of plain values, by :func:`potstill.files.fingerprint`; its identity is kept beside it."""
+    """The same for a mapping of plain values; its identity and a checksum lie beside them in the file."""
 
     def read(path: Path) -> dict[str, Any]:
         found = files.read_json(path)
-        if not isinstance(found, dict) or "identity" not in found:
-            raise PotstillError(f"{path}: not what is kept here.")
+        if not isinstance(found, dict) or found.pop("identity", None) != files.plain(identity):
+            raise PotstillError(f"{path}: damaged: it is not what its name says")
+        if found.pop("checksum", files.fingerprint(found)) != files.fingerprint(found):  # entries of 0.1.0 have none
+            raise PotstillError(f"{path}: damaged: its values do not match their checksum")
         return found
 
     def write(path: Path, made: dict[str, Any]) -> None:
-        files.write_json(path, {**made, "identity": identity})
+        files.write_json(path, {**made, "identity": identity, "checksum": files.fingerprint(made)})
 
-    return _once(cache_folder() / kind / f"{files.fingerprint(identity)}.json", read, make, write)
+    def make_plain() -> dict[str, Any]:
+        return files.plain(make())
+
+    return _once(cache_folder() / kind / f"{files.fingerprint(identity)}.json", read, make_plain, write)
 
 
 def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[Path, T], None]) -> T:
-    """Made by one process at a time: the others wait for it, then read."""
+    """The entry at a path, made by one process at a time: the others wait for it, then read."""
     with contextlib.suppress(PotstillError, OSError):
         return read(path)
     with _alone(path):
-        with contextlib.suppress(PotstillError, OSError):
-            return read(path)  # another process has made it meanwhile
+        try:
+            if path.exists():  # another process has made it meanwhile, or it is damaged
+                return read(path)
+        except (PotstillError, OSError) as error:
+            logger.warning("%s; it is made anew", str(error).rstrip("."))
         made = make()
         try:
             write(path, made)
         except (PotstillError, OSError) as error:
-            _warn(path.parent, error)
+            _cannot_keep(path.parent, error)
         return made
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Where the folder can be written, nobody else makes the same thing meanwhile."""
-    import filelock
-
-    lock = filelock.FileLock(str(path.with_suffix(".lock")), timeout=PATIENCE, thread_local=False)
+    """Where the folder can be written to, nobody else makes the same entry meanwhile."""
+    beside, lock = path.with_suffix(".lock"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError, filelock.Timeout):
-        yield
-        return
+        lock = files.take(beside)
+        if lock is None:
+            logger.info("waiting for another process that makes %s", path)
+            lock = files.take(beside, wait=-1)  # the system frees it if that process is killed
+    except OSError:
+        pass  # then each makes its own
     try:
         yield
     finally:
-        lock.release()
-        with contextlib.suppress(OSError):
-            path.with_suffix(".lock").unlink()
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                beside.unlink()  # while it is held: who waits for this file finds it gone, and takes a new one
+            lock.release()
 
 
-def _warn(folder: Path, error: Exception) -> None:
-    if folder not in _warned:
-        _warned.add(folder)
+def _cannot_keep(folder: Path, error: Exception) -> None:
+    if folder not in _unwritable:
+        _unwritable.add(folder)
         logger.warning(
-            "%s: what was made is not kept for the next time (%s); set POTSTILL_CACHE to a folder that can be written "
+            "%s: what is made is not kept for the next time (%s); set POTSTILL_CACHE to a folder that can be written "
             "to.",
             folder, error,
         )  # fmt: skip
