@@ -7,7 +7,7 @@ that is neither finished nor in training elsewhere, and in the end waits for tho
 import logging
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from potstill.seeds import derive
 from potstill.training import trajectories
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, sgd
-from potstill.training.trajectories import expert_path, lock_path, partial_path
+from potstill.training.trajectories import expert_path, partial_path
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
@@ -87,6 +87,11 @@ class _Job:
     compile: Compile
     epochs: tuple[int, ...]  # whose snapshots are kept
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """That of the store."""
+        return identity(self.expert, self.problem, self.seed, self.augment)
+
 
 def train(
     problem: Problem, folder: Path, expert: ExpertConfig, *, seed: int, augment: tuple[Operation, ...],
@@ -110,51 +115,43 @@ def train(
         PotstillError: the folder holds experts of another identity, or an expert diverges.
     """
     epochs = tuple(range(expert.epochs + 1)) if keep is None or expert.keep_all else tuple(sorted(keep))
-    with files.locked(folder, "preparing experts", wait=60.0):
-        files.clear_leftovers(folder)
-        trajectories.create(folder, identity(expert, problem, seed, augment), epochs)
-        epochs = trajectories.open_store(folder).epochs  # those that the folder keeps
-        claimed = _next(folder, expert.count)
     job = _Job(problem, folder, expert, seed, augment, compile, epochs)
-    while (number := _first_missing(folder, expert.count)) is not None:
-        if claimed is None:
+    files.clear_leftovers(folder)
+    while (found := _claim(job)) is not None:
+        job, number, lock = found
+        if lock is None:
             yield {**_event(job, number, 0), "doing": "waiting for another process"}
             time.sleep(POLL_SECONDS)
-        else:
-            number, lock = claimed
-            try:
-                for epoch in _train_one(job, number):
-                    yield {**_event(job, number, epoch), "epoch": epoch}
-            finally:
-                lock.release()
-            lock_path(folder, number).unlink(missing_ok=True)  # the expert exists, so nobody will ask for it again
-        claimed = _next(folder, expert.count)
-    if claimed is not None:
-        claimed[1].release()
+            continue
+        try:
+            for epoch in _train_one(job, number):
+                yield {**_event(job, number, epoch), "epoch": epoch}
+        finally:
+            lock.release()
     yield {"stage": "experts", "done": expert.count * expert.epochs, "total": expert.count * expert.epochs}
+
+
+def _claim(job: _Job) -> tuple[_Job, int, Any | None] | None:
+    """The job with the epochs that its folder keeps, the next expert, and a lock on it.
+
+    The lock is None where others train all that are left, the whole None where all are finished.  The folder's identity
+    is compared each time: while this process waited, the others may have been killed before they left anything, and the
+    folder been taken for other experts.
+    """
+    with files.locked(job.folder, "preparing experts", wait=60.0):
+        job = replace(job, epochs=trajectories.create(job.folder, job.identity, job.epochs))
+        missing = trajectories.missing(job.folder, job.expert.count)
+        for number in missing:
+            lock = trajectories.claim(job.folder, number)
+            if lock is not None:
+                return job, number, lock
+        return (job, missing[0], None) if missing else None
 
 
 def _event(job: _Job, number: int, epoch: int) -> dict[str, Any]:
     finished = sum(expert_path(job.folder, n).exists() for n in range(job.expert.count))
     total, done = job.expert.count * job.expert.epochs, finished * job.expert.epochs + epoch
     return {"stage": "experts", "done": min(done, total), "total": total, "expert": number}
-
-
-def _first_missing(folder: Path, count: int) -> int | None:
-    return next((number for number in range(count) if not expert_path(folder, number).exists()), None)
-
-
-def _next(folder: Path, count: int) -> tuple[int, Any] | None:
-    """The next expert that is neither finished nor in training, and a lock on it."""
-    for number in range(count):
-        if expert_path(folder, number).exists():
-            continue
-        lock = trajectories.claim(folder, number)
-        if lock is not None:
-            if not expert_path(folder, number).exists():
-                return number, lock
-            lock.release()  # finished meanwhile
-    return None
 
 
 def _train_one(job: _Job, number: int) -> Iterator[int]:
@@ -172,12 +169,16 @@ def _train_one(job: _Job, number: int) -> Iterator[int]:
             snapshots[epoch] = (theta.cpu().clone(), buffers.cpu().clone())  # cloned: a view would follow training
         seconds = before + time.monotonic() - began
         if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < job.expert.epochs:
-            _save(unfinished, IN_TRAINING, snapshots, theta, buffers, {"epoch": epoch, "seconds": seconds}, "float32")
+            header = {"epoch": epoch, "seconds": seconds, "identity": files.fingerprint(job.identity)}
+            _save(unfinished, IN_TRAINING, snapshots, theta, buffers, header, "float32")
             saved = time.monotonic()
         yield epoch
     accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels, buffers)
     kept = {e: snapshot for e, snapshot in snapshots.items() if e in job.epochs}
-    header = {"epoch": epoch, "seconds": before + time.monotonic() - began, "accuracy": accuracy}
+    header = {
+        "epoch": epoch, "seconds": before + time.monotonic() - began, "accuracy": accuracy,
+        "identity": files.fingerprint(job.identity),
+    }  # fmt: skip
     _save(expert_path(job.folder, number), "expert", kept, theta, buffers, header, job.expert.storage)
     unfinished.unlink(missing_ok=True)
 
@@ -188,11 +189,13 @@ def _resume(job: _Job, unfinished: Path, seed: int) -> tuple[Tensor, Tensor, Sna
     if unfinished.exists():
         try:
             tensors, header = files.load(unfinished, IN_TRAINING)
+            if header.get("identity", files.fingerprint(job.identity)) != files.fingerprint(job.identity):
+                raise PotstillError("it comes from another folder")
             snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
             theta, buffers = tensors["last"].to(device), tensors["last_buffers"].to(device)
             return theta, buffers, snapshots, header["epoch"], header["seconds"]
-        except PotstillError as error:
-            logger.warning("%s: this expert is trained from its first epoch again", error)
+        except (PotstillError, KeyError, IndexError) as error:  # 0.1.0 wrote no checksums
+            logger.warning("%s: this expert is trained from its first epoch again (%s)", unfinished, error)
     theta, buffers = network.fresh(seed), network.initial_buffers()
     return theta, buffers, {0: (theta.cpu().clone(), buffers.cpu().clone())}, 0, 0.0
 

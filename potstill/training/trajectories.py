@@ -5,6 +5,10 @@ experts/
   expert-00.safetensors         theta (kept epochs, P), buffers (kept epochs, B), last (P,), last_buffers (B,);
                                 its accuracy and seconds in its header: it is finished when the file exists
   expert-01.partial.safetensors an expert still in training
+  expert-01.lock                held by the process that trains it
+
+Nothing is claimed and no manifest written but under the folder's lock (:func:`potstill.files.locked`).  Folders of
+0.1.0, whose manifest told the accuracies, are read as they are.
 """
 
 from collections.abc import Sequence
@@ -37,7 +41,8 @@ class Trajectories:
     def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
         """Snapshots (P,) at epochs ``start`` and ``start + span``, float32, read without the rest of the file."""
         with files.opened(expert_path(self.folder, expert), "expert") as reader:
-            first, last = (reader.row("theta", self._row(epoch)) for epoch in (start, start + span))
+            kept = reader.header.get("epochs", self.epochs)
+            first, last = (reader.row("theta", self._row(epoch, kept)) for epoch in (start, start + span))
         return first.float(), last.float()
 
     def last(self, expert: int) -> tuple[Tensor, Tensor]:
@@ -45,10 +50,13 @@ class Trajectories:
         with files.opened(expert_path(self.folder, expert), "expert") as reader:
             return reader.tensor("last").float(), reader.tensor("last_buffers").float()
 
-    def _row(self, epoch: int) -> int:
-        if epoch not in self.epochs:
-            raise PotstillError(f"{self.folder}: keeps no snapshot of epoch {epoch}, only of {_ranges(self.epochs)}.")
-        return self.epochs.index(epoch)
+    def _row(self, epoch: int, kept: Sequence[int]) -> int:
+        if epoch not in kept:
+            raise PotstillError(
+                f"{self.folder}: keeps no snapshot of epoch {epoch}, only of {_ranges(kept)}; match epochs among "
+                "these, or train experts in another folder with --expert.keep-all."
+            )
+        return kept.index(epoch)
 
 
 def lock_path(folder: Path, number: int) -> Path:
@@ -71,13 +79,15 @@ def partial_path(folder: Path, number: int) -> Path:
     return folder / f"expert-{number:02d}.partial.safetensors"
 
 
-def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> None:
+def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> tuple[int, ...]:
     """Begin a store, or continue one of the same identity; the caller holds the folder's lock.
+
+    Returns:
+        The epochs whose snapshots it keeps, ``epochs`` at least.
 
     Raises:
         PotstillError: the folder holds experts of another network, dataset, transform or recipe, finished or in
-        training;
-            the differing fields are named.
+            training; the differing fields are named.
     """
     identity, path = files.plain(identity), folder / MANIFEST
     begun = any(folder.glob("expert-*.safetensors")) or any(_is_claimed(lock) for lock in folder.glob("expert-*.lock"))
@@ -89,30 +99,54 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> Non
                 f"{folder}: keeps snapshots of epochs {_ranges(found['epochs'])}, but epoch {missing[0]} is needed; "
                 "train the experts in another folder, or with --expert.keep-all."
             )
-        return
+        return tuple(found["epochs"])
     manifest = {"kind": "trajectories", "version": files.VERSION, "identity": identity, "epochs": list(epochs)}
     files.write_json(path, manifest)
+    return tuple(epochs)
+
+
+def missing(folder: Path, count: int) -> list[int]:
+    """Those of the first ``count`` experts that are not finished; the caller holds the folder's lock."""
+    manifest = _manifest(folder)
+    unfinished = [number for number in range(count) if _ending(folder, number, manifest) is None]
+    for number in set(range(count)) - set(unfinished):
+        lock_path(folder, number).unlink(missing_ok=True)  # nobody will claim it again
+    return unfinished
 
 
 def claim(folder: Path, number: int) -> Any | None:
-    """A lock on training one expert, to be released; None where another process has it."""
-    import filelock
-
-    lock = filelock.FileLock(str(lock_path(folder, number)), timeout=0, thread_local=False)
-    try:
-        return lock.acquire().lock
-    except filelock.Timeout:
-        return None
+    """A lock on training one expert, to be released; None where another has it.  The caller holds the folder's lock."""
+    return files.take(lock_path(folder, number))
 
 
 def _is_claimed(path: Path) -> bool:
-    import filelock
+    lock = files.take(path)
+    if lock is not None:
+        lock.release()
+    return lock is None
 
-    try:
-        with filelock.FileLock(str(path), timeout=0, thread_local=False):
-            return False
-    except filelock.Timeout:
-        return True
+
+def _ending(folder: Path, number: int, manifest: dict[str, Any]) -> tuple[float, float] | None:
+    """Accuracy and seconds of an expert; None where it is not finished.
+
+    Version 0.1.0 wrote accuracies into the manifest, a moment after the file: one without was killed in between.
+
+    Raises:
+        PotstillError: its file is damaged, or comes from another folder.
+    """
+    path = expert_path(folder, number)
+    if not path.exists():
+        return None
+    with files.opened(path, "expert") as reader:
+        header = reader.header
+    if header.get("identity", files.fingerprint(manifest["identity"])) != files.fingerprint(manifest["identity"]):
+        raise PotstillError(
+            f"{path}: was trained otherwise than {MANIFEST} says, so it comes from another folder; put it back there, "
+            "or delete it to train this expert anew."
+        )
+    before = manifest.get("accuracies", [])
+    accuracy = header.get("accuracy", before[number] if number < len(before) else None)
+    return None if accuracy is None else (accuracy, header.get("seconds", 0.0))
 
 
 def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories:
@@ -127,18 +161,12 @@ def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajecto
     if identity is not None:
         asked = {name: value for name, value in found["identity"].items() if name in identity}
         check_identity(folder, asked, files.plain(identity))
-    accuracies: list[float] = []
-    seconds = found.get("seconds", 0.0)
-    while (path := expert_path(folder, len(accuracies))).exists():
-        with files.opened(path, "expert") as reader:
-            number, header = len(accuracies), reader.header
-        before = found.get("accuracies", [])  # of 0.1.0, whose experts did not carry their own
-        accuracy = header.get("accuracy", before[number] if number < len(before) else None)
-        if accuracy is None:
-            break
-        accuracies.append(accuracy)
-        seconds += header.get("seconds", 0.0)
-    return Trajectories(folder, found["identity"], tuple(found["epochs"]), tuple(accuracies), seconds)
+    endings: list[tuple[float, float]] = []
+    while (ending := _ending(folder, len(endings), found)) is not None:
+        endings.append(ending)
+    accuracies = tuple(accuracy for accuracy, _ in endings)
+    seconds = found.get("seconds", 0.0) + sum(spent for _, spent in endings)  # those of 0.1.0 in the manifest
+    return Trajectories(folder, found["identity"], tuple(found["epochs"]), accuracies, seconds)
 
 
 def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
