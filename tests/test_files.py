@@ -147,6 +147,17 @@ def test_a_row_is_checked_when_it_is_read_alone(tmp_path):
             reader.row("theta", 5)
 
 
+def test_what_was_read_does_not_change_with_the_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensors = artefact(path)
+    read, _ = files.load(path, "thing")
+    with files.opened(path, "thing") as reader:
+        row = reader.row("theta", 3)
+    path.write_bytes(bytes(path.stat().st_size))  # in place, as copying over it does
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert torch.equal(row, tensors["theta"][3])
+
+
 def test_a_header_of_another_file_does_not_hide_what_this_one_is(tmp_path):
     artefact(tmp_path / "x.safetensors")
     _, header = files.load(tmp_path / "x.safetensors", "thing")
