@@ -14,10 +14,12 @@ from torch import Tensor
 from potstill import seeds
 from potstill.adjoint import engine
 from potstill.adjoint.unroll import InnerStep, unroll
-from potstill.config import DSA, NetworkConfig
 from potstill.data import augment
+from potstill.data.augment import DSA
 from potstill.networks import flat
-from potstill.networks.flat import FlatNetwork, label_loss, target_loss
+from potstill.networks.architectures import NetworkConfig
+from potstill.networks.flat import FlatNetwork
+from potstill.networks.losses import label_loss, target_loss
 from potstill.training.sgd import Recipe, run_to_end, sgd, sharpness_aware
 
 SHAPE, CLASSES = (3, 32, 32), 10

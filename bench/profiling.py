@@ -14,7 +14,7 @@ from bench.cases import CLASSES, LONG, SHAPE, Bench
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives, plain
 from potstill.machine import timed
-from potstill.networks.flat import label_loss
+from potstill.networks.losses import label_loss
 
 REPEATS = 10
 KINDS = {  # what a profiled name belongs to; the first that fits

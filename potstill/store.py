@@ -1,20 +1,28 @@
-"""What is slow to make is kept: decoded images by what their files were, whitening by what it was fitted on."""
+"""What is slow to make is kept: decoded images by what their files were, whitening by what it was fitted on, accuracies
+of networks by all that they depend on.
 
+Nothing here is ever needed: what cannot be read is made again, and what cannot be written is not kept.
+"""
+
+import contextlib
 import hashlib
 import json
+import logging
 import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from potstill import files
 from potstill.errors import PotstillError
 
+logger = logging.getLogger(__name__)
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and a header."""
+T = TypeVar("T")
+_unwritable: set[Path] = set()  # folders of which it was said that nothing can be kept there: once, not each time
 
 
 def cache_folder() -> Path:
@@ -22,16 +30,84 @@ def cache_folder() -> Path:
     return Path(os.environ.get("POTSTILL_CACHE", "~/.cache/potstill")).expanduser()
 
 
-def kept(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
-    """What ``make`` gives, or what it gave before for the same identity."""
+def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
+    """What ``make`` gives, or what it gave before for the same identity (JSON-like).
+
+    One process at a time makes it, and others that ask meanwhile wait for it.  What is damaged is made anew, with a
+    warning; where nothing can be written there is one warning, and nothing is kept.
+    """
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    path = cache_folder() / kind / f"{key}.safetensors"
-    try:
-        return files.load(path, kind)
-    except PotstillError:
-        tensors, header = make()
+
+    def write(path: Path, made: Made) -> None:
+        files.save(path, kind, *made)
+
+    return _once(cache_folder() / kind / f"{key}.safetensors", lambda path: files.load(path, kind), make, write)
+
+
+def once_json(kind: str, identity: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The same for a mapping of plain values; its identity and a checksum lie beside them in the file."""
+
+    def read(path: Path) -> dict[str, Any]:
+        found = files.read_json(path)
+        if not isinstance(found, dict) or found.pop("identity", None) != files.plain(identity):
+            raise PotstillError(f"{path}: damaged: it is not what its name says")
+        if found.pop("checksum", files.fingerprint(found)) != files.fingerprint(found):  # entries of 0.1.0 have none
+            raise PotstillError(f"{path}: damaged: its values do not match their checksum")
+        return found
+
+    def write(path: Path, made: dict[str, Any]) -> None:
+        files.write_json(path, {**made, "identity": identity, "checksum": files.fingerprint(made)})
+
+    def make_plain() -> dict[str, Any]:
+        return files.plain(make())
+
+    return _once(cache_folder() / kind / f"{files.fingerprint(identity)}.json", read, make_plain, write)
+
+
+def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[Path, T], None]) -> T:
+    """The entry at a path, made by one process at a time: the others wait for it, then read."""
+    with contextlib.suppress(PotstillError, OSError):
+        return read(path)
+    with _alone(path):
         try:
-            files.save(path, kind, tensors, header)
-        except (PotstillError, OSError) as error:  # a convenience only
-            warnings.warn(f"the {kind} is not kept for the next time: {error}", stacklevel=2)
-        return tensors, header
+            if path.exists():  # another process has made it meanwhile, or it is damaged
+                return read(path)
+        except (PotstillError, OSError) as error:
+            logger.warning("%s; it is made anew", str(error).rstrip("."))
+        made = make()
+        try:
+            write(path, made)
+        except (PotstillError, OSError) as error:
+            _cannot_keep(path.parent, error)
+        return made
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Where the folder can be written to, nobody else makes the same entry meanwhile."""
+    beside, lock = path.with_suffix(".lock"), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = files.take(beside)
+        if lock is None:
+            logger.info("waiting for another process that makes %s", path)
+            lock = files.take(beside, wait=-1)  # the system frees it if that process is killed
+    except OSError:
+        pass  # then each makes its own
+    try:
+        yield
+    finally:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                beside.unlink()  # while it is held: who waits for this file finds it gone, and takes a new one
+            lock.release()
+
+
+def _cannot_keep(folder: Path, error: Exception) -> None:
+    if folder not in _unwritable:
+        _unwritable.add(folder)
+        logger.warning(
+            "%s: what is made is not kept for the next time (%s); set POTSTILL_CACHE to a folder that can be written "
+            "to.",
+            folder, error,
+        )  # fmt: skip

@@ -6,13 +6,14 @@ python recipes/table.py > records/README.md
 import json
 from pathlib import Path
 
-from potstill.report import study_page
+from potstill.methods import published
+from potstill.studies import STUDIES
 
 RECORDS = Path(__file__).parents[1] / "records"
 HEAD = """# Records
 
 What was really measured. Every JSON file in the table is one run, with its configuration, commit, machine, seeds and
-all values; those named "matching" are older ones of the same recipe, without polishing; those named "rates" hold
+all values; those named "matching" are older ones of the same recipe, without its second stage; those named "rates" hold
 trials, not finished runs. This page is made from the records by `python recipes/table.py > records/README.md`.
 
 Test accuracy in per cent: mean of the networks, and the 95 % interval of that mean. Minutes are of experts,
@@ -21,11 +22,6 @@ distilling and evaluation; memory is the peak of the process.
 | record | images | epochs | random | random, soft labels | distilled | published | difference | full set (epochs) | \
 minutes | memory | commit |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
-PUBLISHED = {  # per cent, DATM's table 1; its protocol chooses on test images, ours on validation images
-    "cifar10-ipc1": 46.9, "cifar10-ipc10": 66.8, "cifar10-ipc50": 76.1, "cifar10-ipc500": 83.5,
-    "cifar10-ipc1000": 85.5, "cifar100-ipc1": 27.9, "cifar100-ipc10": 47.2, "cifar100-ipc50": 55.0,
-    "cifar100-ipc100": 57.5,
-}  # fmt: skip
 
 
 def figure(found: dict | None) -> str:
@@ -41,8 +37,9 @@ def figure(found: dict | None) -> str:
 def row(name: str, record: dict) -> str:
     """One line of the table."""
     accuracy, seconds = record["accuracy"], record["seconds"]
-    published = PUBLISHED.get(name.removesuffix("-cpu").removesuffix("-matching"))
-    apart = 100 * accuracy["distilled"]["mean"] - published if published else None
+    dataset, _, ipc = name.removesuffix("-cpu").removesuffix("-matching").rpartition("-ipc")
+    known = published.accuracy("datm", dataset, int(ipc)) if ipc.isdigit() else None
+    apart = 100 * (accuracy["distilled"]["mean"] - known.accuracy) if known else None
     minutes = " + ".join(f"{(seconds[stage] or 0) / 60:.1f}" for stage in ("experts", "distill", "evaluate"))
     cells = [
         f"[{name}]({name}.json)",
@@ -51,7 +48,7 @@ def row(name: str, record: dict) -> str:
         figure(accuracy.get("random")),
         figure(accuracy.get("random_soft")),
         f"**{figure(accuracy['distilled'])}**",
-        f"{published}" if published else "–",
+        f"{100 * known.accuracy:.1f}" if known else "–",
         f"{apart:+.1f}" if apart is not None else "–",
         f"{figure(accuracy.get('full'))} ({record['protocol']['full_epochs']})",
         minutes,
@@ -61,10 +58,11 @@ def row(name: str, record: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def finding(name: str, record: dict) -> str:
-    """An exploration: what it is, its picture and its table."""
-    heads, rows = study_page.table(record)
-    lines = [heads, ["---"] * len(heads), *(row["cells"] for row in rows)]
+def study_section(name: str, record: dict) -> str:
+    """A study: what it is, its picture and its table."""
+    study = STUDIES[record["kind"]]
+    header, rows = study.table(record)
+    lines = [header, ["---"] * len(header), *(row["cells"] for row in rows)]
     seconds = [sum(cell["seconds"][stage] or 0 for stage in ("distill", "evaluate")) for cell in record["cells"]]
     return "\n".join(
         [
@@ -72,7 +70,7 @@ def finding(name: str, record: dict) -> str:
             f"{record['dataset']}, {record['environment']['threads']} thread(s), "
             f"{sum(seconds) / 60:.0f} minutes without its experts, commit {record['commit']}: "
             f"`python recipes/findings.py {name}`, all values in [{name}.json]({name}.json).\n",
-            f"{study_page.finding(record)}.\n",
+            f"{study.summary(record)}.\n",
             f"![{name}]({name}.png)\n",
             *(f"| {' | '.join(line)} |" for line in lines),
         ]
@@ -80,7 +78,7 @@ def finding(name: str, record: dict) -> str:
 
 
 def main() -> None:
-    """The table of runs, then the findings."""
+    """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
     print(HEAD)
     for name, record in records.items():
@@ -88,7 +86,7 @@ def main() -> None:
             print(row(name, record))
     for name, record in records.items():
         if "kind" in record:
-            print(finding(name, record))
+            print(study_section(name, record))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for what the tests start; the networks he
 
 import torch
 
-from potstill import config
+from potstill.methods import METHODS
 from potstill.networks import functional, norm
+from potstill.runs.settings import Settings, configure
 
 torch.set_num_threads(1)
 
+KEPT = Path(__file__).parent / "kept" / "0.1.0"  # runs that version 0.1.0 made
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -35,20 +36,23 @@ def real_data() -> Path:
     return REAL_DATA
 
 
-def tiny(**changes) -> config.Config:
-    """A configuration whose whole run takes seconds."""
-    base = config.PRESETS["digits-ipc1"]
-    base = replace(
-        base,
-        network=config.NetworkConfig(width=8, depth=2),
-        expert=config.ExpertConfig(count=2, epochs=4, batch_size=128, step_size=0.05),
-        window=config.WindowConfig(0, 2),
-        distil=replace(base.distil, iterations=6, inner_steps=4, evaluations=2, lr_images=10.0),
-        evaluation=config.EvaluationConfig(protocol="quick", epochs=3, full_epochs=1),
-    )
+def tiny(method=("datm",), **changes) -> Settings:
+    """Settings whose whole run takes seconds; changes as for ``configure``, merged into the small ones."""
+    small = {
+        "network": {"width": 8, "depth": 2},
+        "expert": {"count": 2, "epochs": 4, "batch_size": 128, "step_size": 0.05},
+        "evaluation": {"protocol": "quick", "epochs": 3, "full_epochs": 1},
+        "evaluations": 2,
+        "datm": {"iterations": 6, "inner_steps": 4, "lr_images": 10.0, "start_epochs": (0, 2), "labels": "learned"},
+    }
+    method = (method,) if isinstance(method, str) else tuple(method)
+    for name in [name for name in small if name.replace("_", "-") in METHODS and name not in method]:
+        del small[name]
     for name, value in changes.items():
-        base = replace(base, **{name: replace(getattr(base, name), **value) if isinstance(value, dict) else value})
-    return base
+        small[name] = {**small.get(name, {}), **value} if isinstance(value, dict) else value
+    ipc, preset = small.pop("ipc", 1), small.pop("preset", None)
+    dataset = small.pop("dataset", "digits")
+    return configure(dataset, ipc, preset, {"method": method, **small})
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ skipped, and says for which one to add a line.
 
 import hashlib
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from potstill.config import default
-from potstill.runs import api
-from potstill.runs import run as stages
+from potstill.runs.api import run_to_completion
+from potstill.runs.run import open_run, train_experts
+from potstill.runs.settings import configure
+from potstill.runs.stage import distil
 
 GOLDEN = {  # processor, what PyTorch uses of it, PyTorch → SHA-256 of images and logits (CPU, one thread, float32)
     "GenuineIntel 6 167 AVX512 2.13.0+cpu": "13f29c1b887c809d361a14b166f8bf20addbdbb2bc07bb82fa3d8d1b5eb137cb",
@@ -32,19 +32,18 @@ def test_the_set_is_the_same_bit_for_bit(tmp_path):
     machine = f"{processor()} {torch.backends.cpu.get_cpu_capability()} {torch.__version__}"
     if machine not in GOLDEN:
         pytest.skip(f"no hash is known for {machine}")
-    config = default("digits", 1)
-    config = replace(
-        config,
-        device="cpu",
-        precision="float32",
-        compile="no",
-        expert=replace(config.expert, count=4, epochs=10),
-        distil=replace(config.distil, iterations=40, evaluations=2),
-    )
-    run = stages.open_run(config, tmp_path)
-    api.exhaust(stages.train_experts(run))
-    distilled = api.exhaust(stages.distil(run))
+    settings = configure(
+        "digits", 1,
+        changes={
+            "device": "cpu", "precision": "float32", "compile": "no", "evaluations": 2,
+            "expert": {"count": 4, "epochs": 10},
+            "datm": {"iterations": 40, "start_epochs": (0, 3), "labels": "learned"},
+        },
+    )  # fmt: skip
+    run = open_run(settings, tmp_path)
+    run_to_completion(train_experts(run))
+    distilled = run_to_completion(distil(run))
     digest = hashlib.sha256()
-    for tensor in (distilled.images, distilled.logits):
+    for tensor in (distilled.images, distilled.targets):
         digest.update(tensor.contiguous().numpy().tobytes())
     assert digest.hexdigest() == GOLDEN[machine]

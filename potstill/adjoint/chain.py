@@ -29,9 +29,6 @@ Pair = tuple[Tensor, Tensor]
 Residuals = tuple[Pair, ...]
 """Of every layer but the first, whose y is the largest and cheap to compute: y, and the gradient of ℓ in x."""
 
-Kept = Residuals
-"""Its former name."""
-
 
 def bytes_of(residuals: Residuals) -> int:
     """Memory that ``residuals`` hold."""

@@ -1,4 +1,7 @@
-"""What can be asked on the command line: each command a dataclass, its fields the flags, its words the help."""
+"""What can be asked on the command line: each command a dataclass, its fields the flags, its words the help.
+
+A command that distils holds whole ``settings``; their flags, and those of each stage, are made in ``arguments.py``.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,60 +9,74 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from potstill.config import Architecture, Config, EvaluationConfig, Norm
-from potstill.studies.exploring import Part
+from potstill.evaluation.protocol import EvaluationConfig
+from potstill.networks.architectures import Architecture, Norm
+from potstill.runs.settings import Settings
+from potstill.studies.ablations import Part
 
-Flat = Annotated[Config, tyro.conf.arg(name="")]
+Preset = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Settings of a published cell, e.g. cifar10-ipc10 (`potstill methods datm` lists them), which other flags "
+        "change; none: measure what can be measured, also where the data have tuned settings."
+    ),
+]
 
 
 @dataclass(frozen=True)
 class Run:
     """The main job: data → experts → distil → evaluate → report.
 
-    Interrupted or killed, the same command continues where it stopped. Without --preset the settings follow from the
-    dataset and --ipc; a preset fills them from the paper. Try it as it is: it distils the embedded digits.
+    Interrupted or killed, the same command continues where it stopped. Only the settings of the methods that --method
+    names are shown; `potstill methods` lists all methods. Without --preset the settings follow from the dataset and
+    --ipc; a preset fills them as published. Try it as it is: it distils the embedded digits.
     """
 
-    config: Flat = field(default_factory=Config)
-    preset: str | None = None
-    """Settings of a published cell, e.g. cifar10-ipc10; other flags change single ones."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     out: Path | None = None
-    """Folder of the run; omitted: runs/DATASET-ipcN."""
+    """Folder of the run; None: runs/DATASET-ipcN."""
     experts: Path | None = None
-    """Folder of experts shared between runs; omitted: inside the run's folder."""
+    """Folder of experts shared between runs; None: inside the run's folder."""
+    recipe: str | None = None
+    """A recipe to run, by its name or its file: the settings of a cell as it was run here, which other flags change."""
+    record: Path | None = None
+    """Write the results, with the recipe and the commit, to this file as well; a small set lies beside it."""
+    minutes: float | None = None
+    """Stop after so many minutes; the same command continues."""
+    tiny: bool = False
+    """The same job in a few seconds, to see that it runs; what it gives means nothing."""
     tensorboard: bool = False
     """Write event files as well, where the package tensorboard is installed."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Train experts on the real data: the trajectories to be matched. Resumable."""
+    """Train the experts that the methods need on the real data. Resumable."""
 
-    config: Flat = field(default_factory=Config)
-    preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     out: Path | None = None
-    """Folder of the experts; omitted: experts/DATASET."""
+    """Folder of the experts; None: experts/DATASET."""
 
 
 @dataclass(frozen=True)
-class Distil:
-    """Distil by the experts of a folder, and keep the set that is best on validation data. Resumable."""
+class Distill:
+    """Distil by the experts of a folder, and keep the set that is best on validation images. Resumable."""
 
     experts: Path
     """Folder of experts, made by `potstill experts`."""
-    config: Flat = field(default_factory=Config)
-    preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     out: Path | None = None
-    """Folder of the run; omitted: runs/DATASET-ipcN."""
+    """Folder of the run; None: runs/DATASET-ipcN."""
     tensorboard: bool = False
     """Write event files as well, where the package tensorboard is installed."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Train fresh networks on a distilled set, and judge them on the test images beside three controls.
+    """Train fresh networks on a distilled set, and test them beside three controls.
 
     A set whose step size was chosen on validation images keeps it.
     """
@@ -67,11 +84,11 @@ class Evaluate:
     path: tyro.conf.Positional[Path]
     """A distilled.safetensors, or the folder of a run."""
     dataset: str | None = None
-    """The data it was distilled from, if it lies elsewhere now; omitted: where it lay then."""
+    """The data it was distilled from, if it lies elsewhere now; None: where it lay then."""
     experts: Path | None = None
-    """Folder of the experts, for the control with soft labels; omitted: beside the set, if they are there."""
+    """Folder of the experts, for the control with soft labels; None: beside the set, if they are there."""
     network: Architecture | None = None
-    """Network to train; omitted: the one the set was made with."""
+    """Network to train; None: the one the set was made with."""
     width: int | None = None
     """Its width, where it has one."""
     depth: int | None = None
@@ -114,10 +131,18 @@ class Export:
     path: tyro.conf.Positional[Path]
     """A distilled.safetensors, or the folder of a run."""
     out: Path
-    """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours), or a folder of
-    class folders."""
+    """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours, clipped to 8 bits), or
+    a new folder of class folders (the same)."""
     dataset: str | None = None
     """The data it was distilled from; only a compact file needs it."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List the methods: family, what they need, and the published cells of one of them."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A method, to see its settings' cells and its paper; None: all methods."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +152,15 @@ class Stages:
     Leaves a page with the figure, the table and the images side by side. Resumable.
     """
 
-    config: Flat = field(default_factory=Config)
+    settings: Settings = field(default_factory=Settings)
     ipcs: tuple[int, ...] = (1, 10, 30)
     """Images per class to try."""
     starts: tuple[int, ...] | None = None
-    """First start epoch of each part; omitted: an early, a middle and the last one."""
+    """First start epoch of each range; None: an early, a middle and the last one."""
     width: int = 3
-    """Start epochs in a part."""
+    """Start epochs in a range."""
     out: Path | None = None
-    """Folder of the exploration; omitted: runs/DATASET-stages."""
+    """Folder of the exploration; None: runs/DATASET-stages."""
 
 
 @dataclass(frozen=True)
@@ -145,52 +170,49 @@ class Ablations:
     Labels fixed or learned, growing window, start, number of experts, exact or frozen gradients. Resumable.
     """
 
-    config: Flat = field(default_factory=Config)
-    preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     parts: tuple[Part, ...] = get_args(Part)
     """What to change, one at a time."""
     out: Path | None = None
-    """Folder of the exploration; omitted: runs/DATASET-ipcN-ablations."""
+    """Folder of the exploration; None: runs/DATASET-ipcN-ablations."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Hold the window that --window auto finds against some chosen by hand, evenly from early to late. Resumable."""
+    """Compare the start epochs that measuring finds with some chosen by hand, evenly from early to late. Resumable."""
 
-    config: Flat = field(default_factory=Config)
-    preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
     count: int = 5
-    """Windows chosen by hand."""
+    """Ranges of start epochs chosen by hand."""
     out: Path | None = None
-    """Folder of the exploration; omitted: runs/DATASET-ipcN-windows."""
+    """Folder of the exploration; None: runs/DATASET-ipcN-windows."""
 
 
 @dataclass(frozen=True)
 class Lossless:
     """Find the smallest set that trains as well as the full data: doubling, then bisection, over resumable runs."""
 
-    config: Flat = field(default_factory=Config)
+    settings: Settings = field(default_factory=Settings)
     most: int | None = None
-    """Images per class at which to give up; omitted: half of the smallest class."""
+    """Images per class at which to give up; None: half of the smallest class."""
     margin: float = 0.0
     """How much accuracy may be lost, as a fraction of 1; 0: none that is significant."""
     out: Path | None = None
-    """Folder of the search; omitted: runs/DATASET-lossless."""
+    """Folder of the search; None: runs/DATASET-lossless."""
 
 
 @dataclass(frozen=True)
 class Forecast:
     """Time, memory and disk of a run before it starts, from a few timed steps."""
 
-    config: Flat = field(default_factory=Config)
-    preset: str | None = None
-    """Settings of a published cell; other flags change single ones."""
+    settings: Settings = field(default_factory=Settings)
+    preset: Preset = None
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "run": Run, "experts": Experts, "distill": Distil, "evaluate": Evaluate, "report": Report, "show": Show,
-    "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
-    "explore windows": Windows,    "lossless": Lossless,
+    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
+    "show": Show, "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
+    "explore windows": Windows, "lossless": Lossless,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from potstill.errors import PotstillError
+from potstill.methods import published
+from potstill.methods.method import Cell, Method
 from potstill.report import figures, study_page
+from potstill.report.study_page import Study
 from potstill.runs import api
 
 T = TypeVar("T")
@@ -33,19 +36,19 @@ def fail(sentence: str) -> int:
     return 1
 
 
-class Told(logging.Handler):
-    """Shows what the package has to tell while it works, above the progress."""
+class ConsoleHandler(logging.Handler):
+    """Prints what the package logs while it works, above the progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         err.print(record.getMessage(), markup=False, soft_wrap=True)
 
 
-def listen() -> None:
-    """From here on, show it; a program that imports the package decides that for itself."""
+def set_up_logging() -> None:
+    """Print log messages from here on; a program that imports the package decides that for itself."""
     package = logging.getLogger("potstill")
     package.setLevel(logging.INFO)
-    package.handlers[:] = [Told()]
+    package.handlers[:] = [ConsoleHandler()]
 
 
 def duration(seconds: float) -> str:
@@ -76,21 +79,94 @@ def print_results(results: dict[str, Any]) -> None:
         out.print("protocol paper: chosen on the test set, only to compare with published tables")
 
 
-def print_exploration(record: dict[str, Any], folder: Path) -> None:
-    """The figures of an exploration as a table; writes its page too."""
-    page = study_page.write(record, folder)
-    heads, rows = study_page.table(record)
-    printed = Table(*heads, title=record["dataset"])
+def print_study(study: Study, record: dict[str, Any], folder: Path) -> None:
+    """The figures of a study as a table; writes its page too."""
+    page = study_page.write(study, record, folder)
+    header, rows = study.table(record)
+    printed = Table(*header, title=record["dataset"])
     for row in rows:
         printed.add_row(*row["cells"], style="bold" if row["best"] else None)
     out.print(printed)
-    say(f"{study_page.finding(record)}.")
+    say(f"{study.summary(record)}.")
     say(f"\nthe page    {page}\nthe figure  {page.with_suffix('.png')}\nfigures     {page.with_suffix('.json')}")
 
 
+def print_methods(methods: Mapping[str, Method]) -> None:
+    """All methods as a table."""
+    table = Table("method", "family", "needs", "labels", "cells", "paper", padding=(0, 1), box=None)
+    for method in methods.values():
+        settings = method.settings()
+        needs = "experts" if method.needs(settings) else "–"
+        cells = str(len(method.published) or "–")
+        table.add_row(f"[bold]{method.name}[/]", method.family, needs, method.kind(settings), cells, _short(method))
+    out.print(table)
+    say("potstill methods NAME lists its cells; potstill run --method NAME --help its settings.")
+    say("Several methods are stages: potstill run --method datm rat-bptt")
+
+
+def _short(method: Method) -> str:
+    """Authors and venue of a method's paper."""
+    authors, _, rest = method.citation.partition(', "')
+    venue = rest.rpartition('", ')[2]
+    return f"{authors}, {venue}" if rest else method.citation
+
+
+def print_method(method: Method) -> None:
+    """One method: its paper, and its cells as a table of the settings that its authors published."""
+    say(f"{method.title}\n{method.citation}\n")
+    known = published.cells(method.name)
+    for dataset in dict.fromkeys(dataset for dataset, _ in known):
+        row = ", ".join(
+            f"{100 * found.accuracy:.1f} at {ipc}" for (name, ipc), found in known.items() if name == dataset
+        )
+        source = next(found.source for (name, _), found in known.items() if name == dataset)
+        say(f"published accuracy, {dataset}: {row} images per class ({source})")
+    for title, cells in (("as published", method.published), ("tuned here", method.tuned)):
+        if cells:
+            _print_cells(title, cells)
+    say(f"potstill run --method {method.name} --help explains every setting.")
+
+
+def _print_cells(title: str, cells: Mapping[Cell, Mapping[str, Any]]) -> None:
+    """What all cells share once, then a line for each with what is its own."""
+    first, *others = cells.values()
+    shared = {name: value for name, value in first.items() if all(cell.get(name) == value for cell in others)}
+    out.print(f"\n[bold]{title}[/]")
+    say(f"  all: {_value(shared)}")
+    for (dataset, ipc), cell in cells.items():
+        own = {name: value for name, value in cell.items() if name not in shared and value is not None}
+        if own:
+            say(f"  {dataset}-ipc{ipc}: {_value(own)}")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value(item)}" for name, item in value.items())
+    if isinstance(value, tuple | list):
+        return " ".join(_value(item) for item in value)
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+Watcher = Callable[[dict[str, Any]], None]
+"""Is told every event of a stage."""
+
+
+def deadline(minutes: float | None) -> Watcher | None:
+    """Interrupts the work, as Ctrl-C does, when so many minutes are over; from now on."""
+    if minutes is None:
+        return None
+    ends = time.monotonic() + 60 * minutes
+
+    def watch(event: dict[str, Any]) -> None:
+        if time.monotonic() > ends:
+            raise KeyboardInterrupt
+
+    return watch
+
+
 @contextmanager
-def progress(record: Callable[[dict[str, Any]], None] | None = None) -> Any:
-    """A function that runs a stage to its end and shows how far it is, with the time left."""
+def progress(*watchers: Watcher | None) -> Any:
+    """A function that runs a stage to its end and shows how far it is, with the time left; others may watch."""
     columns = (
         TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[detail]}"),
@@ -106,11 +182,12 @@ def progress(record: Callable[[dict[str, Any]], None] | None = None) -> Any:
                 bar, description=event["stage"], completed=event["done"], total=event["total"], detail=detail(event)
             )
             if not err.is_terminal:
-                lines.tell(event)
-            if record:
-                record(event)
+                lines.print_line(event)
+            for watcher in watchers:
+                if watcher:
+                    watcher(event)
 
-        return api.exhaust(events, on_event)
+        return api.run_to_completion(events, on_event)
 
     with live:
         yield show
@@ -121,15 +198,15 @@ class _PlainLines:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        self.told, self.first = 0.0, None
+        self.printed, self.first = 0.0, None
 
-    def tell(self, event: dict[str, Any]) -> None:
+    def print_line(self, event: dict[str, Any]) -> None:
         now, done, total = time.monotonic(), event["done"], event["total"]
         if self.first is None:
             self.first = done
-        if now - self.told < PLAIN_SECONDS and done < total:
+        if now - self.printed < PLAIN_SECONDS and done < total:
             return
-        self.told = now
+        self.printed = now
         fresh = done - self.first
         left = f", {duration((now - self.began) / fresh * (total - done))} left" if fresh and done < total else ""
         err.print(f"{event['stage']} {done}/{total}{left}  {detail(event)}", markup=False, soft_wrap=True)
@@ -138,9 +215,9 @@ class _PlainLines:
 def detail(event: dict[str, Any]) -> str:
     """What is worth knowing of an event, in a few words."""
     parts: Iterable[tuple[str, str]] = (
-        ("doing", "{}"), ("expert", "expert {}"), ("epoch", "epoch {}"), ("start_epoch", "from epoch {}"),
+        ("doing", "{}"), ("expert", "expert {}"), ("epoch", "epoch {}"),
         ("loss", "loss {:.3f}"), ("step_size", "step size {:.4f}"),
-        ("cell", "{}"), ("judged", "{0[on]} {0[accuracy]:.1%}"), ("set", "{}"), ("network", "network {}"),
+        ("cell", "{}"), ("validation", "{0[on]} {0[accuracy]:.1%}"), ("set", "{}"), ("network", "network {}"),
     )  # fmt: skip
     words = [text.format(event[name]) for name, text in parts if name in event]
     counts = (("skipped", "skipped"), ("rolled_back", "undone"))
@@ -160,10 +237,10 @@ def tensorboard(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None] 
 
     def record(event: dict[str, Any]) -> None:
         if event["stage"] == "distilling" and "iteration" in event:
-            for name in ("loss", "step_size", "start_epoch", "skipped", "rolled_back"):
-                if name in event:  # polishing starts at no expert's epoch
-                    writer.add_scalar(name, event[name], event["iteration"])
-            writer.add_scalar("accuracy", event["judged"]["accuracy"], event["judged"]["iteration"])
+            for name, value in event.items():
+                if isinstance(value, int | float) and name not in ("iteration", "done", "total"):
+                    writer.add_scalar(name, value, event["iteration"])
+            writer.add_scalar("accuracy", event["validation"]["accuracy"], event["validation"]["iteration"])
             writer.flush()
 
     return record

@@ -7,13 +7,14 @@ sweep replays the very augmentation of the forward sweep, and a micro-batch take
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.config import Operation
-
+Operation = Literal["colour", "crop", "cutout", "flip", "scale", "rotate"]
+DSA: tuple[Operation, ...] = get_args(Operation)
 FLIP, SCALE, DEGREES, PADDING, CUTOUT = 0.5, 1.2, 15.0, 0.125, 0.5  # the published strengths
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.split import Content, Split
-from potstill.store import Made, kept
+from potstill.store import Made, once
 
 
 def stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -23,7 +23,7 @@ def cached(identity: Any, resize: int | None, column: str | None, read: Callable
         }
         return tensors, {"classes": list(classes)}
 
-    tensors, header = kept("data", [identity, resize, column], make)
+    tensors, header = once("data", [identity, resize, column], make)
     parts = {
         part: Split(tensors[f"{part}.images"], tensors[f"{part}.labels"])
         for part in ("train", "test")

@@ -1,84 +1,186 @@
 """The artefact: a synthetic set that carries everything needed to train on it."""
 
-import re
-from collections.abc import Callable
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from potstill import files
+from potstill.data import augment, export
 from potstill.data import dataset as datasets
+from potstill.data import labels as kinds
 from potstill.data import transform as transforms
+from potstill.data.augment import Operation
+from potstill.data.labels import Kind, TargetKind
+from potstill.data.pictures import grid, png
 from potstill.data.transform import Transform
 from potstill.errors import PotstillError
 
+__all__ = ["FILE", "KIND", "Distilled", "check", "decode", "grid", "load", "png", "upgrade"]
+
 FILE = "distilled.safetensors"
 KIND = "distilled set"
+PADDING = 0.5  # of slots that tiles do not divide, as in the published code of IDC
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Distilled:
-    """A synthetic training set; row i shows an image of class ``labels[i]``."""
+    """A synthetic training set of n slots; slot i shows one image, or several, of class ``labels[i]``."""
 
-    images: Tensor  # (n, C, H, W) float32, whitened, may leave the range of real pixels
-    logits: Tensor  # (n, K) learned label logits; their softmax is the soft label
-    labels: Tensor  # (n,) the class each slot began with
-    step_size: float  # of SGD, for training on this set: learned, or chosen on validation images
-    transform: Transform  # whitens test images as these were whitened
-    classes: tuple[str, ...]
+    images: Tensor  # (n, C, H, W) float32, transformed, may leave the range of real pixels
+    targets: Tensor | None  # (n, K) float32 of the kind below; none for hard labels
+    kind: Kind  # what the targets are
+    labels: Tensor  # (n,) int64, the class of each slot
+    step_size: float | None  # of SGD, for training on this set: learned, or chosen on validation images; or none
+    transform: Transform  # brings test images to the space of these
+    classes: tuple[str, ...]  # K names
     recipe: dict[str, Any]  # network and augmentation that the set was made with, and is trained with by default
     provenance: dict[str, Any]  # how it came to be: configuration, dataset fingerprint, iteration
+    rows: Tensor | None = None  # (n,) int64, of the training split: where the images are selected real ones
+    pictures: int = 1  # f: a slot decodes to f × f images, see :func:`decode`
 
     def __len__(self) -> int:
+        """Slots, which is what a set is charged for; training sees pictures² times as many images."""
         return len(self.images)
+
+    def __repr__(self) -> str:
+        _, c, h, w = self.images.shape
+        several = f", {self.pictures}×{self.pictures} pictures each" if self.pictures > 1 else ""
+        step_size = "no step size" if self.step_size is None else f"step size {self.step_size:.4g}"
+        return (
+            f"Distilled({len(self)} images of {w}×{h}{' in colour' if c == 3 else f', {c} channels' if c > 1 else ''}"
+            f"{several}, {len(self.classes)} classes, labels: {self.kind}, {step_size}, {self.transform.kind})"
+        )
+
+    @property
+    def logits(self) -> Tensor:
+        """Label logits (n, K): the learned ones, or as many as labels of another kind amount to."""
+        return kinds.convert(self.targets, self.kind, self.labels, len(self.classes), "logits")
 
     @property
     def soft_labels(self) -> Tensor:
-        """Class probabilities (n, K)."""
-        return self.logits.softmax(1)
+        """Class probabilities (n, K) of the slots."""
+        return kinds.probabilities(self.targets, self.kind, self.labels, len(self.classes))
 
     @property
     def pixels(self) -> Tensor:
-        """The images in true colours, uint8 (n, C, H, W); what leaves the range of pixels is clipped."""
+        """The slots in true colours, uint8 (n, C, H, W); what leaves the range of pixels is clipped."""
         return self.transform.pixels(self.images)
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) and soft labels (n, K), ready to train on."""
-        return self.images, self.soft_labels
+    def decoded(self) -> Tensor:
+        """The images that networks train on (n · pictures², C, H, W), those of a slot in a row."""
+        return decode(self.images, self.pictures)
 
-    def loader(self, batch_size: int = 128, shuffle: bool = True, augment: bool = True) -> "DataLoader[Any]":
-        """A DataLoader of (images, soft labels), augmented as in distilling unless told otherwise."""
-        collate = _augmenting(self.recipe["augment"]) if augment else None
-        return DataLoader(TensorDataset(*self.tensors()), batch_size=batch_size, shuffle=shuffle, collate_fn=collate)
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) and their targets (N, K), ready to train on; N = n · pictures².
+
+        The targets are probabilities (of learned logits, or one-hot of hard labels), or raw weights or values as they
+        are; :attr:`target_kind` says which.
+        """
+        targets = self.targets if self.target_kind != "probabilities" else None
+        return self.decoded(), self._by_picture(self.soft_labels if targets is None else targets)
+
+    @property
+    def target_kind(self) -> TargetKind:
+        """The loss that networks train with on :meth:`tensors`."""
+        return self.kind if self.kind == "raw" or self.kind == "values" else "probabilities"
+
+    def _by_picture(self, of_slots: Tensor) -> Tensor:
+        return of_slots.repeat_interleave(self.pictures**2, 0)
+
+    def loader(
+        self, batch_size: int = 128, shuffle: bool = True, augment: bool = True, **options: Any
+    ) -> "DataLoader[Any]":  # fmt: skip
+        """A DataLoader of what :meth:`tensors` gives, augmented as in distilling unless told otherwise.
+
+        ``options`` go to the DataLoader: ``num_workers=2, multiprocessing_context="spawn"`` works too.
+        """
+        collate = Augmenting(tuple(self.recipe["augment"])) if augment else None
+        rows = TensorDataset(*self.tensors())
+        return DataLoader(rows, batch_size=batch_size, shuffle=shuffle, collate_fn=collate, **options)
 
     def save(self, path: str | Path, compact: bool = False) -> None:
         """Write one self-describing file, atomically.
 
+        ZCA's eigenvectors are rounded to 16 bits and those without effect left out: whitened images then differ by a
+        root mean square of 2e-5 (see :meth:`potstill.data.transform.Transform.packed`).
+
         Args:
             path: the file.
-            compact: store images and logits in half precision, and leave ZCA's matrices out (37 MB for 32×32 colour
+            compact: store images and targets in half precision, and leave ZCA's matrices out (11 MB for 32×32 colour
                 images); :func:`load` then fits them again and needs the dataset for that.
+
+        Raises:
+            PotstillError: the set is not one that :func:`check` accepts, NaN above all; nothing is written.
         """
-        kind = torch.float16 if compact else torch.float32
-        tensors = {"images": self.images.to(kind), "logits": self.logits.to(kind), "labels": self.labels}
-        left_out = compact and self.transform.basis is not None
+        precision = torch.float16 if compact else torch.float32
+        tensors = {"images": self.images.to(precision), "labels": self.labels}
+        if self.targets is not None:
+            tensors[self.kind] = self.targets.to(precision)
+        if self.rows is not None:
+            tensors["rows"] = self.rows
+        if not compact or self.transform.basis is None:
+            tensors |= self.transform.packed()
         header = {
             "step_size": self.step_size, "classes": list(self.classes), "transform": self.transform.kind,
-            "recipe": self.recipe, "provenance": self.provenance,
+            "labels": self.kind, "pictures": self.pictures, "recipe": self.recipe, "provenance": self.provenance,
         }  # fmt: skip
-        files.save(Path(path), KIND, tensors | ({} if left_out else self.transform.tensors()), header)
+        check(tensors, header)
+        files.save(Path(path), KIND, tensors, header)
 
     def export(self, path: str | Path) -> None:
         """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
 
-        ``.npz`` keeps everything exactly (whitened images, soft labels, transform); the others hold true-colour
-        pixels, clipped to 8 bits, and so lose a little.
+        ``.npz`` keeps everything exactly (transformed images, labels, transform).  The others hold pictures of 8 bits
+        in true colours: learned values outside of that range are clipped, which costs accuracy, and a log line says
+        how many.  A folder's ``soft_labels.json`` names its classes and files.
+
+        Raises:
+            PotstillError: another ending, or a folder that holds other files.
         """
-        _export(self, Path(path))
+        of_slots = (self.soft_labels, self.labels)
+        soft_labels, labels = (self._by_picture(tensor.cpu()) for tensor in of_slots)
+        targets = None if self.targets is None else self._by_picture(self.targets.cpu())
+        content = export.Content(
+            self.decoded().cpu(), targets, self.kind, soft_labels, labels, self.classes, self.step_size, self.transform
+        )
+        export.write(content, Path(path))
+
+
+@dataclass(frozen=True)
+class Augmenting:
+    """Collates rows into a batch and augments it by one drawn operation, seeded by torch's global generator."""
+
+    operations: tuple[Operation, ...]
+
+    def __call__(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Images (b, C, H, W) and their targets (b, ...)."""
+        images, targets = torch.stack([image for image, _ in rows]), torch.stack([target for _, target in rows])
+        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        drawing = augment.draw(self.operations, len(rows), (images.shape[2], images.shape[3]), draws)
+        return augment.apply(images, drawing), targets
+
+
+def decode(images: Tensor, pictures: int) -> Tensor:
+    """The f × f pictures that lie side by side in each slot, enlarged to its size; differentiable.
+
+    (n, C, H, W) → (n · f², C, H, W) by bilinear interpolation, slot after slot, and in a slot row after row of tiles.
+    Where f does not divide the size, the slot is padded below and at the right.  Kim et al., "Dataset Condensation via
+    Efficient Synthetic-Data Parameterization" (IDC), ICML 2022; IDM and NCFM do the same.
+    """
+    if pictures == 1:
+        return images
+    n, c, h, w = images.shape
+    height, width = math.ceil(h / pictures), math.ceil(w / pictures)
+    padded = F.pad(images, (0, width * pictures - w, 0, height * pictures - h), value=PADDING)
+    tiles = padded.view(n, c, pictures, height, pictures, width).permute(0, 2, 4, 1, 3, 5)
+    return F.interpolate(tiles.reshape(-1, c, height, width), (h, w), mode="bilinear")
 
 
 def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
@@ -96,19 +198,119 @@ def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
         >>> images, soft_labels = distilled.tensors()
     """
     path = Path(path)
-    tensors, header = files.load(path / FILE if path.is_dir() else path, KIND)
-    complete = "transform.mean" in tensors
-    transform = Transform.from_tensors(header["transform"], tensors) if complete else _refit(path, header, dataset)
+    tensors, header = files.load(path / FILE if path.is_dir() else path, KIND, upgrade=upgrade, check=check)
+    _, c, h, w = tensors["images"].shape
+    if "transform.mean" in tensors:
+        transform = Transform.from_tensors(header["transform"], tensors, (c, h, w))
+    else:
+        transform = _refit(path, header, dataset)
+    kind = header["labels"]
     return Distilled(
         images=tensors["images"].float(),
-        logits=tensors["logits"].float(),
+        targets=None if kind == "hard" else tensors[kind].float(),
+        kind=kind,
         labels=tensors["labels"],
         step_size=header["step_size"],
         transform=transform,
         classes=tuple(header["classes"]),
         recipe=header["recipe"],
         provenance=header["provenance"],
+        rows=tensors.get("rows"),
+        pictures=header["pictures"],
     )
+
+
+def upgrade(stored: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The header of a file of any earlier format as today's has it.
+
+    0.1.0 (format 1) knew logits alone, one picture a slot; no two formats so far mean different things by the same
+    header.
+    """
+    return {"labels": "logits", "pictures": 1, **stored}
+
+
+def check(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Whether the contents of a file make a set: shapes that fit each other, finite values, labels within the classes.
+
+    Raises:
+        PotstillError: the first thing that is wrong, in a sentence.
+    """
+    for fault in _faults(tensors, header):
+        raise PotstillError(fault)
+
+
+def _faults(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences of value, reason, remedy; each may rely on those before it not having come."""
+    for name in ("classes", "step_size", "transform", "recipe", "provenance"):
+        if name not in header:
+            yield f"header without {name!r}: is not that of a set; copy the file again or make it anew."
+    kind, classes = header["labels"], len(header["classes"])
+    if kind not in kinds.KINDS:
+        yield f"labels {kind!r}: not a kind of labels; expected one of {', '.join(kinds.KINDS)}."
+    needed = ("images", "labels") if kind == "hard" else ("images", "labels", kind)
+    for name in needed:
+        if name not in tensors:
+            yield f"tensor {name!r}: is missing from the set; copy the file again or make it anew."
+    images, labels = tensors["images"], tensors["labels"]
+    if images.ndim != 4 or 0 in images.shape:
+        yield f"images {_shape(images)}: a set holds at least one image, as (n, C, H, W); make it anew."
+    yield from _faults_of_targets(tensors, kind, len(images), classes)
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        yield f"labels from {int(labels.min())} to {int(labels.max())}: there are {classes} classes, counted from 0."
+    if "rows" in tensors and int(tensors["rows"].min()) < 0:
+        yield f"rows down to {int(tensors['rows'].min())}: rows of the training split count from 0."
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            yield (
+                f"{name}: {count} of {tensor.numel()} values are NaN or infinite; distil again with smaller steps"
+                f"{', or save it without compact' if tensor.dtype == torch.float16 else ''}."
+            )
+    pictures, step_size, (_, c, h, w) = header["pictures"], header["step_size"], images.shape
+    if not isinstance(pictures, int) or not 1 <= pictures <= min(h, w):
+        yield f"pictures {pictures!r}: a slot of {w}×{h} pixels holds 1 to {min(h, w)} pictures a side."
+    if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
+        yield f"step size {step_size}: must be above 0 and finite; leave it out (None) where none was learned."
+    yield from _faults_of_transform(tensors, header["transform"], (c, h, w))
+
+
+def _faults_of_targets(tensors: Mapping[str, Tensor], kind: Kind, n: int, classes: int) -> Iterator[str]:
+    for name in ("labels", "rows"):
+        if name in tensors and (tensors[name].shape != (n,) or tensors[name].is_floating_point()):
+            tensor = tensors[name]
+            yield f"{name} {_shape(tensor)} of {tensor.dtype}: {n} images need {n} whole numbers, one each."
+    if kind == "hard":
+        return
+    if tensors[kind].shape != (n, classes):
+        yield f"{kind} {_shape(tensors[kind])}: {n} images of {classes} classes need ({n}, {classes})."
+    if kind == "raw" and bool((tensors[kind] < 0).any()):
+        yield f"raw labels down to {float(tensors[kind].min()):g}: weights are not negative; clamp them at 0."
+
+
+def _faults_of_transform(tensors: Mapping[str, Tensor], kind: str, shape: tuple[int, int, int]) -> Iterator[str]:
+    if kind not in ("zca", "standardise"):
+        yield f"transform {kind!r}: is not known to this version; expected zca or standardise."
+    if "transform.mean" not in tensors:  # compact: it is fitted again
+        return
+    values = math.prod(shape) if kind == "zca" else shape[0]
+    basis = tensors.get("transform.basis")
+    packed = "transform.unit" in tensors or (basis is not None and not basis.is_floating_point())
+    names = ["mean", "scale", *(["basis"] if kind == "zca" else []), *(["unit"] if packed else [])]
+    for name in names:
+        if f"transform.{name}" not in tensors:
+            yield f"tensor 'transform.{name}': is missing from the set; copy the file again or make it anew."
+    scale = tensors["transform.scale"]
+    r = scale.numel() if kind == "zca" else values
+    expected = {"mean": (values,), "scale": (r,), "basis": (values, r), "unit": (r,)}
+    for name in names:
+        if (tensor := tensors[f"transform.{name}"]).shape != expected[name]:
+            yield f"transform.{name} {_shape(tensor)}: images {shape} need {expected[name]}; make the set anew."
+    if not 1 <= r <= values:
+        yield f"transform.scale {_shape(scale)}: images of {values} values have 1 to {values} eigenvectors."
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
 
 
 def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Transform:
@@ -128,101 +330,3 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             f"{header['provenance']['dataset']['fingerprint']}); give the original data."
         )
     return transforms.fit(header["transform"], found.train.images, found.fingerprint)
-
-
-def _augmenting(operations: Any) -> Callable[[list[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]]:
-    """A collate function that augments each batch by one drawn operation, seeded by torch's global generator."""
-    from potstill.data import augment
-
-    def collate(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        images, targets = torch.stack([image for image, _ in rows]), torch.stack([target for _, target in rows])
-        draws = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        drawing = augment.draw(operations, len(rows), (images.shape[2], images.shape[3]), draws)
-        return augment.apply(images, drawing), targets
-
-    return collate
-
-
-def _export(distilled: Distilled, path: Path) -> None:
-    import io
-
-    import numpy as np
-
-    pixels = distilled.pixels.permute(0, 2, 3, 1).numpy()
-    if path.suffix == ".png":
-        return files.write_bytes(path, png(grid(distilled.pixels, distilled.labels)))
-    if path.suffix == ".npz":
-        buffer = io.BytesIO()
-        transform: dict[str, Any] = {
-            name.replace(".", "_"): value.numpy() for name, value in distilled.transform.tensors().items()
-        }
-        np.savez(
-            buffer, images=distilled.images.numpy(), soft_labels=distilled.soft_labels.numpy(), pixels=pixels,
-            labels=distilled.labels.numpy(), classes=np.array(distilled.classes), step_size=distilled.step_size,
-            **transform,
-        )  # fmt: skip
-        return files.write_bytes(path, buffer.getvalue())
-    encoded = [png(image) for image in distilled.pixels]
-    if path.suffix == ".parquet":
-        return files.write_bytes(path, _parquet(distilled, encoded))
-    if path.suffix:
-        raise PotstillError(f"{path}: cannot export to {path.suffix!r}; use .png, .npz, .parquet or a folder.")
-    for number, (content, label) in enumerate(zip(encoded, distilled.labels.tolist(), strict=True)):
-        name = re.sub(r"[/\\]|^\.+$", "_", distilled.classes[label])  # a class named ".." stays inside the folder
-        files.write_bytes(path / name / f"{number:05d}.png", content)
-    return files.write_json(path / "soft_labels.json", distilled.soft_labels.tolist())
-
-
-def _parquet(distilled: Distilled, encoded: list[bytes]) -> bytes:
-    import io
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    rows = pa.array([{"bytes": content, "path": None} for content in encoded], image)
-    columns = {
-        "image": rows,
-        "label": pa.array(distilled.labels.tolist()),
-        "soft_label": pa.array(distilled.soft_labels.tolist()),
-    }
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(distilled.classes), "_type": "ClassLabel"},
-        "soft_label": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
-    }
-    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
-
-
-def png(image: Tensor, scale: int = 1) -> bytes:
-    """PNG bytes of one uint8 image (C, H, W), grey or colour, each pixel drawn ``scale`` pixels wide."""
-    import io
-
-    from PIL import Image
-
-    array = image.repeat_interleave(scale, 1).repeat_interleave(scale, 2).permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def grid(pixels: Tensor, labels: Tensor, most: int = 10, gap: int = 2) -> Tensor:
-    """One uint8 image of the set, enlarged to be seen: a row a class, ``most`` images at most; single ones abreast."""
-    c, h, w = pixels.shape[1:]
-    scale = max(1, 64 // h)
-    rows = [pixels[labels == label][:most] for label in range(int(labels.max()) + 1)]
-    if all(len(row) == 1 for row in rows):
-        rows = list(torch.cat(rows).split(most))
-    columns = max(len(row) for row in rows)
-    canvas = pixels.new_full((c, len(rows) * (h * scale + gap) + gap, columns * (w * scale + gap) + gap), 255)
-    for i, row in enumerate(rows):
-        for j, image in enumerate(row):
-            y, x = gap + i * (h * scale + gap), gap + j * (w * scale + gap)
-            canvas[:, y : y + h * scale, x : x + w * scale] = image.repeat_interleave(scale, 1).repeat_interleave(
-                scale, 2
-            )
-    return canvas

@@ -1,325 +1,192 @@
-"""Judging a set: a protocol × networks × fresh seeds → accuracies with intervals, beside three controls.
+"""Networks trained on a set by a protocol, and their accuracy: a set × a network × a protocol × a seed → one number.
 
-The controls run under the same recipe: as many random real images with hard labels, the same with soft labels, and
-the full training set.  Every trained network's figure is kept by the fingerprint of all that it depends on, so
-nothing is trained twice and an interrupted evaluation goes on where it stopped.
+Whatever networks train on, distilled or real, is a :class:`TrainingSet`, and one function trains on all of them.
 """
 
 import math
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from potstill import files, seeds
+from potstill import seeds
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile, choose_precision
-from potstill.config import EvaluationConfig, NetworkConfig, Operation
+from potstill.data.augment import Operation
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
+from potstill.evaluation.protocol import CONTROL_STEP_SIZE, PROTOCOLS, Protocol
 from potstill.networks import flat
-from potstill.networks.architectures import depth_for
+from potstill.networks.architectures import Architecture, NetworkConfig, depth_for
 from potstill.networks.flat import FlatNetwork
-from potstill.store import cache_folder
+from potstill.networks.losses import LabelKind
 from potstill.training.problem import Problem, Whitened, choose_device
-from potstill.training.sgd import Recipe, one_hot, run_to_end, sgd
+from potstill.training.sgd import Recipe, run_to_end, sgd
 
 Event = dict[str, Any]
-NUMERICS = 4  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
-CONTROL_STEP_SIZE = 0.01  # the published step size for real images, and for networks a set was not made with
-TRIED_PARTS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it shall be chosen
-SoftLabels = Callable[[Tensor], Tensor]
-"""Rows of the training set (n,) → soft labels (n, K) from the experts."""
-
-# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the table the last is a safe bound.
-T_QUANTILES = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
-)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How networks are trained and judged; stored with every number it gives."""
-
-    name: str
-    epochs: int  # on a synthetic set or on random images
-    full_epochs: int  # on the full training set
-    seeds: int  # fresh networks a figure
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    selection: str = "validation"  # the split on which the checkpoint was chosen; "test" is the paper's way
-
-    def recipe(self, epochs: int, step_size: float, augment: Sequence[Operation]) -> Recipe:
-        """SGD of this protocol: the step size falls tenfold past half of the epochs, and the momentum restarts."""
-        return Recipe(
-            epochs, self.batch_size, step_size, self.momentum, self.weight_decay, epochs // 2 + 1,
-            augment=tuple(augment),
-        )  # fmt: skip
-
-
-PROTOCOLS = {
-    "quick": Protocol("quick", epochs=300, full_epochs=10, seeds=2),
-    "standard": Protocol("standard", epochs=1001, full_epochs=50, seeds=5),
-    "paper": Protocol("paper", epochs=1001, full_epochs=50, seeds=1, selection="test"),
-}
-
-
-def protocol_of(config: EvaluationConfig) -> Protocol:
-    """The named protocol with what the configuration changes.
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What a network trains on, on the device.
 
     Raises:
-        PotstillError: fewer than one seed or epoch.
+        PotstillError: there are no images, or not as many rows of targets.
     """
-    changes = {name: getattr(config, name) for name in ("seeds", "epochs", "full_epochs")}
-    for name, value in changes.items():
-        if value is not None and value < 1:
-            raise PotstillError(f"evaluation.{name} {value}: at least 1 is needed.")
-    if config.full_seeds is not None and config.full_seeds < 0:
-        raise PotstillError(f"evaluation.full_seeds {config.full_seeds}: 0 leaves the control out; fewer cannot be.")
-    given = {name: value for name, value in changes.items() if value is not None}
-    return replace(PROTOCOLS[config.protocol], **given)
+
+    images: Tensor  # (n, C, H, W) float32, whitened
+    targets: Tensor  # (n, K) float32
+    kind: LabelKind = "probabilities"  # what the targets are: "probabilities", "raw" weights or "values" to regress to
+    step_size: float | None = None  # of SGD; None for that of the controls
+
+    def __post_init__(self) -> None:
+        if len(self.images) == 0 or len(self.images) != len(self.targets):
+            raise PotstillError(
+                f"training set of {len(self.images)} images and {len(self.targets)} rows of targets: every image needs "
+                "one row, and there must be at least one; give as many of each."
+            )
+
+    @property
+    def alpha(self) -> float:
+        """The step size that networks train with."""
+        return CONTROL_STEP_SIZE if self.step_size is None else self.step_size
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (n − 1), 95 % t-interval of the mean, and the values; fractions of 1.
-
-    A single value has no deviation and no interval: both are None.
-    """
-    n = len(values)
-    mean = sum(values) / n
-    if n == 1:
-        return {"mean": mean, "std": None, "ci95": None, "per_seed": list(values)}
-    std = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = T_QUANTILES[min(n - 2, len(T_QUANTILES) - 1)] * std / math.sqrt(n)
-    return {"mean": mean, "std": std, "ci95": [mean - half, mean + half], "per_seed": list(values)}
-
-
-def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Mean of ``a`` less that of ``b`` (figures of :func:`interval`), with Welch's 95 % interval.
-
-    The degrees of freedom are rounded down, which makes the interval wider.  None where either is of one network.
-    """
-    mean = a["mean"] - b["mean"]
-    if a["std"] is None or b["std"] is None:
-        return {"mean": mean, "ci95": None}
-    parts = [(figure["std"] ** 2 / len(figure["per_seed"]), len(figure["per_seed"])) for figure in (a, b)]
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return {"mean": mean, "ci95": [mean, mean]}
-    freedom = variance**2 / sum(part**2 / (n - 1) for part, n in parts)
-    half = T_QUANTILES[min(max(int(freedom), 1), len(T_QUANTILES)) - 1] * math.sqrt(variance)
-    return {"mean": mean, "ci95": [mean - half, mean + half]}
+def training_set_of(distilled: Distilled, network: NetworkConfig, device: torch.device) -> TrainingSet:
+    """A distilled set as a network trains on it: with the set's step size only if it was made with this network."""
+    images, targets = (tensor.to(device) for tensor in distilled.tensors())
+    own = network == NetworkConfig(**distilled.recipe["network"])
+    return TrainingSet(images, targets, distilled.target_kind, distilled.step_size if own else None)
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """A problem, the network that is trained (perhaps another than the student's), and the protocol."""
 
     problem: Problem
-    config: NetworkConfig
+    config: NetworkConfig  # of ``network``
     network: FlatNetwork
     protocol: Protocol
     augment: tuple[Operation, ...]
     compile: Compile = "auto"
 
-    def train(
-        self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Parameters (P,) and buffers (B,) of a fresh network trained on images with target probabilities."""
-        buffers = self.network.initial_buffers()
+    def train(self, training_set: TrainingSet, epochs: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Parameters (P,) and running statistics (B,) of a fresh network after so many epochs over the set.
+
+        The seed decides its initialisation, the order of the images and their augmentation.
+        """
         shape, classes = self.problem.dataset.shape, len(self.problem.dataset.classes)
         theta = flat.initial(self.config, shape, classes, seed).to(self.problem.device)
-        recipe = self.protocol.recipe(epochs, step_size, self.augment)
-        seen = epochs * len(images) * self.protocol.seeds
-        batch = min(self.protocol.batch_size, len(images))
-        gradient = partial(engine.training_gradient(self.network, shape, batch, seen, self.compile), buffers=buffers)
-        return run_to_end(sgd(gradient, theta, images, targets, recipe, seed), theta), buffers
+        recipe = self.protocol.recipe(epochs, training_set.alpha, self.augment)
+        return _fit(self.network, theta, training_set, recipe, seed, self.compile, self.protocol.seeds)
 
-    def accuracy(
-        self, images: Tensor, targets: Tensor, epochs: int, step_size: float, seed: int, on: Whitened
-    ) -> float:  # fmt: skip
-        """Accuracy on ``on`` of one network; 0 where its training diverged."""
-        theta, buffers = self.train(images, targets, epochs, step_size, seed)
+    def accuracy(self, training_set: TrainingSet, epochs: int, seed: int, on: Whitened) -> float:
+        """Fraction of the images of ``on`` that one network classifies correctly; 0 where its training diverged."""
+        theta, buffers = self.train(training_set, epochs, seed)
         if not bool(theta.isfinite().all()):
             return 0.0
         return flat.accuracy(self.network, theta, on.images, on.labels, buffers)
 
 
-def judge(
+def _fit(
+    network: FlatNetwork, theta: Tensor, training_set: TrainingSet, recipe: Recipe, seed: int, compile: Compile,
+    networks: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Train from ``theta`` (P,); ``networks`` are trained alike in all, which decides whether compiling pays."""
+    images, targets = training_set.images, training_set.targets
+    n, c, h, w = images.shape
+    batch, seen = min(recipe.batch_size, n), recipe.epochs * n * networks
+    gradient = engine.training_gradient(network, (c, h, w), batch, seen, compile, training_set.kind)
+    buffers = network.initial_buffers()
+    epochs = sgd(partial(gradient, buffers=buffers), theta, images, targets, recipe, seed)
+    return run_to_end(epochs, theta), buffers
+
+
+def evaluator_for(
     problem: Problem, config: NetworkConfig, protocol: Protocol, augment: Sequence[Operation], compile: Compile = "auto"
-) -> Judge:
-    """A judge with a network of ``config``, in the precision that suits it."""
+) -> Evaluator:
+    """An evaluator with a network of ``config``, in the precision that suits it.
+
+    Raises:
+        PotstillError: the network is too deep for the images, or the precision asked for does not suit it.
+    """
     network = problem.network
     if config != problem.network_config:
         shape, classes = problem.dataset.shape, len(problem.dataset.classes)
         network = flat.flat_network(config, shape, classes, problem.device)
         wanted = "float32" if network.batch_coupled else problem.wanted_precision
         network = replace(network, precision=choose_precision(wanted, problem.device, network, shape))
-    return Judge(problem, config, network, protocol, tuple(augment), compile)
+    return Evaluator(problem, config, network, protocol, tuple(augment), compile)
 
 
-def judge_state(judge: Judge, images: Tensor, logits: Tensor, step_size: float, split: str = "validation") -> float:
-    """Mean accuracy of the protocol's networks on the validation part (or on the test part, the paper's way)."""
-    on = judge.problem.test if split == "test" else judge.problem.val
-    targets = logits.softmax(1)
-    drawn = [seeds.derive(0, "validation network", number) for number in range(judge.protocol.seeds)]
-    found = [judge.accuracy(images, targets, judge.protocol.epochs, step_size, seed, on) for seed in drawn]
+def validation_accuracy(evaluator: Evaluator, training_set: TrainingSet, split: str = "validation") -> float:
+    """Mean accuracy of the protocol's networks on the validation images, by which sets are chosen.
+
+    ``split`` "test" takes the test images instead: the paper's way, whose figures come out too high.
+    """
+    on = evaluator.problem.test if split == "test" else evaluator.problem.val
+    protocol = evaluator.protocol
+    drawn = [seeds.derive(0, "validation network", number) for number in range(protocol.seeds)]
+    found = [evaluator.accuracy(training_set, protocol.epochs, seed, on) for seed in drawn]
     return sum(found) / len(found)
 
 
-def step_sizes(
-    judge: Judge, images: Tensor, logits: Tensor, learned: float, event: Event
-) -> Generator[Event, None, list[dict[str, float]]]:  # fmt: skip
-    """Accuracies on validation images by step size, the learned one first; ``event`` is told before each."""
-    tried = []
-    for step_size in (learned * part for part in TRIED_PARTS):
-        yield {**event, "doing": f"training with step size {step_size:.3g}"}
-        tried.append({"step_size": step_size, "accuracy": judge_state(judge, images, logits, step_size)})
-    return tried
-
-
-def evaluate(
-    judge: Judge, distilled: Distilled, ipc: int, soft_labels: SoftLabels | None, full_seeds: int | None = None,
-    experts: Any = None,
-) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
-    """Final figures of a set and its controls on the test part; yields an event a network, returns ``accuracy``.
-
-    Args:
-        judge: what is trained, and how.
-        distilled: the set.
-        ipc: images per class of the random controls.
-        soft_labels: labels of the soft control; None leaves that control out.
-        full_seeds: networks of the full-set control; None for as many as the others, 0 for none.
-        experts: identity of the experts behind ``soft_labels``, for the fingerprint.
-
-    Returns:
-        {"distilled": {mean, std, ci95, per_seed}, "random": ..., "random_soft": ..., "full": ...}, fractions of 1;
-        and under "seconds" what the training of all these networks took.
-    """
-    plans = list(_plans(judge, distilled, ipc, soft_labels, full_seeds, experts))
-    total = sum(count for _, count, _, _ in plans)
-    accuracy: dict[str, Any] = {}
-    done, seconds = 0, 0.0
-    for name, count, identity, accuracy_of in plans:
-        values = []
-        for number in range(count):
-            yield {"stage": "evaluation", "done": done, "total": total, "set": name, "network": number}
-            value, spent = _once([*identity, number], lambda: accuracy_of(number))  # noqa: B023
-            values.append(value)
-            seconds += spent
-            done += 1
-        accuracy[name] = interval(values)
-    yield {"stage": "evaluation", "done": done, "total": total}
-    return {"accuracy": accuracy, "seconds": seconds}
-
-
-def _plans(
-    judge: Judge, distilled: Distilled, ipc: int, soft_labels: SoftLabels | None, full_seeds: int | None, experts: Any
-) -> Generator[tuple[str, int, list[Any], Callable[[int], float]], None, None]:
-    """For each figure: its name, number of networks, identity, and the accuracy of network number i."""
-    problem, protocol = judge.problem, judge.protocol
-    device, test = problem.device, problem.test
-    images, targets = (tensor.to(device) for tensor in distilled.tensors())
-    step_size = distilled.step_size if vars(judge.config) == distilled.recipe["network"] else CONTROL_STEP_SIZE
-    hard = one_hot(problem.train.labels, len(problem.dataset.classes))
-    common = [
-        NUMERICS, problem.dataset.fingerprint, problem.transform.kind, vars(judge.config), protocol.batch_size,
-        protocol.momentum, protocol.weight_decay, list(judge.augment), str(judge.network.precision), device.type,
-    ]  # fmt: skip
-
-    def seed(number: int) -> int:
-        return seeds.derive(0, "evaluation network", number)
-
-    def of_distilled(number: int) -> float:
-        return judge.accuracy(images, targets, protocol.epochs, step_size, seed(number), test)
-
-    def of_random(number: int) -> float:
-        rows = random_rows(problem, ipc, number)
-        return judge.accuracy(
-            problem.train.images[rows], hard[rows], protocol.epochs, CONTROL_STEP_SIZE, seed(number), test
-        )
-
-    def of_random_soft(number: int) -> float:
-        rows = random_rows(problem, ipc, number)
-        assert soft_labels is not None
-        return judge.accuracy(
-            problem.train.images[rows], soft_labels(rows), protocol.epochs, CONTROL_STEP_SIZE, seed(number), test
-        )
-
-    def of_full(number: int) -> float:
-        return judge.accuracy(
-            problem.train.images, hard, protocol.full_epochs, CONTROL_STEP_SIZE, seed(number), test
-        )  # fmt: skip
-
-    n, synthetic = protocol.seeds, [*common, protocol.epochs]
-    yield "distilled", n, [*synthetic, "distilled", files.fingerprint(images, targets, step_size)], of_distilled
-    yield "random", n, [*synthetic, "random", ipc], of_random
-    if soft_labels is not None:
-        yield "random_soft", n, [*synthetic, "random_soft", ipc, experts], of_random_soft
-    if full_seeds != 0:
-        yield "full", full_seeds or n, [*common, protocol.full_epochs, "full"], of_full
-
-
-def random_rows(problem: Problem, ipc: int, number: int) -> Tensor:
-    """Rows of the training set: IPC random images of each class, another draw for each control network."""
-    labels = problem.dataset.train.labels
-    order = torch.randperm(len(labels), generator=seeds.generator(0, "random control", number))
-    rows = [order[labels[order] == label][:ipc] for label in range(len(problem.dataset.classes))]
-    return torch.cat(rows).to(problem.device)
-
-
-def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float]:
-    """A network's accuracy and the seconds it took, computed once and kept by fingerprint."""
-    path = cache_folder() / "networks" / f"{files.fingerprint(identity)}.json"
-    if path.exists():
-        kept = files.read_json(path)
-        return kept["accuracy"], kept["seconds"]
-    began = time.perf_counter()
-    accuracy = compute()
-    seconds = time.perf_counter() - began
-    files.write_json(path, {"accuracy": accuracy, "seconds": seconds, "identity": identity})
-    return accuracy, seconds
-
-
 def train(
-    distilled: Distilled, network: NetworkConfig | None = None, *, seed: int = 0, epochs: int | None = None,
+    distilled: Distilled, network: NetworkConfig | str | None = None, *, seed: int = 0, epochs: int | None = None,
     step_size: float | None = None, device: str | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a network on a distilled set by the standard protocol, and return it ready to predict.
 
     Args:
         distilled: the set.
-        network: the network; by default the one the set was made with.
+        network: the network, or its name; by default the one the set was made with.
         seed: seed of its initialisation and of the draws in training.
         epochs: epochs over the set; by default the protocol's 1001.
         step_size: step size of SGD; by default the learned one for the network the set was made with, else 0.01.
         device: where to train and to leave the network; by default it is trained on the fastest one present, and
             brought back to the CPU.
 
+    Raises:
+        PotstillError: fewer than one epoch, a step size that is not positive, no such network or device, or a network
+            too deep for the images.
+
     Example:
         >>> distilled = potstill.load("runs/digits-ipc1")
         >>> network = potstill.train(distilled)
         >>> predicted = network(distilled.transform(uint8_images)).argmax(1)
     """
-    own = NetworkConfig(**distilled.recipe["network"])
-    c, h, w = distilled.images.shape[1:]
-    config = network or own
-    config = replace(config, depth=config.depth or depth_for(h, w))
     protocol = PROTOCOLS["standard"]
-    where = choose_device(device or "auto")
-    flat_network = flat.flat_network(config, (c, h, w), len(distilled.classes), where)
-    theta = flat.initial(config, (c, h, w), len(distilled.classes), seed).to(where)
-    alpha = step_size or (distilled.step_size if config == own else CONTROL_STEP_SIZE)
-    recipe = protocol.recipe(epochs or protocol.epochs, alpha, distilled.recipe["augment"])
-    images, targets = (tensor.to(where) for tensor in distilled.tensors())
-    batch = min(recipe.batch_size, len(images))
-    gradient = engine.training_gradient(flat_network, (c, h, w), batch, recipe.epochs * len(images), "auto")
-    buffers = flat_network.initial_buffers()
-    theta = run_to_end(sgd(partial(gradient, buffers=buffers), theta, images, targets, recipe, seed), theta)
+    epochs = protocol.epochs if epochs is None else epochs
+    if epochs < 1:
+        raise PotstillError(f"epochs {epochs}: a network trains for at least 1; raise it.")
+    if step_size is not None and not 0 < step_size < math.inf:
+        raise PotstillError(f"step_size {step_size}: SGD takes a positive, finite one; leave it out for the set's own.")
+    c, h, w = distilled.images.shape[1:]
+    config = _network_config(network, NetworkConfig(**distilled.recipe["network"]))
+    config = replace(config, depth=config.depth or depth_for(h, w))
+    where, classes = choose_device(device or "auto"), len(distilled.classes)
+    training_set = training_set_of(distilled, config, where)
+    if step_size is not None:
+        training_set = replace(training_set, step_size=step_size)
+    flat_network = flat.flat_network(config, (c, h, w), classes, where)
+    theta = flat.initial(config, (c, h, w), classes, seed).to(where)
+    recipe = protocol.recipe(epochs, training_set.alpha, distilled.recipe["augment"])
+    theta, buffers = _fit(flat_network, theta, training_set, recipe, seed, "auto", networks=1)
     return flat_network.as_module(theta, buffers).to(device or "cpu")
+
+
+def _network_config(network: NetworkConfig | str | None, own: NetworkConfig) -> NetworkConfig:
+    """The network asked for, or by default the set's own."""
+    if network is None or network == own.name:
+        return own
+    if isinstance(network, NetworkConfig):
+        return network
+    if network not in get_args(Architecture):
+        raise PotstillError(
+            f"network {network!r}: is neither a NetworkConfig nor a name; choose among "
+            f"{', '.join(get_args(Architecture))}."
+        )
+    return NetworkConfig(name=network)  # type: ignore[arg-type]  # one of the names, as was just checked

@@ -1,118 +1,307 @@
 """Backpropagation through training: networks trained on the synthetic set should explain real images.
 
-RaT-BPTT (Feng et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024) differentiates the loss of real images
-through a few steps of a student of random age.  Here, as in FRePo's pool (Zhou et al., NeurIPS 2022), students go on
-from iteration to iteration, one of a few in turn, instead of training from scratch each time: nearly all of their
-steps are then differentiated ones.
+RaT-BPTT (Feng et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024) trains a fresh student on the set, and
+differentiates the loss of real images through a window of its steps.  With a pool (FRePo; Zhou et al., NeurIPS 2022)
+students continue from iteration to iteration, so that nearly all of their steps are differentiated ones: the form in
+which a set that another method made is refined.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from potstill import seeds
-from potstill.adjoint.derivatives import Derivatives
-from potstill.adjoint.unroll import Adjoint, unroll
-from potstill.config import Config
+from potstill.adjoint.inner import Adam, Sgd
+from potstill.adjoint.unroll import unroll
+from potstill.data import augment
+from potstill.data import labels as kinds
+from potstill.data.augment import Operation
+from potstill.data.labels import Kind, one_hot
+from potstill.errors import PotstillError
+from potstill.methods import initial, pool
+from potstill.methods.method import (
+    Begun,
+    Context,
+    Inner,
+    Measuring,
+    Memory,
+    Method,
+    Outcome,
+    Probe,
+    Start,
+    Variables,
+    targets_of,
+)
+from potstill.methods.outer import Rule
+from potstill.methods.rates import scale_free
 from potstill.methods.trajectory import draw_steps
-from potstill.networks import flat
-from potstill.networks.flat import FlatNetwork
-from potstill.training.problem import Problem
-from potstill.training.sgd import one_hot
+from potstill.networks.losses import loss_for, soft_cross_entropy
 
-REAL_BATCH = 500  # real images a loss
-PART = 100  # of them whose graph is held at once
-STUDENTS = 8
+CHUNK = 100  # real images whose graph is held at once
+ADAM_STEP_SIZE, SGD_STEP_SIZE = 1e-3, 0.01  # of students, where the set brings none
+MOMENTUM = {"images": 0.5, "labels": 0.9, "step_size": 0.5}  # of outer SGD, as in matching
+RELATIVE_ADAM_STEP = 0.055  # of the images' root mean square: 1e-3 at the published initial noise
+LABELS_ADAM_STEP = 1e-3
+REFINING_STEP = 0.25  # of the scale-free rates, where a set is refined by SGD
 
 
 @dataclass(frozen=True)
-class Students:
-    """Networks that train on the synthetic set, one in turn at each iteration."""
+class RatBptt:
+    """Random truncated backpropagation through time."""
 
-    thetas: tuple[Tensor, ...]  # S of (P,); empty where a fresh network is due
-    ages: Tensor  # (S,) int64, on the CPU: steps taken; 0 where a fresh network is due
-    leads: Tensor  # (S,) int64, on the CPU: steps that this fresh network takes at least before it is differentiated
+    iterations: int = 1000
+    """Outer iterations (published: tens of thousands, until stopped)."""
+    unroll: int = 200
+    """Steps that a student takes at most (T)."""
+    window: int = 60
+    """The last of them, which are differentiated (W)."""
+    place: Literal["random", "end"] = "random"
+    """random: the window ends after W to T steps, drawn anew for each pass over the real images; end: after T."""
+    pool: int = 0
+    """Students that continue from iteration to iteration, one in turn; 0: a fresh one each time, as published."""
+    batch_size: int = 100
+    """Synthetic images an inner step; all of them where the set is smaller."""
+    real_batch: int = 5000
+    """Real images whose loss is lowered."""
+    augment_real: bool = True
+    """Augment the real images as well."""
+    inner: Literal["adam", "sgd"] = "adam"
+    """Optimiser of the students. sgd trains by the set's own step size, which is learned."""
+    inner_step_size: float | None = None
+    """Step size of the students. None: 0.001 for adam; for sgd that of the set, else 0.01."""
+    initial: Literal["noise", "random"] = "noise"
+    """Begin with noise or with random real images; a later stage begins with the set of the stage before."""
+    labels: Literal["raw", "logits", "hard"] = "raw"
+    """raw: weights of the log-probabilities, at least 0, whose sum is learned too; logits: soft labels; hard: fixed."""
+    outer: Literal["adam", "sgd"] = "adam"
+    """Optimiser of the set."""
+    lr_images: float | None = None
+    """Outer rate of the images. None: for adam that by which a step moves them by 5.5 % of their size, as published;
+    for sgd measured, for a first step of a little over one per cent."""
+    lr_labels: float | None = None
+    """Outer rate of the labels. None: 0.001 for adam, else measured."""
+    lr_step_size: float | None = None
+    """Outer rate of the students' step size, with sgd inside. None: measured."""
+    clip: float | None = 2.0
+    """The images' gradient is cut to this many times the moving average of its norm. None: never."""
+    cooldown: float = 0.0
+    """Last fraction of the iterations over which the outer rates fall to nothing."""
+    threshold: float = float("inf")
+    """Losses above this, in units of what guessing gives, are not stepped on."""
 
-    def after(self, iteration: int, theta: Tensor, age: int) -> "Students":
-        """The same, but for the one whose turn it was at ``iteration``."""
-        number = iteration % STUDENTS
-        ages, leads = self.ages.clone(), self.leads.clone()
-        ages[number], leads[number] = age, 0
-        return Students((*self.thetas[:number], theta, *self.thetas[number + 1 :]), ages, leads)
 
-    def dismiss(self, iteration: int) -> "Students":
-        """The same, but that this one makes room for a fresh network."""
-        return self.after(iteration, self.thetas[0].new_empty(0), 0)
+MEASURED = ("lr_images", "lr_labels", "lr_step_size")
 
 
-def enrol(config: Config, problem: Problem) -> Students:
-    """Students yet to begin, with leads that spread their first ages over the horizon."""
-    leads = torch.arange(STUDENTS) * (_horizon(config) - config.distil.inner_steps) // STUDENTS
-    nobody = tuple(torch.empty(0, device=problem.device) for _ in range(STUDENTS))
-    return Students(nobody, torch.zeros_like(leads), leads)
+def check(settings: RatBptt, method: str, augmented: tuple[Operation, ...]) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        PotstillError: with the value, the reason and the remedy.
+    """
+    if not 0 < settings.window <= settings.unroll:
+        raise PotstillError(
+            f"window {settings.window}: is among the {settings.unroll} steps of a student; lower --{method}.window, or "
+            f"raise --{method}.unroll."
+        )
+    if settings.pool and settings.inner == "adam":
+        raise PotstillError(
+            f"pool {settings.pool}: students that continue keep no moments of Adam; take --{method}.inner sgd, or "
+            f"--{method}.pool 0."
+        )
+
+
+def inner(settings: RatBptt) -> Inner:
+    """The window's steps."""
+    return Inner(settings.batch_size, settings.window)
+
+
+def kind(settings: RatBptt) -> Kind:
+    """As the settings say."""
+    return settings.labels
+
+
+def learns(settings: RatBptt) -> dict[str, Rule]:
+    """Images, labels and, with SGD inside, the step size."""
+
+    def rule(lr: float | None, name: str, **more: Any) -> Rule:
+        momentum = MOMENTUM[name] if settings.outer == "sgd" else 0.0
+        return Rule(lr or 0.0, settings.outer, momentum=momentum, cooldown=settings.cooldown, **more)
+
+    rules = {"images": rule(settings.lr_images, "images", clip=settings.clip)}
+    if settings.labels != "hard":
+        rules[settings.labels] = rule(settings.lr_labels, "labels", minimum=0.0 if settings.labels == "raw" else None)
+    if settings.inner == "sgd":
+        rules["step_size"] = rule(settings.lr_step_size, "step_size", positive=True)
+    return rules
+
+
+def begin(ctx: Context, settings: RatBptt, start: Start | None) -> Begun:
+    """Noise or real images with one-hot labels; or a set that is there already."""
+    device = ctx.problem.device
+    if start is None:
+        rows = initial.random_rows(ctx) if settings.initial == "random" else None
+        images = initial.noise(ctx) if rows is None else ctx.problem.train.images[rows]
+        start = Start(images, None, "hard", initial.labels_in_order(ctx), None)
+    variables = {"images": start.images.clone()}
+    if settings.labels != "hard":
+        variables[settings.labels] = kinds.convert(
+            start.targets, start.kind, start.labels, ctx.classes, settings.labels
+        ).clone()  # fmt: skip
+    if settings.inner == "sgd":
+        step_size = settings.inner_step_size or start.step_size or SGD_STEP_SIZE
+        variables["step_size"] = torch.tensor(step_size, device=device)
+    spread = settings.unroll - settings.window
+    memory = pool.init_pool(settings.pool, spread, device) if settings.pool else {}
+    return Begun(variables, start.labels.clone(), memory)
 
 
 def real_loss(
-    config: Config, problem: Problem, derivatives: Derivatives, images: Tensor, logits: Tensor, step_size: Tensor,
-    iteration: int, students: Students,
-) -> tuple[Tensor, dict[str, Any], Students]:  # fmt: skip
-    """Cross-entropy of a batch of real images under θ_N, as a part of log K, which guessing gives.
+    ctx: Context, settings: RatBptt, variables: Variables, memory: Memory, labels: Tensor, iteration: int
+) -> Outcome:  # fmt: skip
+    """Cross-entropy of a batch of real images after a student's steps, as a fraction of log K, which guessing gives.
 
-    θ_N is the student whose turn it is, after ``inner_steps`` more steps, which are differentiated.  A student whose
-    next steps would end beyond ``horizon`` makes room for a fresh network, which first walks its lead and fewer than
-    ``inner_steps`` steps more, at random.  All draws come from (seed, iteration) alone.
-
-    Returns:
-        The loss, the age of the student, and the students of the next iteration.
+    Of the steps the last ``window`` are differentiated.  Several processes take the same steps and share the real
+    images.
     """
-    draws = seeds.generator(config.seed, "student", iteration)
-    number, window, horizon = iteration % STUDENTS, config.distil.inner_steps, _horizon(config)
-
-    def walk(theta: Tensor, steps: int, adjoint: Adjoint = "exact") -> Tensor:
-        return unroll(
-            theta, images, logits, step_size, draw_steps(config, problem, len(images), draws, steps),
-            flat.label_loss(problem.network), adjoint=adjoint, derivatives=derivatives,
-            micro_batch=config.distil.micro_batch,
-        )  # fmt: skip
-
-    theta, age = students.thetas[number], int(students.ages[number])
-    if age == 0:
-        seed = seeds.derive(config.seed, "student network", iteration)
-        theta = flat.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
-        theta = theta.to(images)
-        lead = int(students.leads[number])
-        age = lead + int(torch.randint(min(window, horizon - window - lead + 1), (), generator=draws))
-        with torch.no_grad():
-            for first in range(0, age, window):  # in pieces, each of which holds its weights
-                theta = walk(theta, min(window, age - first))
-    theta, age = walk(theta, window, config.distil.adjoint), age + window
-    truth = problem.train.labels
-    rows = torch.randint(len(truth), (min(REAL_BATCH, len(truth)),), generator=draws).to(problem.device)
-    targets = one_hot(truth[rows], len(problem.dataset.classes))
-    loss = mean_loss(problem.network, theta, problem.train.images[rows], targets)
-    guessing = torch.tensor(targets.shape[1]).log().to(loss)
-    going = students.after(iteration, theta.detach(), age) if age + window <= horizon else students.dismiss(iteration)
-    return loss / guessing, {"age": age}, going
+    draws = ctx.draws("student", iteration)
+    theta, taken, lead = _student(ctx, settings, memory, iteration, draws)
+    images, count = variables["images"], lead + settings.window
+    step_size = variables.get("step_size")
+    if step_size is None:
+        step_size = torch.tensor(settings.inner_step_size or ADAM_STEP_SIZE, device=ctx.problem.device)
+    theta = unroll(
+        theta, images, targets_of(variables, labels, ctx.classes), step_size,
+        draw_steps(ctx, settings.batch_size, count, len(images), draws),
+        loss_for(ctx.problem.network, kind(settings)), inner=Adam() if settings.inner == "adam" else Sgd(),
+        adjoint="truncated", last=settings.window, derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
+    )  # fmt: skip
+    taken += count
+    real, truth = _real_batch(ctx, settings, draws)
+    loss = mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
+    value = float(loss.detach())
+    accept = math.isfinite(value) and not value > settings.threshold
+    if not settings.pool:
+        return Outcome(loss, metrics={"steps_taken": taken}, accept=accept or not math.isfinite(value))
+    number = iteration % settings.pool
+    fresh = pool.reset(memory, number)  # a student whose iteration is not stepped on would come again
+    going = taken + settings.window <= settings.unroll and accept
+    after = pool.advance(memory, number, theta.detach(), taken) if going else fresh
+    return Outcome(loss, after, {"steps_taken": taken}, accept or not math.isfinite(value), refused_memory=fresh)
 
 
-def _horizon(config: Config) -> int:
-    """Steps that a student takes at most; room for one window, where its length was found by measuring."""
-    return max(config.distil.horizon, config.distil.inner_steps)
+def _student(
+    ctx: Context, settings: RatBptt, memory: Memory, iteration: int, draws: torch.Generator
+) -> tuple[Tensor, int, int]:  # fmt: skip
+    """The student of an iteration: θ (P,), steps taken, and steps to take before the window."""
+    if not settings.pool:
+        most = settings.unroll - settings.window
+        passes = iteration * settings.real_batch // len(ctx.problem.train.labels)
+        drawn = int(torch.randint(most + 1, (), generator=ctx.draws("window", passes)))
+        return ctx.fresh("student network", iteration), 0, drawn if settings.place == "random" else most
+    found = pool.student(memory, iteration % settings.pool)
+    if found.theta is not None:
+        return found.theta, found.steps, 0
+    room = settings.unroll - settings.window - found.warm_up + 1
+    lead = found.warm_up + int(torch.randint(min(settings.window, room), (), generator=draws))
+    return ctx.fresh("student network", iteration), 0, lead
 
 
-def mean_loss(network: FlatNetwork, theta: Tensor, images: Tensor, targets: Tensor, part: int = PART) -> Tensor:
-    """Mean cross-entropy, once differentiable in ``theta``, of images whose graphs are held part by part only.
+def _real_batch(ctx: Context, settings: RatBptt, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Real images (b, C, H, W) and their one-hot labels (b, K)."""
+    split = ctx.problem.train
+    count = min(settings.real_batch, len(split.labels))
+    rows = torch.randint(len(split.labels), (count,), generator=draws).to(ctx.problem.device)
+    images = split.images[rows]
+    if settings.augment_real:
+        drawing = augment.draw(ctx.augment, count, (images.shape[2], images.shape[3]), draws)
+        images = augment.apply(images, drawing.to(ctx.problem.device))
+    return images, one_hot(split.labels[rows], ctx.classes)
 
-    With batch norm the parts are one, for it couples the images of a batch.
+
+def mean_loss(ctx: Context, theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy, once differentiable in ``theta`` (P,), of this process's share of the images.
+
+    The graph of a few images is held at once.  With batch norm, which couples the images of a batch, of all of them.
     """
+    network = ctx.problem.network
     here = theta.detach().requires_grad_()
-    value, slope = torch.zeros_like(here[0]), torch.zeros_like(here)
-    size = len(images) if network.batch_coupled else part
-    for x, t in zip(images.split(size), targets.split(size), strict=True):
+    value, gradient = torch.zeros_like(here[0]), torch.zeros_like(here)
+    size = len(images) if network.batch_coupled else CHUNK
+    for rows in ctx.mine(torch.arange(len(images), device=images.device).split(size)):
         with torch.enable_grad():
-            loss = flat.soft_cross_entropy(network(here, x), t) / len(images)
-        slope += torch.autograd.grad(loss, here)[0]
+            loss = soft_cross_entropy(network(here, images[rows]), targets[rows]) / len(images)
+        gradient += torch.autograd.grad(loss, here)[0]
         value += loss.detach()
-    return value + slope @ (theta - theta.detach())
+    return value + gradient @ (theta - theta.detach())
+
+
+def measure(
+    ctx: Context, settings: RatBptt, begun: Begun, trial: Any, record: dict[str, Any], save: Callable[[], None]
+) -> Measuring:  # fmt: skip
+    """The outer rates that are None: relative to what they move."""
+    began = time.monotonic()
+    fields = {name: "lr_labels" if name == settings.labels else f"lr_{name}" for name in learns(settings)}
+    missing = [name for name, field in fields.items() if getattr(settings, field) is None]
+    if settings.outer == "adam":
+        rms = float(begun.variables["images"].square().mean().sqrt())
+        adam = {"images": RELATIVE_ADAM_STEP * rms, settings.labels: LABELS_ADAM_STEP, "step_size": LABELS_ADAM_STEP}
+        rates = {name: adam[name] for name in missing}
+    else:
+        found = scale_free(ctx, settings, begun, real_loss, missing) if missing else {}
+        rates = {name: REFINING_STEP * rate for name, rate in found.items()}
+    unused: dict[str, Any] = {field: 0.0 for field in MEASURED if getattr(settings, field) is None}
+    record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - began
+    found_rates = {**unused, **{fields[name]: rate for name, rate in rates.items()}}
+    return replace(settings, **found_rates), None
+    yield {}  # what measures is a generator; this one has nothing to tell on the way
+
+
+def probe(settings: RatBptt) -> Probe:
+    """One iteration with a window of two steps, without steps before it."""
+    few = min(2, settings.window)
+    rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in MEASURED}
+    cheaper = replace(settings, window=few, unroll=few, pool=0, **rates)
+    lead = (settings.unroll - settings.window) / (3 if not settings.pool else 12)  # steps that are not differentiated
+    return Probe(cheaper, (settings.window + lead) / few, settings.window + 2 + settings.pool)
+
+
+def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: str = "random") -> dict[str, Any]:
+    return {
+        "iterations": 100_000, "unroll": unroll, "window": window, "place": place, "lr_images": lr, "lr_labels": lr,
+        "labels": labels, "batch_size": batch, "transform": "zca", "network": {"depth": 3},
+        "augment": ("flip", "rotate"),
+    }  # fmt: skip
+
+
+RAT_BPTT = Method(
+    name="rat-bptt",
+    title="Random truncated backpropagation through time",
+    family="backpropagation",
+    citation='Feng et al., "Embarrassingly Simple Dataset Distillation", ICLR 2024',
+    settings=RatBptt,
+    begin=begin,
+    loss=real_loss,
+    learns=learns,
+    inner=inner,
+    kind=kind,
+    check=check,
+    loss_label="loss of real images (1: guessing)",
+    metrics={"steps_taken": "steps the student has taken"},
+    measured=MEASURED,
+    measure=measure,
+    probe=probe,
+    published={
+        ("cifar10", 10): _cell(200, 60, 1e-3, "hard", 100),
+        ("cifar100", 1): _cell(130, 90, 3e-4, "raw", 100, "end"),
+        ("cifar100", 10): _cell(300, 100, 1e-3, "raw", 100),
+    },
+    refining={
+        "iterations": 60, "unroll": 400, "window": 20, "pool": 8, "real_batch": 500, "augment_real": False,
+        "inner": "sgd", "labels": "logits", "outer": "sgd", "clip": None, "cooldown": 0.5, "threshold": 1.0,
+    },
+)  # fmt: skip

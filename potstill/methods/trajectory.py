@@ -1,113 +1,261 @@
 """Trajectory matching: the student's path over the synthetic set should end where the expert's did.
 
-DATM: Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024, on
-MTT (Cazenavette et al., CVPR 2022).
+    L = ‖θ_N − θ*ₜ₊ₘ‖² / ‖θ*ₜ − θ*ₜ₊ₘ‖²
+
+Four methods are settings of it.  MTT (Cazenavette et al., CVPR 2022) learns images with hard labels.  TESLA (Cui et
+al., ICML 2023) holds λ fixed in the sweep.  FTD (Du et al., CVPR 2023) follows flat experts, and its result is a moving
+average of the images.  DATM (Guo et al., ICLR 2024) chooses which start epochs to match, and learns soft labels.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from potstill import seeds
-from potstill.adjoint.derivatives import Derivatives
 from potstill.adjoint.unroll import InnerStep, unroll
-from potstill.config import Config
 from potstill.data import augment
-from potstill.methods import start_epochs
-from potstill.networks import flat
-from potstill.training.problem import Problem
-from potstill.training.sgd import one_hot
-from potstill.training.trajectories import Trajectories
+from potstill.data import labels as kinds
+from potstill.data.augment import Operation
+from potstill.data.labels import Kind
+from potstill.errors import PotstillError
+from potstill.methods import initial, start_epochs
+from potstill.methods.method import Begun, Context, Experts, Inner, Outcome, Start, Variables, nothing, targets_of
+from potstill.methods.outer import Rule
+from potstill.methods.soft_labels import mean_logits
+from potstill.methods.start_epochs import StartEpochs
+from potstill.networks.losses import loss_for
 
-CERTAIN = 20.0  # the logit of a hard label, whose softmax is 1 to eight digits
+MOMENTUM = {"images": 0.5, "logits": 0.9, "step_size": 0.5}  # published
+INNER_STEPS, EXPERT_EPOCHS, STEP_SIZE = 40, 2, 0.01  # where neither a cell nor a measurement says
+
+
+@dataclass(frozen=True)
+class Datm:
+    """Difficulty-aligned trajectory matching."""
+
+    iterations: int = 1000
+    """Outer iterations, each one segment of one expert."""
+    start_epochs: tuple[int, int] | None = None
+    """The difficulty: the first start epoch (T minus), and one past the last (T plus). None: found by measuring which
+    part of the trajectories a set of this size can follow."""
+    opening: tuple[int, int] | None = None
+    """One past the last start epoch at iteration 0 (T), and the iterations over which it grows to T plus. None: all
+    start epochs from the beginning."""
+    inner_steps: int | None = None
+    """Steps the student takes (N). None: measured together with the start epochs, else 40."""
+    expert_epochs: int | None = None
+    """Epochs of the expert that those steps should cover (M). None: measured with the start epochs, else 2."""
+    batch_size: int = 100
+    """Synthetic images an inner step; all of them where the set is smaller."""
+    step_size: float | None = None
+    """Initial value of the learned inner step size. None: measured with the start epochs, else 0.01."""
+    lr_images: float | None = None
+    """Outer learning rate of the images. None: measured, so that a first step moves them by a twentieth of their
+    size."""
+    lr_logits: float | None = None
+    """Outer learning rate of the label logits. None: measured, for a first step of a two-hundredth."""
+    lr_step_size: float | None = None
+    """Outer learning rate of the inner step size; 0 keeps it fixed. None: measured, for a first step of a fiftieth."""
+    cooldown: float | None = None
+    """Last fraction of the iterations over which the outer rates fall to nothing; 0 keeps them, as published. Helps
+    where iterations are few and rates high: at a constant rate the images end in its noise. None: a half."""
+    flip: bool = False
+    """Match each expert as often mirrored left to right, which makes two of one at no expense; where flip is an
+    augmentation."""
+    threshold: float = 1.0
+    """Matching losses above this are not stepped on."""
+    initial: Literal["correct", "random"] = "correct"
+    """Begin with real images that the first expert classifies correctly, or with any."""
+    labels: Literal["learned", "soft", "hard"] = "learned"
+    """learned: soft labels of the experts, then learned; soft: the same, kept fixed; hard: one class each, fixed."""
+    label_experts: int | None = None
+    """Experts whose logits start the labels: the mean of those that are right. None: all experts."""
+    adjoint: Literal["exact", "direct", "frozen"] = "exact"
+    """Gradient of the unroll: exact in constant memory, the whole graph, or TESLA's approximation."""
+    average: float = 0.0
+    """Decay of a moving average of the images, which then is the result (FTD); 0: the images themselves."""
+    rho: float | None = None
+    """Radius of the experts' flat recipe (FTD). None: what --expert.rho says."""
+
+
+@dataclass(frozen=True)
+class Mtt(Datm):
+    """Trajectory matching with hard labels, from any real images."""
+
+    iterations: int = 5000
+    cooldown: float | None = 0.0
+    threshold: float = float("inf")
+    initial: Literal["correct", "random"] = "random"
+    labels: Literal["learned", "soft", "hard"] = "hard"
+    rho: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Tesla(Mtt):
+    """Trajectory matching in constant memory by a gradient that leaves out how later weights depend on earlier
+    images."""
+
+    iterations: int = 10_000
+    adjoint: Literal["exact", "direct", "frozen"] = "frozen"
+
+
+@dataclass(frozen=True)
+class Ftd(Mtt):
+    """Trajectory matching of flat experts; the result is a moving average of the images."""
+
+    average: float = 0.9995
+    rho: float | None = 0.01
+
+
+Trajectory = Datm
+"""Settings of any method of the family."""
+
+
+def span_of(settings: Trajectory) -> int:
+    """Epochs of the expert that a segment covers (M)."""
+    return EXPERT_EPOCHS if settings.expert_epochs is None else settings.expert_epochs
+
+
+def steps_of(settings: Trajectory) -> int:
+    """Steps the student takes (N)."""
+    return INNER_STEPS if settings.inner_steps is None else settings.inner_steps
+
+
+def step_size_of(settings: Trajectory) -> float:
+    """The student's step size before the first iteration."""
+    return STEP_SIZE if settings.step_size is None else settings.step_size
+
+
+def range_of(settings: Trajectory) -> StartEpochs | None:
+    """The start epochs that may be drawn; None where they are still to be measured."""
+    if settings.start_epochs is None:
+        return None
+    return StartEpochs(*settings.start_epochs, *(settings.opening or ()))
+
+
+def check(settings: Trajectory, method: str, augmented: tuple[Operation, ...]) -> None:
+    """Refuse settings that contradict each other; ``method`` names their flags.
+
+    Raises:
+        PotstillError: with the value, the reason and the remedy.
+    """
+    start = range_of(settings)
+    if start is not None:
+        start_epochs.check(start, span_of(settings), method)
+    elif settings.opening is not None:
+        raise PotstillError(
+            f"opening {settings.opening}: needs the start epochs it grows to; add --{method}.start-epochs."
+        )
+    if settings.flip and "flip" not in augmented:
+        raise PotstillError("flip: the experts see no mirrored images; leave it out, or augment by flip.")
+    if settings.cooldown is not None and not 0 <= settings.cooldown <= 1:
+        raise PotstillError(f"cooldown {settings.cooldown}: a fraction of the iterations, from 0 to 1.")
+    if settings.step_size is not None and settings.step_size <= 0:
+        raise PotstillError(
+            f"step_size {settings.step_size}: the inner step size is positive; raise --{method}.step-size."
+        )
+
+
+def needs(settings: Trajectory) -> Experts:
+    """Experts, with the snapshots at which segments begin and end."""
+    start = range_of(settings)
+    return Experts(start.epochs(span_of(settings)) if start else None, settings.rho)
+
+
+def inner(settings: Trajectory) -> Inner:
+    """The student's steps."""
+    return Inner(settings.batch_size, steps_of(settings))
+
+
+def kind(settings: Trajectory) -> Kind:
+    """Labels are logits, learned or kept, or hard."""
+    return "hard" if settings.labels == "hard" else "logits"
+
+
+def learns(settings: Trajectory) -> dict[str, Rule]:
+    """Images, the step size, and the labels where they are learned, by SGD with momentum as published."""
+    cooldown = settings.cooldown or 0.0
+    rules = {"images": Rule(settings.lr_images or 0.0, momentum=MOMENTUM["images"], cooldown=cooldown,
+                            average=settings.average or None)}  # fmt: skip
+    if settings.labels == "learned":
+        rules["logits"] = Rule(settings.lr_logits or 0.0, momentum=MOMENTUM["logits"], cooldown=cooldown)
+    rules["step_size"] = Rule(
+        settings.lr_step_size or 0.0, momentum=MOMENTUM["step_size"], positive=True, cooldown=cooldown
+    )
+    return rules
+
+
+@torch.no_grad()
+def begin(ctx: Context, settings: Trajectory, start: Start | None) -> Begun:
+    """Real images, labelled by the experts that classify them correctly; or a set that is there already."""
+    step_size = torch.tensor(step_size_of(settings), device=ctx.problem.device)
+    if start is not None:
+        return _continue(ctx, settings, start, step_size)
+    rows = initial.correct_rows(ctx) if settings.initial == "correct" else initial.random_rows(ctx)
+    images, labels = ctx.problem.train.images[rows].clone(), ctx.problem.train.labels[rows].clone()
+    variables = {"images": images, "step_size": step_size}
+    if kind(settings) == "logits":
+        variables["logits"] = _expert_labels(ctx, settings, images, labels)
+    return Begun(variables, labels)
+
+
+def _continue(ctx: Context, settings: Trajectory, start: Start, step_size: Tensor) -> Begun:
+    """A set that is there already, its labels in this method's kind."""
+    if settings.step_size is None and start.step_size is not None:
+        step_size = torch.full_like(step_size, start.step_size)
+    variables = {"images": start.images.clone(), "step_size": step_size}
+    if kind(settings) == "logits":
+        variables["logits"] = kinds.convert(start.targets, start.kind, start.labels, ctx.classes, "logits")
+    return Begun(variables, start.labels.clone())
+
+
+def _expert_labels(ctx: Context, settings: Trajectory, images: Tensor, labels: Tensor) -> Tensor:
+    assert ctx.experts is not None
+    count = min(settings.label_experts or ctx.expert_count, ctx.expert_count)
+    return mean_logits(ctx.problem, ctx.experts, count, images, labels)
 
 
 def matching_loss(
-    config: Config, problem: Problem, experts: Trajectories, derivatives: Derivatives, images: Tensor, logits: Tensor,
-    step_size: Tensor, iteration: int,
-) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-    """L = ‖θ_N − θ*ₜ₊ₘ‖² / ‖θ*ₜ − θ*ₜ₊ₘ‖² of one drawn segment, and what was drawn.
+    ctx: Context, settings: Trajectory, variables: Variables, memory: dict[str, Tensor], labels: Tensor, iteration: int
+) -> Outcome:  # fmt: skip
+    """L of one drawn segment, accepted up to the threshold.
 
     Expert, start epoch, batches and augmentations come from (seed, iteration) alone, so any iteration can be replayed.
-    With ``mirror`` the student sees the set mirrored in half of the iterations, which is the same as following the
-    expert's mirror image: one that started from mirrored weights on mirrored data.
+    With ``flip`` the student sees the set mirrored in half of the iterations, which is the same as following the
+    expert's mirror image: one that started from mirrored weights on mirrored data.  Of several processes the first does
+    the one segment.
     """
-    draws = seeds.generator(config.seed, "segment", iteration)
-    expert = int(torch.randint(config.expert.count, (), generator=draws))
-    start = start_epochs.draw_start(config.window, iteration, draws)
-    begin, end = (
-        snapshot.to(problem.device) for snapshot in experts.segment(expert, start, config.distil.expert_epochs)
-    )
-    steps = draw_steps(config, problem, len(images), draws)
-    if config.distil.mirror and bool(torch.randint(2, (), generator=draws)):
+    draws = ctx.draws("segment", iteration)
+    chosen = range_of(settings)
+    assert chosen is not None
+    assert ctx.experts is not None
+    expert = int(torch.randint(ctx.expert_count, (), generator=draws))
+    start = chosen.draw(iteration, draws)
+    metrics = {"expert": expert, "start_epoch": start}
+    if not ctx.mine([0]):
+        return Outcome(nothing(variables), metrics=metrics)
+    segment = ctx.experts.segment(expert, start, span_of(settings))
+    begin, end = (snapshot.to(ctx.problem.device) for snapshot in segment)
+    images = variables["images"]
+    steps = draw_steps(ctx, settings.batch_size, steps_of(settings), len(images), draws)
+    if settings.flip and bool(torch.randint(2, (), generator=draws)):
         images = images.flip(3)
     theta = unroll(
-        begin, images, logits, step_size, steps, flat.label_loss(problem.network),
-        adjoint=config.distil.adjoint, derivatives=derivatives, micro_batch=config.distil.micro_batch,
+        begin, images, targets_of(variables, labels, ctx.classes), variables["step_size"], steps,
+        loss_for(ctx.problem.network, kind(settings)), adjoint=settings.adjoint, derivatives=ctx.derivatives,
+        micro_batch=ctx.micro_batch,
     )  # fmt: skip
     loss = (theta - end).square().sum() / (begin - end).square().sum()
-    return loss, {"expert": expert, "start_epoch": start}
+    return Outcome(loss, metrics=metrics, accept=not float(loss.detach()) > settings.threshold)
 
 
-def draw_steps(
-    config: Config, problem: Problem, n: int, draws: torch.Generator, count: int | None = None
-) -> list[InnerStep]:
-    """The N batches of a student: the set in random order, again and again, in whole batches, each augmented.
-
-    N is ``count``, or the configured inner steps.
-    """
-    count = count or config.distil.inner_steps
-    batch = min(config.distil.batch_size, n)
-    size = problem.dataset.shape[1:]
+def draw_steps(ctx: Context, batch_size: int, count: int, n: int, draws: torch.Generator) -> list[InnerStep]:
+    """The batches of a student: the set in random order, again and again, in whole batches, each augmented."""
+    device, size = ctx.problem.device, ctx.problem.dataset.shape[1:]
     steps: list[InnerStep] = []
     while len(steps) < count:
-        order = torch.randperm(n, generator=draws)
-        for rows in order.split(batch):
-            drawing = augment.draw(config.augment, len(rows), size, draws)
-            steps.append(InnerStep(rows.to(problem.device), drawing.to(problem.device)))
+        for rows in torch.randperm(n, generator=draws).split(min(batch_size, n)):
+            drawing = augment.draw(ctx.augment, len(rows), size, draws)
+            steps.append(InnerStep(rows.to(device), drawing.to(device)))
     return steps[:count]
-
-
-@torch.no_grad()
-def start(config: Config, problem: Problem, experts: Trajectories) -> tuple[Tensor, Tensor, Tensor]:
-    """The set DATM begins with: real images that an expert solves, labelled by the experts that solve them.
-
-    Per class the first IPC of the shuffled training images that expert 0 classifies correctly at its last epoch; where
-    a class has fewer, the images nearest to being solved (least loss) follow.  Logits: the mean over those of the
-    experts that classify the image correctly, over all of them where none does.
-    """
-    labels = problem.train.labels
-    classes = len(problem.dataset.classes)
-    order = torch.randperm(len(labels), generator=seeds.generator(config.seed, "start")).to(problem.device)
-    first = expert_logits(problem, experts, 0, problem.train.images[order])
-    rank = F.cross_entropy(first, labels[order], reduction="none")
-    rank[first.argmax(1) == labels[order]] = 0.0  # solved images are all alike, and stay in shuffled order
-    if config.distil.start == "random":
-        rank.zero_()
-    order = order[rank.argsort(stable=True)]
-    rows = torch.cat([order[labels[order] == label][: config.ipc] for label in range(classes)])
-    images, truth = problem.train.images[rows], labels[rows]
-    if config.distil.labels == "hard":
-        return images.clone(), CERTAIN * one_hot(truth, classes), truth.clone()
-    count = min(config.distil.label_experts or config.expert.count, config.expert.count)
-    return images.clone(), mean_logits(problem, experts, count, images, truth), truth.clone()
-
-
-@torch.no_grad()
-def mean_logits(problem: Problem, experts: Trajectories, count: int, images: Tensor, truth: Tensor) -> Tensor:
-    """Per image the mean logits (n, K) over those of the first ``count`` experts that classify it as ``truth`` says.
-
-    Where none does, the mean over all of them, rather than 0/0.
-    """
-    votes = torch.stack([expert_logits(problem, experts, number, images) for number in range(count)])  # (E, n, K)
-    right = (votes.argmax(2) == truth).unsqueeze(2).to(votes)
-    right[:, right.sum(0).eq(0).squeeze(1)] = 1.0
-    return (votes * right).sum(0) / right.sum(0)
-
-
-def expert_logits(problem: Problem, experts: Trajectories, number: int, images: Tensor) -> Tensor:
-    """Outputs (N, K) of an expert after its last epoch, its running statistics included."""
-    theta, buffers = experts.last(number)
-    return flat.predict(problem.network, theta.to(problem.device), images, buffers.to(problem.device))

@@ -6,17 +6,36 @@ the cross-architecture set: AlexNet, VGG-11, ResNet-18, LeNet and MLP, in the va
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from potstill.config import NetworkConfig, Norm
 from potstill.errors import PotstillError
 from potstill.networks import functional
 from potstill.networks.functional import Residual
 from potstill.networks.norm import InstanceNorm
 
 Shape = tuple[int, int, int]  # channels, height, width
+Architecture = Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp"]
+Norm = Literal["instance", "batch", "none"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network that experts and students share."""
+
+    name: Architecture = "convnet"
+    """Architecture; the experts and the evaluation use it unless told otherwise."""
+    width: int = 128
+    """Channels of a ConvNet block, or hidden units of the MLP; the other networks have their published widths."""
+    depth: int | None = None
+    """Blocks of the ConvNet, each halving the image; omitted: 3 for 32 pixels, 4 for 64, 5 for 128, 2 for fewer."""
+    norm: Norm = "instance"
+    """Normalisation; "batch" keeps running statistics, which are stored with the trajectories."""
+    pooling: Literal["avg", "max", "none"] = "avg"
+    """Pooling after each ConvNet block."""
 
 
 def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:

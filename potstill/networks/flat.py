@@ -2,16 +2,15 @@
 
 import copy
 import functools
-import importlib
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from potstill.config import NetworkConfig
 from potstill.errors import PotstillError
 from potstill.networks import architectures, functional, initialisation
+from potstill.networks.architectures import NetworkConfig
 from potstill.networks.functional import Parameters
 from potstill.networks.layers import Layer, layers_of, lowered
 
@@ -173,13 +172,3 @@ def accuracy(
 ) -> float:  # fmt: skip
     """Fraction of images classified correctly in evaluation mode."""
     return float((predict(network, theta, images, buffers).argmax(1) == labels).float().mean())
-
-
-_MOVED = ("BatchLoss", "label_loss", "soft_cross_entropy", "target_loss")
-
-
-def __getattr__(name: str) -> Any:
-    """Names that moved to :mod:`potstill.networks.losses`, for callers that still look for them here."""
-    if name in _MOVED:
-        return getattr(importlib.import_module("potstill.networks.losses"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ NAMES = {
     "random_soft": "random, soft labels",
     "full": "full training set",
 }
-STAGES = ("#e0a32e", "#4f9d69", "#2b4c7e", "#7b4b94", "#b3261e", "#5c6470")  # series that have no name above
+SERIES = ("#e0a32e", "#4f9d69", "#2b4c7e", "#7b4b94", "#b3261e", "#5c6470")  # series that have no name above
 
 
 def axes(x: str, y: str, height: float = 2.9, title: str | None = None) -> tuple[Any, Any]:

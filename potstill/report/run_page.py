@@ -8,9 +8,9 @@ import torch
 from potstill import files
 from potstill.data.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
-from potstill.report.figures import COLOURS, NAMES, STAGES, axes, data_uri, page, svg
+from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page, svg
 from potstill.runs import snapshots
-from potstill.runs.run import read_metrics
+from potstill.runs.record import METRICS, read_metrics, upgrade
 from potstill.runs.snapshots import Snapshot
 from potstill.training import trajectories
 
@@ -29,8 +29,8 @@ def write(folder: Path) -> Path:
         raise PotstillError(
             f"{folder}: holds no finished run (results.json is missing); run `potstill run --out {folder}` to its end."
         )
-    results = files.read_json(folder / "results.json")
-    metrics = read_metrics(folder / "metrics.jsonl")
+    results = upgrade(files.read_json(folder / "results.json"))
+    metrics = read_metrics(folder / METRICS)
     distilled = load(folder / FILE)
     kept = snapshots.read(folder)
     text = page(
@@ -38,22 +38,20 @@ def write(folder: Path) -> Path:
         results=results,
         rows=[_row(name, results) for name in NAMES if name in results["accuracy"]],
         accuracy_figure=_accuracy_figure(results),
-        loss_figure=_loss_figure(metrics, results),
-        judged_figure=_judged_figure(results, distilled),
-        window_figure=_window_figure(metrics),
+        panels=[panel for stage in results["stages"] for panel in _panels(stage, metrics, len(results["stages"]))],
+        validation_figure=_validation_figure(results, distilled),
+        step_size_figure=_step_size_figure(metrics),
         classes=_classes(distilled, _start(folder, distilled)),
         most=MOST_IMAGES,
         transform=distilled.transform.kind,
         path=str(folder / FILE),
         settings=sorted(flatten(results["config"]).items()),
         accuracies=_accuracies(folder),
-        film=film(kept) if kept else None,
+        frames=frames_of(kept) if kept else None,
         animation=data_uri(snapshots.animation(kept), "image/gif") if kept else None,
         moved_figure=_moved_figure(kept) if kept else None,
         labels_figure=_labels_figure(distilled),
-        found=found if (found := results["difficulty"]) and "survey" in found else None,
-        survey_figure=_survey_figure(found) if found and "survey" in found else None,
-        race_figure=_race_figure(found) if found and "survey" in found else None,
+        measured=[_measured(name, found) for name, found in results["measured"].items() if "grid" in found],
     )
     files.write_bytes(folder / "report.html", text.encode())
     return folder / "report.html"
@@ -106,8 +104,8 @@ def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]
 
 def _accuracies(folder: Path) -> list[float]:
     """Validation accuracies of the run's own experts; none where they lie elsewhere."""
-    path = folder / "experts" / trajectories.MANIFEST
-    return files.read_json(path)["accuracies"] if path.exists() else []
+    own = folder / "experts"
+    return list(trajectories.open_store(own).accuracies) if (own / trajectories.MANIFEST).exists() else []
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -142,57 +140,69 @@ def _accuracy_figure(results: dict[str, Any]) -> str:
     return svg(figure)
 
 
-def _loss_figure(metrics: list[dict[str, Any]], results: dict[str, Any]) -> str:
-    """Matching loss by iteration, coloured by the start epoch of the segment; polishing, the loss of real images."""
-    figure, plot = axes("iteration", "matching loss", title="How near the student comes")
-    finite = [line for line in metrics if line["loss"] == line["loss"] and abs(line["loss"]) < 1e6]
-    polished = [line for line in finite if "age" in line]
-    finite = [line for line in finite if "age" not in line]
-    if polished:
-        plot.plot(
-            [line["iteration"] for line in polished], [line["loss"] for line in polished], ".", color="#8a8f98",
-            markersize=4, label="polishing: real images",
-        )  # fmt: skip
-        plot.legend()
-    points = plot.scatter(
-        [line["iteration"] for line in finite],
-        [line["loss"] for line in finite],
-        c=[line["start_epoch"] for line in finite],
-        cmap="viridis",
-        s=9,
-    )
-    plot.axhline(results["config"]["distil"]["threshold"], color="#b3261e", linewidth=1, linestyle="--")
-    plot.set_yscale("log")
+def _panels(stage: dict[str, Any], metrics: list[dict[str, Any]], stages: int) -> list[dict[str, str]]:
+    """A panel for a stage's loss and one for each metric that its method declares."""
+    lines = [line for line in metrics if line.get("stage", stage["name"]) == stage["name"]]
+    after = f", {stage['title'].lower()}" if stages > 1 else ""
+    panels = [
+        {
+            "figure": _loss_figure(stage, lines),
+            "label": stage["loss"],
+            "caption": f"The method's own loss ({stage['loss']}) by iteration{after}; open rings were not stepped on.",
+        }
+    ]
+    for name, label in stage["metrics"].items():
+        drawn = [line for line in lines if name in line]
+        if drawn:
+            figure, plot = axes("iteration", label, title=label[0].upper() + label[1:])
+            points = [line["iteration"] for line in drawn], [line[name] for line in drawn]
+            plot.plot(*points, ".", color="#2b4c7e", markersize=4)
+            panels.append(
+                {
+                    "figure": svg(figure),
+                    "label": label,
+                    "caption": f"{label[0].upper()}{label[1:]} by iteration{after}.",
+                }
+            )
+    return panels  # fmt: skip
+
+
+def _loss_figure(stage: dict[str, Any], lines: list[dict[str, Any]]) -> str:
+    """The loss by iteration; iterations that the method did not accept as open rings."""
+    figure, plot = axes("iteration", stage["loss"], title=stage["title"])
+    finite = [line for line in lines if line["loss"] == line["loss"] and 0 < abs(line["loss"]) < 1e6]
+    for accepted, look in ((True, {"color": COLOURS["distilled"]}), (False, {"color": "#b3261e", "fillstyle": "none"})):
+        some = [line for line in finite if line.get("accepted", True) == accepted]
+        plot.plot([line["iteration"] for line in some], [line["loss"] for line in some], ".", markersize=5, **look)
     if finite:
-        figure.colorbar(points, ax=plot, label="start epoch")
+        plot.set_yscale("log")
     return svg(figure)
 
 
-def _judged_figure(results: dict[str, Any], distilled: Distilled) -> str:
+def _validation_figure(results: dict[str, Any], distilled: Distilled) -> str:
     """Accuracy on the split that chose the set, by iteration."""
     split = distilled.provenance["chosen_on"]
     figure, plot = axes("iteration", f"accuracy on {split} images (%)", title="How good the set is")
-    judged = results["judged"] or []
-    plot.plot([j["iteration"] for j in judged], [100 * j["accuracy"] for j in judged], "o-", color="#0b6e4f")
-    plot.axvline(distilled.provenance["iteration"], color="#0b6e4f", linewidth=1, linestyle=":")
+    found = results["validation"]
+    if found:
+        points = [entry["iteration"] for entry in found], [100 * entry["accuracy"] for entry in found]
+        plot.plot(*points, "o-", color=COLOURS["distilled"], markersize=4)
+        plot.axvline(results["chosen"]["iteration"], color="#8a8f98", linewidth=1, linestyle=":")
     return svg(figure)
 
 
-def _window_figure(metrics: list[dict[str, Any]]) -> str:
-    """The start epochs that were drawn, and the learned step size."""
-    figure, plot = axes("iteration", "start epoch drawn", title="Difficulty and step size")
-    iterations = [line["iteration"] for line in metrics]
-    matched = [line for line in metrics if "start_epoch" in line]
-    drawn = [line["iteration"] for line in matched], [line["start_epoch"] for line in matched]
-    plot.plot(*drawn, ".", color="#2b4c7e", markersize=4)
-    right = plot.twinx()
-    right.plot(iterations, [line["step_size"] for line in metrics], color="#c98a1b", linewidth=1.5)
-    right.set_ylabel("learned step size", color="#c98a1b")
-    right.spines[["top"]].set_visible(False)
+def _step_size_figure(metrics: list[dict[str, Any]]) -> str | None:
+    """The learned step size by iteration; None where none is learned."""
+    drawn = [line for line in metrics if "step_size" in line]
+    if not drawn:
+        return None
+    figure, plot = axes("iteration", "learned step size", title="The step size of the students")
+    points = [line["iteration"] for line in drawn], [line["step_size"] for line in drawn]
+    plot.plot(*points, color="#c98a1b", linewidth=1.5)
     return svg(figure)
 
 
-def film(snapshots: list[Snapshot], title: str = "") -> dict[str, Any]:
+def frames_of(snapshots: list[Snapshot], title: str = "") -> dict[str, Any]:
     """Snapshots as the frames of a slider."""
     frames = [{"iteration": s.iteration, "picture": data_uri(png(s.picture))} for s in snapshots]
     return {"title": title, "frames": frames}
@@ -224,39 +234,47 @@ def _labels_figure(distilled: Distilled) -> str:
     return svg(figure)
 
 
-def _survey_figure(found: dict[str, Any]) -> str:
+def _measured(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What a method found by measuring, with its two figures."""
+    return {
+        "name": name, "settings": {key: value for key, value in found["settings"].items() if value is not None},
+        "grid_figure": _grid_figure(found), "rungs_figure": _rungs_figure(found),
+    }  # fmt: skip
+
+
+def _grid_figure(found: dict[str, Any]) -> str:
     """What the set leaves unexplained of each part of the trajectories, before anything is learned."""
-    figure, plot = axes("start epoch", "matching loss of the start", title="What the set can follow")
-    chosen = found["settings"]["distil"]
-    epochs = [row["start"] for row in found["survey"]]
-    for number, alpha in enumerate(sorted({entry["step_size"] for entry in found["survey"][0]["losses"]})):
+    figure, plot = axes("start epoch", "matching loss of the initial set", title="What the set can match")
+    chosen = found["settings"]
+    epochs = [row["start"] for row in found["grid"]]
+    for number, alpha in enumerate(sorted({entry["step_size"] for entry in found["grid"][0]["losses"]})):
         losses = [
             next(
                 entry["loss"] for entry in row["losses"]
                 if entry["step_size"] == alpha
                 and all(entry[name] == chosen[name] for name in ("inner_steps", "expert_epochs"))
             )
-            for row in found["survey"]
+            for row in found["grid"]
         ]  # fmt: skip
         width = 2.4 if alpha == chosen["step_size"] else 1.2
         label = f"step size {alpha:g}"
-        plot.plot(epochs, losses, "o-", color=STAGES[number], label=label, linewidth=width, markersize=4)
-    plot.axhline(found["follows"], color="#b3261e", linewidth=1, linestyle="--")
+        plot.plot(epochs, losses, "o-", color=SERIES[number], label=label, linewidth=width, markersize=4)
+    plot.axhline(found["matchable"], color="#b3261e", linewidth=1, linestyle="--")
     plot.axvspan(-0.3, found["limit"] + 0.3, color=COLOURS["distilled"], alpha=0.07, linewidth=0)
     plot.set_ylim(0, 1.5)
     plot.legend(frameon=False, fontsize=9)
     return svg(figure)
 
 
-def _race_figure(found: dict[str, Any]) -> str:
-    """Accuracy on validation images of every band after each round."""
-    figure, plot = axes("iteration", "accuracy on validation images (%)", title="The bands' race")
-    for band, window in enumerate(found["bands"]):
-        rounds = [entry for entry in found["rounds"] if entry["band"] == band]
-        name = f"epochs {window['start']}–{window['stop'] - 1}" + (", won" if band == found["winner"] else "")
+def _rungs_figure(found: dict[str, Any]) -> str:
+    """Accuracy on validation images of every arm after each rung."""
+    figure, plot = axes("iteration", "accuracy on validation images (%)", title="Successive halving")
+    for arm, start in enumerate(found["arms"]):
+        rungs = [entry for entry in found["rungs"] if entry["arm"] == arm]
+        name = f"epochs {start['first']}–{start['stop'] - 1}" + (", won" if arm == found["winner"] else "")
         plot.plot(
-            [entry["iteration"] for entry in rounds], [100 * entry["accuracy"] for entry in rounds], "o-",
-            color=STAGES[band % len(STAGES)], label=name, linewidth=2.4 if band == found["winner"] else 1.2,
+            [entry["iteration"] for entry in rungs], [100 * entry["accuracy"] for entry in rungs], "o-",
+            color=SERIES[arm % len(SERIES)], label=name, linewidth=2.4 if arm == found["winner"] else 1.2,
         )  # fmt: skip
     plot.legend(frameon=False, fontsize=9)
     return svg(figure)

@@ -1,134 +1,163 @@
 """What a run would cost, from a few timed steps of each stage on this machine."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from potstill import machine, seeds
+from potstill import machine
 from potstill.adjoint import engine
-from potstill.adjoint.chain import bytes_of
-from potstill.adjoint.unroll import KEEP_BYTES, unroll
-from potstill.config import Config
-from potstill.evaluation import evaluator
+from potstill.data.labels import one_hot
+from potstill.evaluation import tuning
+from potstill.evaluation.protocol import Protocol, protocol_of
 from potstill.machine import timed
-from potstill.methods import bptt, start_epochs
-from potstill.methods.trajectory import draw_steps
-from potstill.networks import flat
-from potstill.runs import measure, run
-from potstill.training import experts
-from potstill.training.sgd import Recipe, one_hot, run_to_end, sgd
+from potstill.methods.method import Begun, Context, Experts, Method
+from potstill.runs import loop, state
+from potstill.runs.run import Run, check_snapshots, expert_needs, inner_engine, selector
+from potstill.runs.settings import Settings
+from potstill.training.problem import Problem
+from potstill.training.sgd import Recipe, run_to_end, sgd
+from potstill.training.trajectories import Trajectories
 
-INNER_STEPS = 2  # timed ones
+EXPERTS_TIMED = 2  # untrained ones that a timed iteration follows
 
 
-def forecast(config: Config) -> dict[str, Any]:
+def forecast(settings: Settings) -> dict[str, Any]:
     """Seconds, bytes on disk and peak bytes of memory of each stage of a run.
 
     Each stage is run for a few steps, after a first one that does not count, and its time is multiplied out.  What is
     already kept from earlier runs (controls, experts) is not subtracted.
     """
-    job = run.Run(config, Path("."), Path("."))
-    problem = job.problem
-    start_epochs.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
-    n, classes = config.ipc * len(problem.dataset.classes), len(problem.dataset.classes)
-    protocol = evaluator.protocol_of(config.evaluation)
-    real = len(problem.train.labels)
-    shape = problem.dataset.shape
-    theta = flat.initial(problem.network_config, shape, classes, 0).to(problem.device)
-    kept = len(experts.kept_epochs(config)) + 1
-    width = 2 if config.expert.storage == "float16" else 4
-    expert_epochs = config.expert.count * config.expert.epochs
-    expert_step = _training_step(job, config.expert.batch_size, expert_epochs * real, config.expert.rho)
-    full_seeds = protocol.seeds if config.evaluation.full_seeds is None else config.evaluation.full_seeds
-    steps = protocol.epochs * -(-n // protocol.batch_size)
-    searched, _ = measure.effort(config)
-    selector = run.selector(config)
-    judging = selector.epochs * selector.seeds * -(-n // protocol.batch_size) * sets_judged(config)
-    small_step = _training_step(job, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
-    full_images = protocol.full_epochs * real * full_seeds
-    full_step = (
-        _training_step(job, protocol.batch_size, full_images) * -(-real // protocol.batch_size) * protocol.full_epochs
-    )
-    windows = max(1, config.distil.horizon // config.distil.inner_steps)  # in the life of a student
-    undifferentiated = config.distil.inner_steps / 2 / windows
-    students = bptt.STUDENTS if config.distil.polish else 0
-    spread = students * (config.distil.horizon - config.distil.inner_steps) / 2 * small_step
-    polishing = undifferentiated * small_step + bptt.REAL_BATCH / config.expert.batch_size * expert_step
-    values = n * (shape[0] * shape[1] * shape[2] + classes)
-    transform = sum(tensor.numel() for tensor in problem.transform.tensors().values())
-    inner, kept_bytes, how = _inner_step(job, theta, n)
-    weights = (config.distil.inner_steps + 1) * len(theta) * 4
+    run = Run(settings, Path("."), Path("."))
+    needed = expert_needs(settings)
+    if needed is not None:
+        check_snapshots(needed, None, settings.expert.epochs, "expert")
+    stages = [_distilling(run, number) for number in range(len(settings.stages))]
+    expert_seconds, expert_bytes = _experts(run, needed) if needed is not None else (0.0, 0)
+    values = settings.ipc * len(run.problem.dataset.classes) * (run.problem.train.images[0].numel() + 1)
+    transform = sum(tensor.numel() for tensor in run.problem.transform.tensors().values())
     return {
         "seconds": {
-            "experts": expert_step * expert_epochs * -(-real // config.expert.batch_size),
-            "distilling": inner * config.distil.inner_steps * (config.distil.iterations + searched)
-            + config.distil.polish * polishing
-            + spread
-            + judging * small_step,
-            "evaluation": 3 * protocol.seeds * steps * small_step + full_seeds * full_step,
+            "experts": expert_seconds,
+            "distilling": sum(stage.seconds for stage in stages) + _choosing(run),
+            "evaluation": _evaluating(run),
         },
         "disk_bytes": {
-            "experts": config.expert.count * kept * len(theta) * width,
-            # state, momentum, previous state; the set; students
-            "distilling": 4 * (3 * values + values + transform + students * len(theta)),
+            "experts": expert_bytes,  # and below: state, moments, previous state; the set
+            "distilling": 4 * (4 * values + transform) + max((stage.memory_bytes for stage in stages), default=0),
         },
-        "memory_bytes": machine.peak_memory(problem.device) + weights + kept_bytes + 4 * students * len(theta),
-        "device": str(problem.device),
-        "engine": how,
+        "memory_bytes": machine.peak_memory(run.problem.device) + max(stage.held_bytes for stage in stages),
+        "device": str(run.problem.device),
+        "engine": stages[0].engine,
     }
 
 
-def sets_judged(config: Config) -> int:
-    """Sets judged on validation images: through distilling, where asked for by every step size, and in the search."""
-    _, races = measure.effort(config)
-    trials = len(evaluator.TRIED_PARTS) if config.evaluation.step_size == "chosen" else 1
-    return (config.distil.evaluations + 1) * trials + races
+@dataclass(frozen=True)
+class Cost:
+    """Of one stage of distilling."""
+
+    seconds: float
+    held_bytes: int  # in working memory, beyond what the timed iteration held
+    memory_bytes: int  # of the method's memory in a checkpoint
+    engine: str
 
 
-def _training_step(job: run.Run, batch: int, images_in_all: float, rho: float = 0.0) -> float:
+def _distilling(run: Run, number: int) -> Cost:
+    """A cheaper iteration of the method, timed and multiplied out."""
+    settings, method = run.settings, run.settings.methods[number]
+    stage = settings.stages[number]
+    derivatives, micro_batch = inner_engine(settings, run.problem, number)
+    precision = str(run.problem.network.precision).removeprefix("torch.")
+    how = f"inner steps {'compiled' if derivatives.compiled else 'plain'}, in {precision}"
+    if method.loss is None or method.probe is None:
+        return Cost(0.0, 0, 0, "nothing is learned" if method.loss is None else how)
+    probe = method.probe(stage)
+    ctx = Context(
+        run.problem, settings.ipc, settings.seed, settings.augment, derivatives, micro_batch,
+        _Untrained(Path("."), {}, (), (), 0.0, run.problem), EXPERTS_TIMED,
+    )  # fmt: skip
+    begun = _any_set(ctx, method, probe.settings)
+    start = state.begin(method, probe.settings, begun)
+    each = timed(lambda: loop.differentiate(method, ctx, probe.settings, start), run.problem.device)
+    weights = 4 * sum(run.problem.network.sizes)
+    memory = sum(tensor.numel() * tensor.element_size() for tensor in begun.memory.values())
+    iterations = method.iterations(stage) + probe.measuring
+    choosing = probe.trials * selector(settings).seeds * _training(run, selector(settings))
+    return Cost(each * probe.times * iterations + choosing, probe.vectors * weights, memory, how)
+
+
+def _any_set(ctx: Context, method: Method, settings: Any) -> Begun:
+    """Some set of the method's form, where only its size matters."""
+    rows = torch.arange(ctx.ipc * ctx.classes, device=ctx.problem.device) % len(ctx.problem.train.labels)
+    return method.begin(ctx, settings, state.Start(
+        ctx.problem.train.images[rows], None, "hard", ctx.problem.train.labels[rows], 0.01
+    ))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Untrained(Trajectories):
+    """Experts that were never trained: what it costs to follow them is the same."""
+
+    problem: Problem | None = None
+
+    def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
+        """Two snapshots (P,) apart."""
+        assert self.problem is not None
+        return self.problem.network.fresh(2 * expert), self.problem.network.fresh(2 * expert + 1)
+
+
+def _experts(run: Run, needed: Experts) -> tuple[float, int]:
+    """Seconds and bytes of training all experts."""
+    settings, real = run.settings, len(run.problem.train.labels)
+    expert = settings.expert
+    epochs = expert.count * expert.epochs
+    rho = expert.rho if needed.rho is None else needed.rho
+    step = _training_step(run, expert.batch_size, epochs * real, rho)
+    kept = expert.epochs + 1 if needed.epochs is None or expert.keep_all else len({*needed.epochs, expert.epochs})
+    width = 2 if expert.storage == "float16" else 4
+    bytes_ = expert.count * kept * sum(run.problem.network.sizes) * width
+    return step * epochs * -(-real // expert.batch_size), bytes_
+
+
+def sets_evaluated(settings: Settings) -> int:
+    """Sets evaluated on validation images while distilling, each by every step size where one is chosen."""
+    trials = len(tuning.TRIED_FRACTIONS) if settings.evaluation.step_size == "chosen" else 1
+    return (settings.evaluations + 1) * trials
+
+
+def _choosing(run: Run) -> float:
+    """Seconds of evaluating sets on validation images while distilling."""
+    protocol = selector(run.settings)
+    return sets_evaluated(run.settings) * protocol.seeds * _training(run, protocol)
+
+
+def _evaluating(run: Run) -> float:
+    """Seconds of the final figures: the set, two controls of its size, and the full set."""
+    settings, real = run.settings, len(run.problem.train.labels)
+    protocol = protocol_of(settings.evaluation)
+    networks = protocol.seeds if settings.evaluation.full_seeds is None else settings.evaluation.full_seeds
+    step = _training_step(run, protocol.batch_size, protocol.full_epochs * real * networks) if networks else 0.0
+    full = step * -(-real // protocol.batch_size) * protocol.full_epochs
+    return 3 * protocol.seeds * _training(run, protocol) + networks * full
+
+
+def _training(run: Run, protocol: Protocol) -> float:
+    """Seconds of training one network on a set."""
+    n = run.settings.ipc * len(run.problem.dataset.classes)
+    step = _training_step(run, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
+    return step * protocol.epochs * -(-n // protocol.batch_size)
+
+
+def _training_step(run: Run, batch: int, images_in_all: float, rho: float = 0.0) -> float:
     """Seconds of one SGD step on real images, in a job that sees so many of them."""
-    problem = job.problem
-    classes = len(problem.dataset.classes)
-    images, labels = problem.train.images[:batch], problem.train.labels[:batch]
-    theta = flat.initial(problem.network_config, problem.dataset.shape, classes, 0).to(problem.device)
-    recipe = Recipe(1, batch, 0.01, rho=rho, augment=job.config.augment)
-    targets = one_hot(labels, classes)
+    problem, split = run.problem, run.problem.train
+    images, labels = split.images[:batch], split.labels[:batch]
+    theta = problem.network.fresh(0)
+    recipe = Recipe(1, batch, 0.01, rho=rho, augment=run.settings.augment)
+    targets = one_hot(labels, len(problem.dataset.classes))
     gradient = engine.training_gradient(
-        problem.network, problem.dataset.shape, batch, images_in_all, job.config.compile
-    )
+        problem.network, problem.dataset.shape, batch, images_in_all, run.settings.compile
+    )  # fmt: skip
     return timed(lambda: run_to_end(sgd(gradient, theta, images, targets, recipe, 0), theta), problem.device)
-
-
-def _inner_step(job: run.Run, theta: torch.Tensor, n: int) -> tuple[float, int, str]:
-    """Seconds of one inner step with its adjoint, bytes that all of them keep, and how they are differentiated."""
-    problem = job.problem
-    derivatives, micro_batch = run.inner_engine(job)
-    distil = replace(job.config.distil, micro_batch=micro_batch, inner_steps=INNER_STEPS)
-    config = replace(job.config, distil=distil)
-    images = problem.train.images[:n].clone().requires_grad_()
-    logits = torch.zeros(len(images), len(problem.dataset.classes), device=problem.device, requires_grad=True)
-    alpha = torch.tensor(distil.step_size, device=problem.device, requires_grad=True)
-    steps = draw_steps(config, problem, len(images), seeds.generator(0, "forecast"))
-    loss = flat.label_loss(problem.network)
-
-    def seconds(keep: int) -> float:
-        def iteration() -> None:
-            end = unroll(
-                theta, images, logits, alpha, steps, loss, adjoint=distil.adjoint, derivatives=derivatives,
-                micro_batch=micro_batch, keep=keep,
-            )  # fmt: skip
-            torch.autograd.grad((end - theta).square().sum(), (images, logits, alpha))
-
-        return timed(iteration, problem.device) / INNER_STEPS
-
-    rows = steps[0].rows[:micro_batch]
-    _, kept = derivatives.gradient(theta, images[rows], logits[rows])
-    each = bytes_of(kept) * len(steps[0].rows) / len(rows)
-    wanted = each * job.config.distil.inner_steps
-    room = min(1.0, KEEP_BYTES / wanted) if wanted else 1.0  # part of the steps that it holds; the others are slower
-    found = room * seconds(KEEP_BYTES) + ((1 - room) * seconds(0) if room < 1 else 0.0)
-    precision = str(problem.network.precision).removeprefix("torch.")
-    how = "compiled" if derivatives.compiled else "plain"
-    return found, int(room * wanted), f"inner steps {how}, in {precision}"

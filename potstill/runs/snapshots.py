@@ -1,4 +1,4 @@
-"""What the images become: some of them kept now and then through distilling, and how far they moved.
+"""What the images become: some of them kept now and then while they are distilled, and how far they moved.
 
 Early parts of the trajectories write shapes and colours that all of a class share; late parts touch single features,
 edges and textures, and leave the images looking real (DATM, section 4.4).
@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from potstill import files
-from potstill.data.distilled import grid
-from potstill.data.transform import Transform
-from potstill.runs.loop import State
+from potstill.data.distilled import Distilled, grid
 
 KIND = "snapshot"
 MOST = 10  # images of a class that are kept
@@ -38,13 +36,13 @@ class Snapshot:
         return grid(self.pixels, slots if int(slots.max()) < FEW else self.labels, max(MOST, CLASSES))
 
 
-def keep(folder: Path, transform: Transform, state: State) -> None:
+def keep(folder: Path, distilled: Distilled, iteration: int) -> None:
     """Write the first images of the first classes, in true colours, under folder/snapshots."""
-    rows = torch.cat([(state.labels == label).nonzero().flatten()[:MOST] for label in range(CLASSES)])
-    pixels = transform.pixels(state.images[rows].float().cpu())
-    tensors = {"pixels": pixels, "soft": state.logits[rows].softmax(1).cpu(), "labels": state.labels[rows].cpu()}
-    path = folder / "snapshots" / f"{state.iteration:06d}.safetensors"
-    files.save(path, KIND, tensors, {"iteration": state.iteration})
+    labels = distilled.labels
+    rows = torch.cat([(labels == label).nonzero().flatten()[:MOST] for label in range(CLASSES)])
+    pixels = distilled.transform.pixels(distilled.images[rows].float().cpu())
+    tensors = {"pixels": pixels, "soft": distilled.soft_labels[rows].cpu(), "labels": labels[rows].cpu()}
+    files.save(folder / "snapshots" / f"{iteration:06d}.safetensors", KIND, tensors, {"iteration": iteration})
 
 
 def read(folder: Path) -> list[Snapshot]:

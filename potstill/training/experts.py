@@ -1,27 +1,63 @@
-"""Training on the real data: each expert leaves the trajectory that a student shall follow."""
+"""Training on the real data: each expert leaves the trajectory that a student shall follow.
 
+An expert is finished when its file exists.  So any process may train any expert of a folder: each takes the next one
+that is neither finished nor in training elsewhere, and in the end waits for those of the others.
+"""
+
+import logging
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from potstill import files
 from potstill.adjoint import engine
-from potstill.config import Config
+from potstill.adjoint.engine import Compile
+from potstill.data.augment import Operation
+from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
-from potstill.methods import start_epochs
 from potstill.networks import flat
 from potstill.seeds import derive
 from potstill.training import trajectories
 from potstill.training.problem import Problem
-from potstill.training.sgd import Recipe, one_hot, sgd
-from potstill.training.trajectories import Trajectories, expert_path, partial_path
+from potstill.training.sgd import Recipe, sgd
+from potstill.training.trajectories import expert_path, partial_path
 
+logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
+POLL_SECONDS = 0.5  # between looks at experts that other processes train
+IN_TRAINING = "expert in training"
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """Training on the real data, for the methods that need experts."""
+
+    count: int = 10
+    """Number of experts."""
+    epochs: int = 30
+    """Epochs each expert trains; the last one labels the images that start the synthetic set."""
+    batch_size: int = 256
+    """Real images a step."""
+    step_size: float = 0.01
+    """Step size of the experts' SGD."""
+    rho: float = 0.0
+    """Radius of the flat recipe (FTD's adaptive GSAM; published: 0.01); 0 trains by plain SGD."""
+    alpha: float = 0.3
+    """Weight of GSAM's orthogonal part; unused when rho is 0."""
+    storage: Literal["float32", "float16"] = "float32"
+    """Precision of the snapshots on disk."""
+    keep_all: bool = False
+    """Store every snapshot instead of only those that the methods read."""
+
+
+Snapshots = dict[int, tuple[Tensor, Tensor]]
+"""Parameters (P,) and running statistics (B,) by epoch."""
 
 
 def subject(problem: Problem) -> dict[str, Any]:
@@ -33,96 +69,166 @@ def subject(problem: Problem) -> dict[str, Any]:
     }
 
 
-def identity(config: Config, problem: Problem) -> dict[str, Any]:
+def identity(expert: ExpertConfig, problem: Problem, seed: int, augment: tuple[Operation, ...]) -> dict[str, Any]:
     """What makes one store of experts differ from another: every setting that changes a weight."""
-    expert = {name: value for name, value in vars(config.expert).items() if name not in ("count", "keep_all")}
-    return {**subject(problem), "expert": expert, "augment": list(config.augment), "seed": config.seed}
+    own = {name: value for name, value in vars(expert).items() if name not in ("count", "keep_all")}
+    return {**subject(problem), "expert": own, "augment": list(augment), "seed": seed}
 
 
-def kept_epochs(config: Config) -> list[int]:
-    """The epochs whose snapshots are stored: those the window can use, or all."""
-    if config.expert.keep_all or config.window.mode == "auto":
-        return list(range(config.expert.epochs + 1))
-    return list(start_epochs.epochs_used(config.window, config.distil.expert_epochs))
+@dataclass(frozen=True)
+class _Job:
+    """What training one of the experts takes."""
+
+    problem: Problem
+    folder: Path
+    expert: ExpertConfig
+    seed: int
+    augment: tuple[Operation, ...]
+    compile: Compile
+    epochs: tuple[int, ...]  # whose snapshots are kept
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """That of the store."""
+        return identity(self.expert, self.problem, self.seed, self.augment)
 
 
-def train(config: Config, problem: Problem, folder: Path) -> Iterator[dict[str, Any]]:
+def train(
+    problem: Problem, folder: Path, expert: ExpertConfig, *, seed: int, augment: tuple[Operation, ...],
+    compile: Compile = "auto", keep: Collection[int] | None = None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train the experts that ``folder`` lacks, and yield a metric after every epoch.
 
-    Training goes on where it stopped: finished experts are kept, and one in training continues from its last
+    Training continues where it stopped: finished experts are kept, and one in training continues from its last
     checkpoint, bit for bit.  Read the result with :func:`trajectories.open_store`.
+
+    Args:
+        problem: data, transform and network.
+        folder: of the experts; other processes may work in it.
+        expert: the recipe, and how many.
+        seed: of the run.
+        augment: operations of DSA.
+        compile: whether to compile the training step.
+        keep: epochs whose snapshots are stored; None for all.
+
+    Raises:
+        PotstillError: the folder holds experts of another identity, or an expert diverges.
     """
-    start_epochs.check(config.window, config.distil.expert_epochs, None, config.expert.epochs, "the experts")
-    trajectories.create(folder, identity(config, problem), kept_epochs(config))
-    store = trajectories.open_store(folder)
-    total = config.expert.count * config.expert.epochs
-    for number in range(config.expert.count):
-        if number < len(store) and expert_path(folder, number).exists():
-            yield {"stage": "experts", "done": (number + 1) * config.expert.epochs, "total": total, "expert": number}
+    epochs = tuple(range(expert.epochs + 1)) if keep is None or expert.keep_all else tuple(sorted(keep))
+    job = _Job(problem, folder, expert, seed, augment, compile, epochs)
+    files.clear_leftovers(folder)
+    while (found := _claim(job)) is not None:
+        job, number, lock = found
+        if lock is None:
+            yield {**_event(job, number, 0), "doing": "waiting for another process"}
+            time.sleep(POLL_SECONDS)
             continue
-        for epoch in _train_one(config, problem, store, number):
-            done = number * config.expert.epochs + epoch
-            yield {"stage": "experts", "done": done, "total": total, "expert": number, "epoch": epoch}
-        store = trajectories.open_store(folder)
+        try:
+            for epoch in _train_one(job, number):
+                yield {**_event(job, number, epoch), "epoch": epoch}
+        finally:
+            lock.release()
+    yield {"stage": "experts", "done": expert.count * expert.epochs, "total": expert.count * expert.epochs}
 
 
-def _train_one(config: Config, problem: Problem, store: Trajectories, number: int) -> Iterator[int]:
-    """Train one expert from its last checkpoint to its last epoch, yield each epoch, enter it in the manifest."""
-    network, folder = problem.network, store.folder
-    seed = derive(config.seed, "expert", number)
-    unfinished = partial_path(folder, number)
-    dtype = getattr(torch, config.expert.storage)
-    buffers = network.initial_buffers()
-    theta = flat.initial(problem.network_config, problem.dataset.shape, len(problem.dataset.classes), seed)
-    snapshots = {0: (theta, buffers.cpu().clone())}
-    epoch, before = 0, 0.0
-    if unfinished.exists():
-        tensors, header = files.load(unfinished, "expert in training")
-        theta, epoch, before = tensors["last"], header["epoch"], header["seconds"]
-        buffers = tensors["last_buffers"].to(problem.device)
-        snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
-    recipe = Recipe(
-        config.expert.epochs, config.expert.batch_size, config.expert.step_size, rho=config.expert.rho,
-        alpha=config.expert.alpha, augment=config.augment,
-    )  # fmt: skip
+def _claim(job: _Job) -> tuple[_Job, int, Any | None] | None:
+    """The job with the epochs that its folder keeps, the next expert, and a lock on it.
+
+    The lock is None where others train all that are left, the whole None where all are finished.  The folder's identity
+    is compared each time: while this process waited, the others may have been killed before they left anything, and the
+    folder been taken for other experts.
+    """
+    with files.locked(job.folder, "preparing experts", wait=60.0):
+        job = replace(job, epochs=trajectories.create(job.folder, job.identity, job.epochs))
+        missing = trajectories.missing(job.folder, job.expert.count)
+        for number in missing:
+            lock = trajectories.claim(job.folder, number)
+            if lock is not None:
+                return job, number, lock
+        return (job, missing[0], None) if missing else None
+
+
+def _event(job: _Job, number: int, epoch: int) -> dict[str, Any]:
+    finished = sum(expert_path(job.folder, n).exists() for n in range(job.expert.count))
+    total, done = job.expert.count * job.expert.epochs, finished * job.expert.epochs + epoch
+    return {"stage": "experts", "done": min(done, total), "total": total, "expert": number}
+
+
+def _train_one(job: _Job, number: int) -> Iterator[int]:
+    """Train one expert from its last checkpoint to its last epoch, and yield each epoch."""
+    problem, network, unfinished = job.problem, job.problem.network, partial_path(job.folder, number)
+    seed = derive(job.seed, "expert", number)
+    first, buffers, snapshots, epoch, before = _resume(job, unfinished, seed)
+    gradient = partial(_gradient(job), buffers=buffers)
     targets = one_hot(problem.train.labels, len(problem.dataset.classes))
-    images = config.expert.count * config.expert.epochs * len(targets)
-    gradient = engine.training_gradient(
-        network, problem.dataset.shape, config.expert.batch_size, images, config.compile
-    )  # fmt: skip
     began = saved = time.monotonic()
-    first = theta.to(problem.device)
-    for theta in sgd(partial(gradient, buffers=buffers), first, problem.train.images, targets, recipe, seed, epoch):
+    for theta in sgd(gradient, first, problem.train.images, targets, _recipe(job), seed, epoch):
         epoch += 1
-        if not torch.isfinite(theta).all():
-            raise PotstillError(
-                f"expert {number} diverged in epoch {epoch}: its weights are not finite; lower --expert.step-size (now "
-                f"{config.expert.step_size:g}) or --expert.rho (now {config.expert.rho:g})."
-            )
-        if epoch in store.epochs:
+        _check_finite(job, number, epoch, theta)
+        if epoch in job.epochs:
             snapshots[epoch] = (theta.cpu().clone(), buffers.cpu().clone())  # cloned: a view would follow training
-        if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < config.expert.epochs:
-            header = {"epoch": epoch, "seconds": before + time.monotonic() - began}
-            _save(unfinished, "expert in training", snapshots, theta, buffers, header, torch.float32)
+        seconds = before + time.monotonic() - began
+        if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < job.expert.epochs:
+            header = {"epoch": epoch, "seconds": seconds, "identity": files.fingerprint(job.identity)}
+            _save(unfinished, IN_TRAINING, snapshots, theta, buffers, header, "float32")
             saved = time.monotonic()
         yield epoch
     accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels, buffers)
-    kept = {e: snapshot for e, snapshot in snapshots.items() if e in store.epochs}
-    seconds = before + time.monotonic() - began
-    _save(expert_path(folder, number), "expert", kept, theta, buffers, {"epoch": epoch}, dtype)
-    accuracies = (*store.accuracies[:number], accuracy)
-    trajectories.write(replace(store, accuracies=accuracies, seconds=store.seconds + seconds))
+    kept = {e: snapshot for e, snapshot in snapshots.items() if e in job.epochs}
+    header = {
+        "epoch": epoch, "seconds": before + time.monotonic() - began, "accuracy": accuracy,
+        "identity": files.fingerprint(job.identity),
+    }  # fmt: skip
+    _save(expert_path(job.folder, number), "expert", kept, theta, buffers, header, job.expert.storage)
     unfinished.unlink(missing_ok=True)
 
 
+def _resume(job: _Job, unfinished: Path, seed: int) -> tuple[Tensor, Tensor, Snapshots, int, float]:
+    """Parameters, running statistics, snapshots, epochs done and seconds spent, from the last checkpoint or afresh."""
+    network, device = job.problem.network, job.problem.device
+    if unfinished.exists():
+        try:
+            tensors, header = files.load(unfinished, IN_TRAINING)
+            if header.get("identity", files.fingerprint(job.identity)) != files.fingerprint(job.identity):
+                raise PotstillError("it comes from another folder")
+            snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
+            theta, buffers = tensors["last"].to(device), tensors["last_buffers"].to(device)
+            return theta, buffers, snapshots, header["epoch"], header["seconds"]
+        except (PotstillError, KeyError, IndexError) as error:  # 0.1.0 wrote no checksums
+            logger.warning("%s: this expert is trained from its first epoch again (%s)", unfinished, error)
+    theta, buffers = network.fresh(seed), network.initial_buffers()
+    return theta, buffers, {0: (theta.cpu().clone(), buffers.cpu().clone())}, 0, 0.0
+
+
+def _recipe(job: _Job) -> Recipe:
+    expert = job.expert
+    return Recipe(
+        expert.epochs, expert.batch_size, expert.step_size, rho=expert.rho, alpha=expert.alpha, augment=job.augment
+    )  # fmt: skip
+
+
+def _gradient(job: _Job) -> engine.TrainingGradient:
+    expert, problem = job.expert, job.problem
+    images = expert.count * expert.epochs * len(problem.train.labels)
+    return engine.training_gradient(problem.network, problem.dataset.shape, expert.batch_size, images, job.compile)
+
+
+def _check_finite(job: _Job, number: int, epoch: int, theta: Tensor) -> None:
+    if not torch.isfinite(theta).all():
+        raise PotstillError(
+            f"expert {number} diverged in epoch {epoch}: its weights are not finite; lower --expert.step-size (now "
+            f"{job.expert.step_size:g}) or --expert.rho (now {job.expert.rho:g})."
+        )
+
+
 def _save(
-    path: Path, kind: str, snapshots: dict[int, tuple[torch.Tensor, torch.Tensor]], last: torch.Tensor,
-    last_buffers: torch.Tensor, header: dict[str, Any], dtype: torch.dtype,
+    path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any],
+    storage: str,
 ) -> None:  # fmt: skip
     tensors = {
-        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], dtype),
+        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], getattr(torch, storage)),
         "buffers": trajectories.stack([buffers for _, buffers in snapshots.values()], torch.float32),
         "last": last,
         "last_buffers": last_buffers,
     }
-    files.save(path, kind, tensors, {**header, "epochs": list(snapshots)})
+    files.save(path, kind, tensors, {**header, "epochs": list(snapshots)}, by_row=("theta",))

@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from potstill.adjoint.engine import choose_precision
-from potstill.config import Config, NetworkConfig
 from potstill.data import dataset as datasets
 from potstill.data import transform as transforms
 from potstill.data.dataset import Dataset, Split
 from potstill.data.transform import Transform
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
+from potstill.networks.architectures import NetworkConfig
 from potstill.networks.flat import FlatNetwork
 
 
@@ -61,28 +62,40 @@ class Problem:
         return Whitened(images.to(self.device), split.labels.to(self.device))
 
 
-def prepare(config: Config) -> Problem:
-    """Read the data, fit the transform and build the network of a configuration.
+def prepare(
+    dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: Literal["auto", "zca", "standardise"] = "auto",
+    device: str = "auto", precision: str = "auto", validation: float = 0.1, resize: int | None = None,
+    label_column: str | None = None,
+) -> Problem:  # fmt: skip
+    """Read the data, fit the transform and build the network.
+
+    Args:
+        dataset: "digits", a folder, an .npz file or a Hugging Face name.
+        network: the network that experts and students share; its depth may follow from the images.
+        ipc: images that every class must have for training.
+        transform: "auto", "zca" or "standardise".
+        device: "auto", or a name of PyTorch's.
+        precision: of convolutions and activations; "auto" for what suits the device.
+        validation: fraction of the training images kept aside.
+        resize: pixels of the shorter side, for images of mixed sizes.
+        label_column: of a Parquet or Hugging Face dataset.
 
     Raises:
         PotstillError: whatever is wrong with the data, the device or the sizes.
     """
-    dataset = datasets.load(
-        config.dataset, validation=config.validation, resize=config.resize, label_column=config.label_column
-    )
-    counts = torch.bincount(dataset.train.labels, minlength=len(dataset.classes))
-    if int(counts.min()) < config.ipc:
+    data = datasets.load(dataset, validation=validation, resize=resize, label_column=label_column)
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes))
+    if int(counts.min()) < ipc:
         raise PotstillError(
-            f"ipc {config.ipc}: class {dataset.classes[int(counts.argmin())]!r} has only {int(counts.min())} training "
-            "images after the validation part is kept aside; lower --ipc."
+            f"ipc {ipc}: class {data.classes[int(counts.argmin())]!r} has only {int(counts.min())} training images "
+            "after the validation split is kept aside; lower --ipc."
         )
-    device = choose_device(config.device)
-    depth = config.network.depth or architectures.depth_for(*dataset.shape[1:])
-    network_config = replace(config.network, depth=depth)
-    network = flat.flat_network(network_config, dataset.shape, len(dataset.classes), device)
-    network = replace(network, precision=choose_precision(config.precision, device, network, dataset.shape))
-    transform = transforms.fit(config.transform, dataset.train.images, dataset.fingerprint)
-    return Problem(dataset, transform, network_config, network, device, config.precision)
+    where = choose_device(device)
+    config = replace(network, depth=network.depth or architectures.depth_for(*data.shape[1:]))
+    built = flat.flat_network(config, data.shape, len(data.classes), where)
+    built = replace(built, precision=choose_precision(precision, where, built, data.shape))
+    fitted = transforms.fit(transform, data.train.images, data.fingerprint)
+    return Problem(data, fitted, config, built, where, precision)
 
 
 def choose_device(name: str) -> torch.device:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from potstill import seeds
 from potstill.adjoint.engine import Gradient
-from potstill.config import Operation
 from potstill.data import augment
+from potstill.data.augment import Operation
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,6 @@ def sgd(
 
 def _size(images: Tensor) -> tuple[int, int]:
     return images.shape[2], images.shape[3]
-
-
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Hard labels as probabilities (N, K), float32."""
-    return torch.nn.functional.one_hot(labels, classes).float()
 
 
 def run_to_end(epochs: Iterator[Tensor], theta: Tensor) -> Tensor:

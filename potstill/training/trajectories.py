@@ -1,9 +1,14 @@
 """The store of experts on disk: a manifest that says what they are, and one file an expert.
 
 experts/
-  manifest.json                 what was trained on what, which epochs are kept, how each expert ended
-  expert-00.safetensors         theta (kept epochs, P), buffers (kept epochs, B), last (P,), last_buffers (B,)
+  manifest.json                 what was trained on what, and which epochs are kept: identity only
+  expert-00.safetensors         theta (kept epochs, P), buffers (kept epochs, B), last (P,), last_buffers (B,);
+                                its accuracy and seconds in its header: it is finished when the file exists
   expert-01.partial.safetensors an expert still in training
+  expert-01.lock                held by the process that trains it
+
+Nothing is claimed and no manifest written but under the folder's lock (:func:`potstill.files.locked`).  Folders of
+0.1.0, whose manifest told the accuracies, are read as they are.
 """
 
 from collections.abc import Sequence
@@ -35,20 +40,33 @@ class Trajectories:
 
     def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
         """Snapshots (P,) at epochs ``start`` and ``start + span``, float32, read without the rest of the file."""
-        with files.opened(expert_path(self.folder, expert), "expert") as (slices, _):
-            theta = slices("theta")
-            first, last = (theta[self._row(epoch)] for epoch in (start, start + span))
+        with files.opened(expert_path(self.folder, expert), "expert") as reader:
+            kept = reader.header.get("epochs", self.epochs)
+            first, last = (reader.row("theta", self._row(epoch, kept)) for epoch in (start, start + span))
         return first.float(), last.float()
 
     def last(self, expert: int) -> tuple[Tensor, Tensor]:
         """Parameters (P,) and buffers (B,) after the last epoch."""
-        tensors, _ = files.load(expert_path(self.folder, expert), "expert")
-        return tensors["last"].float(), tensors["last_buffers"].float()
+        with files.opened(expert_path(self.folder, expert), "expert") as reader:
+            return reader.tensor("last").float(), reader.tensor("last_buffers").float()
 
-    def _row(self, epoch: int) -> int:
-        if epoch not in self.epochs:
-            raise PotstillError(f"{self.folder}: keeps no snapshot of epoch {epoch}, only of {_ranges(self.epochs)}.")
-        return self.epochs.index(epoch)
+    def _row(self, epoch: int, kept: Sequence[int]) -> int:
+        if epoch not in kept:
+            raise PotstillError(
+                f"{self.folder}: keeps no snapshot of epoch {epoch}, only of {_ranges(kept)}; match epochs among "
+                "these, or train experts in another folder with --expert.keep-all."
+            )
+        return kept.index(epoch)
+
+
+def lock_path(folder: Path, number: int) -> Path:
+    """What the process that trains an expert holds."""
+    return folder / f"expert-{number:02d}.lock"
+
+
+def seconds(folder: Path) -> float | None:
+    """Seconds that training the experts of a folder took; None where there are none."""
+    return open_store(folder).seconds if (folder / MANIFEST).exists() else None
 
 
 def expert_path(folder: Path, number: int) -> Path:
@@ -61,16 +79,19 @@ def partial_path(folder: Path, number: int) -> Path:
     return folder / f"expert-{number:02d}.partial.safetensors"
 
 
-def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> None:
-    """Begin a store, or go on with one of the same identity.
+def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> tuple[int, ...]:
+    """Begin a store, or continue one of the same identity; the caller holds the folder's lock.
+
+    Returns:
+        The epochs whose snapshots it keeps, ``epochs`` at least.
 
     Raises:
-        PotstillError: the folder holds experts of another network, dataset, transform or recipe; the differing
-            fields are named.
+        PotstillError: the folder holds experts of another network, dataset, transform or recipe, finished or in
+            training; the differing fields are named.
     """
-    identity = files.plain(identity)
-    begun = any(folder.glob("expert-*.safetensors"))
-    if begun and (folder / MANIFEST).exists():
+    identity, path = files.plain(identity), folder / MANIFEST
+    begun = any(folder.glob("expert-*.safetensors")) or any(_is_claimed(lock) for lock in folder.glob("expert-*.lock"))
+    if begun and path.exists():
         found = _manifest(folder)
         check_identity(folder, found["identity"], identity)
         if missing := sorted(set(epochs) - set(found["epochs"])):
@@ -78,17 +99,54 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> Non
                 f"{folder}: keeps snapshots of epochs {_ranges(found['epochs'])}, but epoch {missing[0]} is needed; "
                 "train the experts in another folder, or with --expert.keep-all."
             )
-        return
-    write(Trajectories(folder, identity, tuple(epochs), (), 0.0))
+        return tuple(found["epochs"])
+    manifest = {"kind": "trajectories", "version": files.VERSION, "identity": identity, "epochs": list(epochs)}
+    files.write_json(path, manifest)
+    return tuple(epochs)
 
 
-def write(store: Trajectories) -> None:
-    """Write the manifest of a store."""
-    manifest = {
-        "kind": "trajectories", "version": files.VERSION, "identity": store.identity,
-        "epochs": list(store.epochs), "accuracies": list(store.accuracies), "seconds": store.seconds,
-    }  # fmt: skip
-    files.write_json(store.folder / MANIFEST, manifest)
+def missing(folder: Path, count: int) -> list[int]:
+    """Those of the first ``count`` experts that are not finished; the caller holds the folder's lock."""
+    manifest = _manifest(folder)
+    unfinished = [number for number in range(count) if _ending(folder, number, manifest) is None]
+    for number in set(range(count)) - set(unfinished):
+        lock_path(folder, number).unlink(missing_ok=True)  # nobody will claim it again
+    return unfinished
+
+
+def claim(folder: Path, number: int) -> Any | None:
+    """A lock on training one expert, to be released; None where another has it.  The caller holds the folder's lock."""
+    return files.take(lock_path(folder, number))
+
+
+def _is_claimed(path: Path) -> bool:
+    lock = files.take(path)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def _ending(folder: Path, number: int, manifest: dict[str, Any]) -> tuple[float, float] | None:
+    """Accuracy and seconds of an expert; None where it is not finished.
+
+    Version 0.1.0 wrote accuracies into the manifest, a moment after the file: one without was killed in between.
+
+    Raises:
+        PotstillError: its file is damaged, or comes from another folder.
+    """
+    path = expert_path(folder, number)
+    if not path.exists():
+        return None
+    with files.opened(path, "expert") as reader:
+        header = reader.header
+    if header.get("identity", files.fingerprint(manifest["identity"])) != files.fingerprint(manifest["identity"]):
+        raise PotstillError(
+            f"{path}: was trained otherwise than {MANIFEST} says, so it comes from another folder; put it back there, "
+            "or delete it to train this expert anew."
+        )
+    before = manifest.get("accuracies", [])
+    accuracy = header.get("accuracy", before[number] if number < len(before) else None)
+    return None if accuracy is None else (accuracy, header.get("seconds", 0.0))
 
 
 def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories:
@@ -103,8 +161,12 @@ def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajecto
     if identity is not None:
         asked = {name: value for name, value in found["identity"].items() if name in identity}
         check_identity(folder, asked, files.plain(identity))
-    epochs, accuracies = tuple(found["epochs"]), tuple(found["accuracies"])
-    return Trajectories(folder, found["identity"], epochs, accuracies, found["seconds"])
+    endings: list[tuple[float, float]] = []
+    while (ending := _ending(folder, len(endings), found)) is not None:
+        endings.append(ending)
+    accuracies = tuple(accuracy for accuracy, _ in endings)
+    seconds = found.get("seconds", 0.0) + sum(spent for _, spent in endings)  # those of 0.1.0 in the manifest
+    return Trajectories(folder, found["identity"], tuple(found["epochs"]), accuracies, seconds)
 
 
 def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -118,7 +180,7 @@ def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     manifest = files.read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories":
+    if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories" or "identity" not in manifest:
         raise PotstillError(f"{folder / MANIFEST}: not a manifest of potstill's experts; choose another folder.")
     return manifest
 

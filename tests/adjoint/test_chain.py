@@ -10,7 +10,7 @@ import torch
 from potstill import seeds
 from potstill.adjoint.chain import Chain
 from potstill.adjoint.derivatives import plain
-from potstill.config import Architecture
+from potstill.networks.architectures import Architecture
 from potstill.networks.losses import LabelKind, label_loss, loss_for
 from tests.networks.test_layers import CLASSES, setting
 from tests.networks.test_losses import labels_of

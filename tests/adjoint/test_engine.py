@@ -8,10 +8,10 @@ import torch
 
 from potstill.adjoint import engine
 from potstill.adjoint.unroll import InnerStep, unroll
-from potstill.config import Architecture, NetworkConfig
 from potstill.data import augment
 from potstill.errors import PotstillError
 from potstill.networks import flat
+from potstill.networks.architectures import Architecture, NetworkConfig
 from potstill.networks.losses import LabelKind, label_loss, loss_for, target_loss
 from tests.networks.test_losses import labels_of
 

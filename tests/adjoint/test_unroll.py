@@ -10,28 +10,37 @@ import torch
 
 from potstill import seeds
 from potstill.adjoint.derivatives import compiled
-from potstill.adjoint.unroll import InnerStep, _Sweep, unroll
-from potstill.config import DSA, NetworkConfig
+from potstill.adjoint.inner import Adam, Moments, Sgd
+from potstill.adjoint.unroll import InnerStep, _Sweep, unroll, unroll_with_moments
 from potstill.data import augment
+from potstill.data.augment import DSA
 from potstill.errors import PotstillError
 from potstill.networks import flat
-from potstill.networks.flat import label_loss, soft_cross_entropy
+from potstill.networks.architectures import NetworkConfig
+from potstill.networks.losses import label_loss, soft_cross_entropy
 
 SHAPE, CLASSES, N = (3, 8, 8), 5, 6
+
+
+LEAVES = ("images", "logits", "alpha", "theta")
+SGD, ADAM = Sgd(), Adam(eps=1e-4)  # an eps above the rounding noise of gradients that are exactly 0 on paper
+BOTH = pytest.mark.parametrize("inner", [SGD, ADAM])
+MICRO_BATCHES = pytest.mark.parametrize("micro_batch", [None, 1, 3])
 
 
 class Setting:
     """A student, a synthetic set and eight augmented mini-batches, in float64."""
 
-    def __init__(self, norm="instance", steps=8, dtype=torch.float64, alpha=0.3, batch=4):
+    def __init__(self, norm="instance", steps=8, dtype=torch.float64, alpha=None, batch=4, inner=SGD):
         config = NetworkConfig(width=4, depth=2, norm=norm)
+        self.inner, self.moments = inner, None
         self.network = flat.flat_network(config, SHAPE, CLASSES)
-        self.network.module.to(dtype)
         draws = seeds.generator(3, "test")
         self.theta = flat.initial(config, SHAPE, CLASSES, 1).to(dtype)
         self.target = self.theta + 0.05 * torch.randn(len(self.theta), generator=draws).to(dtype)
         self.images = torch.randn(N, *SHAPE, generator=draws).to(dtype).requires_grad_()
         self.logits = torch.randn(N, CLASSES, generator=draws).to(dtype).requires_grad_()
+        alpha = alpha or (0.3 if inner == SGD else 0.01)
         self.alpha = torch.tensor(alpha, dtype=dtype, requires_grad=True)
         operations = itertools.cycle(DSA)
         self.steps = [
@@ -40,34 +49,65 @@ class Setting:
         ]
         self.loss = label_loss(self.network)
 
-    def outer(self, **how):
-        theta = unroll(self.theta, self.images, self.logits, self.alpha, self.steps, self.loss, **how)
-        return (theta - self.target).square().sum()
+    def end(self, steps=slice(None), **how):
+        """θ_N and moments after all or some of the steps."""
+        return unroll_with_moments(
+            self.theta, self.images, self.logits, self.alpha, self.steps[steps], self.loss, inner=self.inner,
+            **{"moments": self.moments, **how},
+        )  # fmt: skip
 
-    def gradients(self, **how):
-        return torch.autograd.grad(self.outer(**how), (self.images, self.logits, self.alpha))
+    def outer(self, **how):
+        return (self.end(**how)[0] - self.target).square().sum()
+
+    def gradients(self, leaves=LEAVES[:3], **how):
+        return torch.autograd.grad(self.outer(**how), [getattr(self, name) for name in leaves])
 
 
 def relative(found, expected):
     return [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
 
 
-@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+@MICRO_BATCHES
 @pytest.mark.parametrize("norm", ["instance", "none"])
-def test_exact_equals_direct(norm, micro_batch):
-    setting = Setting(norm)
-    assert max(relative(setting.gradients(micro_batch=micro_batch), setting.gradients(adjoint="direct"))) < 1e-12
+@BOTH
+def test_exact_equals_direct(inner, norm, micro_batch):
+    setting = Setting(norm, inner=inner)
+    setting.theta.requires_grad_()
+    exact = setting.gradients(LEAVES, micro_batch=micro_batch)
+    direct = setting.gradients(LEAVES, adjoint="direct")
+    assert max(relative(exact, direct)) < 1e-12
 
 
-def test_exact_equals_direct_with_batch_norm():
-    setting = Setting("batch")
+@BOTH
+def test_exact_equals_direct_with_batch_norm(inner):
+    setting = Setting("batch", inner=inner)
     assert max(relative(setting.gradients(), setting.gradients(adjoint="direct"))) < 1e-10
 
 
-@pytest.mark.parametrize("which", ["images", "logits", "alpha"])
-def test_exact_equals_finite_differences(which):
-    setting = Setting()
-    exact = dict(zip(("images", "logits", "alpha"), setting.gradients(micro_batch=3), strict=True))[which]
+@MICRO_BATCHES
+@BOTH
+def test_all_adjoints_share_one_forward(inner, micro_batch):
+    """Bit for bit, whether or not a gradient can follow; with a graph, convolutions may round otherwise."""
+    setting = Setting(inner=inner)
+    ways = ({}, {"adjoint": "frozen"}, {"adjoint": "truncated", "last": 3})
+    ends = [setting.end(micro_batch=micro_batch, **how) for how in ways]
+    with torch.no_grad():
+        ends += [setting.end(micro_batch=micro_batch, **how) for how in ways]
+    for theta, moments in ends[1:]:
+        assert torch.equal(theta, ends[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(moments.vectors, ends[0][1].vectors, strict=True))
+        assert moments.count == 8
+    direct, _ = setting.end(micro_batch=micro_batch, adjoint="direct")
+    assert torch.allclose(direct, ends[0][0], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("which", LEAVES)
+@MICRO_BATCHES
+@BOTH
+def test_exact_equals_finite_differences(inner, micro_batch, which):
+    setting = Setting(inner=inner)
+    setting.theta.requires_grad_()
+    (exact,) = setting.gradients([which], micro_batch=micro_batch)
     value = getattr(setting, which)
     direction = torch.randn(value.shape, generator=seeds.generator(0, which)).to(value)
     slopes = []
@@ -83,36 +123,49 @@ def test_exact_equals_finite_differences(which):
     assert min(abs(slope - expected) / abs(expected) for slope in slopes) < 1e-6
 
 
-def test_frozen_is_teslas_formula_and_not_exact():
-    """TESLA: every gᵢ as a function of its images alone, θᵢ held fixed: θ_N = θ₀ − α Σ gᵢ(xᵢ, zᵢ; θᵢ)."""
-    setting = Setting()
-    theta, total = setting.theta, torch.zeros_like(setting.theta)
+@BOTH
+def test_frozen_is_teslas_formula_and_not_exact(inner):
+    """TESLA: every gᵢ as a function of its images alone, θᵢ held fixed: θ_N = θ₀ − α Σ gᵢ(xᵢ, zᵢ; θᵢ).
+
+    With Adam the sum is of what its moments make of these gᵢ.
+    """
+    setting = Setting(inner=inner)
+    theta, moments = setting.theta, inner.initial_moments(setting.theta)
     for step in setting.steps:
         here = theta.detach().requires_grad_()
         x = augment.apply(setting.images[step.rows], step.drawing)
-        loss = setting.loss(here, x, setting.logits[step.rows]) / len(step.rows)
+        loss = setting.loss(here, x, setting.logits[step.rows])
         (gradient,) = torch.autograd.grad(loss, here, create_graph=True)
-        total = total + gradient
-        theta = (theta - setting.alpha * gradient).detach()
-    loss = (setting.theta - setting.alpha * total - setting.target).square().sum()
-    tesla = torch.autograd.grad(loss, (setting.images, setting.logits, setting.alpha))
+        theta, moments = inner.step(theta, gradient, len(step.rows), moments, setting.alpha)
+    tesla = torch.autograd.grad(
+        (theta - setting.target).square().sum(), (setting.images, setting.logits, setting.alpha)
+    )
     frozen = setting.gradients(adjoint="frozen")
     assert max(relative(frozen, tesla)) < 1e-12
-    assert min(relative(frozen, setting.gradients())) > 0.1
+    assert min(relative(frozen, setting.gradients())) > {SGD: 0.1, ADAM: 1e-3}[inner]
 
 
-def test_frozen_equals_exact_for_one_step():
-    setting = Setting(steps=1)
+@BOTH
+def test_frozen_equals_exact_for_one_step(inner):
+    setting = Setting(steps=1, inner=inner)
     assert max(relative(setting.gradients(adjoint="frozen"), setting.gradients())) < 1e-14
 
 
-def test_truncated_differentiates_the_last_steps_alone():
-    setting = Setting()
-    begin = unroll(setting.theta, setting.images, setting.logits, setting.alpha, setting.steps[:5], setting.loss)
-    tail = Setting()
-    tail.theta, tail.steps = begin.detach(), setting.steps[5:]
+@BOTH
+def test_truncated_differentiates_the_last_steps_alone(inner):
+    setting, tail = Setting(inner=inner), Setting(inner=inner)
+    with torch.no_grad():
+        tail.theta, tail.moments = setting.end(slice(5))
+    tail.steps = setting.steps[5:]
     assert max(relative(setting.gradients(adjoint="truncated", last=3), tail.gradients(adjoint="direct"))) < 1e-12
     assert max(relative(setting.gradients(adjoint="truncated", last=8), setting.gradients())) < 1e-14
+
+
+def test_truncated_takes_what_it_begins_with_as_a_constant():
+    setting = Setting()
+    setting.theta.requires_grad_()
+    outer = setting.outer(adjoint="truncated", last=3)
+    assert torch.autograd.grad(outer, setting.theta, allow_unused=True) == (None,)
 
 
 def test_truncated_needs_a_length():
@@ -120,13 +173,70 @@ def test_truncated_needs_a_length():
         Setting().outer(adjoint="truncated", last=9)
 
 
-def test_gradient_in_the_start_of_the_student():
-    setting = Setting()
+@BOTH
+def test_two_unrolls_are_one(inner):
+    """θ and moments go from one to the next, forwards and, as λ, backwards."""
+    setting = Setting(inner=inner)
     setting.theta.requires_grad_()
+    whole = setting.gradients(LEAVES)
+    theta, moments = setting.end(slice(5))
+    second = unroll(
+        theta, setting.images, setting.logits, setting.alpha, setting.steps[5:], setting.loss, inner=inner,
+        moments=moments,
+    )  # fmt: skip
+    outer = (second - setting.target).square().sum()
+    parts = torch.autograd.grad(outer, [getattr(setting, name) for name in LEAVES])
+    assert max(relative(parts, whole)) < 1e-12
+
+
+def test_gradient_in_the_moments_that_a_student_brings():
+    setting = Setting("none", inner=ADAM)
+    with torch.no_grad():
+        theta, moments = setting.end(slice(3))
+    setting.theta, setting.moments = theta, Moments(tuple(m.requires_grad_() for m in moments.vectors), moments.count)
     exact, direct = (
-        torch.autograd.grad(setting.outer(adjoint=adjoint), setting.theta)[0] for adjoint in ("exact", "direct")
+        torch.autograd.grad(setting.outer(adjoint=adjoint), setting.moments.vectors) for adjoint in ("exact", "direct")
     )
-    assert relative([exact], [direct])[0] < 1e-12
+    assert max(relative(exact, direct)) < 1e-12
+
+
+def test_moments_of_another_optimiser_or_network_are_refused():
+    setting = Setting(inner=ADAM)
+    setting.moments = Moments()
+    with pytest.raises(PotstillError, match=r"moments of shapes \[\]: Adam carries 2 of"):
+        setting.outer()
+    setting.inner, setting.moments = SGD, ADAM.initial_moments(torch.zeros(3))
+    with pytest.raises(PotstillError, match=r"moments of shapes \[\(3,\), \(3,\)\]: Sgd carries 0 of"):
+        setting.outer()
+
+
+def test_dead_weights_give_finite_gradients_with_adam():
+    """A first layer that no image can wake: its gradients are exactly 0, at every step."""
+    setting = Setting("none", inner=Adam())
+    weights = setting.network.unflatten(setting.theta)
+    first = next(name for name in weights if name.endswith("bias"))
+    weights[first].fill_(-100.0)  # a view of theta
+    _, moments = setting.end()
+    assert 0.1 < float((moments.vectors[1] == 0).double().mean()) < 1
+    gradients = {adjoint: setting.gradients(adjoint=adjoint) for adjoint in ("exact", "direct", "frozen")}
+    assert all(gradient.isfinite().all() for found in gradients.values() for gradient in found)
+    assert not any(found[0].any() for found in gradients.values())  # the images: behind the dead layer
+    assert max(relative(gradients["exact"][1:], gradients["direct"][1:])) < 1e-12
+
+
+def test_adam_as_published_where_no_gradient_is_rounding_noise():
+    setting = Setting("none", inner=Adam())
+    assert max(relative(setting.gradients(), setting.gradients(adjoint="direct"))) < 1e-12
+
+
+@BOTH
+def test_the_start_may_be_overwritten_before_the_backward(inner):
+    setting = Setting(inner=inner)
+    expected = setting.gradients()
+    outer = setting.outer()
+    setting.theta.zero_()
+    found = torch.autograd.grad(outer, (setting.images, setting.logits, setting.alpha))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_inner_loss_is_the_mean_soft_cross_entropy():
@@ -191,6 +301,15 @@ def test_what_is_kept_is_let_go_with_the_sweep_and_not_kept_where_no_gradient_ca
     assert sizes == [0]
 
 
+@pytest.mark.usefixtures("as_compiled")
+@MICRO_BATCHES
+def test_adam_with_derivatives_that_keep_residuals(micro_batch):
+    setting = Setting(inner=ADAM)
+    found = Counting(setting.loss)
+    assert max(relative(setting.gradients(derivatives=found, micro_batch=micro_batch), setting.gradients())) < 1e-10
+    assert all(found.reused)
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_low_precision_stays_near_float32(precision):
     """Loose bounds for a small network over many steps; float32 weights and sums keep the direction."""
@@ -235,32 +354,52 @@ MEMORY = """
 import resource, sys, torch
 from potstill.data import augment
 from potstill.networks import flat
-from potstill.config import NetworkConfig
-from potstill.adjoint.unroll import InnerStep, _Sweep, unroll
-steps = int(sys.argv[1])
-config = NetworkConfig(width=32, depth=3)
-network = flat.flat_network(config, (3, 32, 32), 10)
-theta = flat.initial(config, (3, 32, 32), 10, 0)
-images, logits = torch.randn(50, 3, 32, 32, requires_grad=True), torch.randn(50, 10, requires_grad=True)
+from potstill.networks.architectures import NetworkConfig
+from potstill.networks.losses import label_loss
+from potstill.adjoint.inner import Adam
+from potstill.adjoint.unroll import InnerStep, unroll
+steps, width, side, batch = map(int, sys.argv[1:5])
+how = eval(sys.argv[5])
+config = NetworkConfig(width=width, depth=3)
+network = flat.flat_network(config, (3, side, side), 10)
+theta = flat.initial(config, (3, side, side), 10, 0)
+images, logits = torch.randn(batch, 3, side, side, requires_grad=True), torch.randn(batch, 10, requires_grad=True)
 alpha = torch.tensor(0.01, requires_grad=True)
-drawn = [InnerStep(torch.arange(50), augment.Drawing(None, torch.zeros(50, 0)))] * steps
+drawn = [InnerStep(torch.arange(batch), augment.Drawing(None, torch.zeros(batch, 0)))] * steps
 def resident():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = resident()
 for _ in range(2):
-    end = unroll(theta, images, logits, alpha, drawn, flat.label_loss(network), micro_batch=25)
+    end = unroll(theta, images, logits, alpha, drawn, label_loss(network), micro_batch=25, **how)
     torch.autograd.grad(end.square().sum(), (images, logits, alpha))
 print(resident() - before, len(theta) * 4)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
+def peak_memory(steps, width, side, batch, how="{}"):
+    """Peak bytes of an unroll in a process of its own, and bytes of its weights."""
+    arguments = [str(number) for number in (steps, width, side, batch)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *arguments, how], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    return map(int, done.stdout.split())
+
+
+reads_memory = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
+
+
+@reads_memory
 def test_memory_does_not_grow_with_steps_beyond_the_stored_weights():
-    peaks = {}
-    for steps in (10, 100):
-        printed = subprocess.run(
-            [sys.executable, "-c", MEMORY, str(steps)], capture_output=True, text=True, check=True
-        ).stdout
-        peak, weights = map(int, printed.split())
-        peaks[steps] = peak
-    assert peaks[100] <= 1.15 * peaks[10] + 101 * weights
+    few, _ = peak_memory(10, 32, 32, 50)
+    many, weights = peak_memory(100, 32, 32, 50)
+    assert many <= 1.15 * few + 101 * weights
+
+
+@reads_memory
+@pytest.mark.parametrize("inner", ["", ", 'inner': Adam()"])
+def test_memory_of_a_truncated_unroll_does_not_grow_with_steps(inner):
+    """Ninety steps more would be ninety weight vectors more, and with Adam four times as many."""
+    how = "{'adjoint': 'truncated', 'last': 5" + inner + "}"
+    few, _ = peak_memory(10, 128, 8, 2, how)
+    many, weights = peak_memory(100, 128, 8, 2, how)
+    assert many <= few + 10 * weights

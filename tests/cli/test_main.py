@@ -11,10 +11,11 @@ import pytest
 
 from potstill.cli import main
 from potstill.data.distilled import load
+from potstill.methods import METHODS
 
 SMALL = (
-    "--network.width 8 --expert.count 2 --expert.epochs 4 --expert.step-size 0.05 --window.stop 2 "
-    "--distil.iterations 4 --distil.inner-steps 3 --distil.evaluations 2 "
+    "--network.width 8 --expert.count 2 --expert.epochs 4 --expert.step-size 0.05 --datm.start-epochs 0 2 "
+    "--datm.iterations 4 --datm.inner-steps 3 --evaluations 2 "
     "--evaluation.protocol quick --evaluation.epochs 3 "
     "--evaluation.full-epochs 1 --evaluation.seeds 2"
 ).split()
@@ -120,7 +121,7 @@ def test_help_teaches(name, capsys):
 def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     assert call(capsys)[0] == 0
     code, _, err = call(capsys, "distil")
-    assert (code, "no such command; choose among run" in err) == (2, True)
+    assert (code, "no such command. Did you mean distill? Choose among run" in err) == (2, True)
     assert call(capsys, "explore", "nothing")[0] == 2
     code, out, _ = call(capsys, "explore")
     assert (code, "explore stages" in out, "potstill run" in out) == (0, True, False)
@@ -132,10 +133,17 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
 @pytest.mark.parametrize(("arguments", "words"), [
     (["run", "--ipc", "0"], ["ipc 0", "raise --ipc"]),
     (["run", "--ipc", "-3"], ["ipc -3"]),
-    (["run", "--preset", "cifar10-ipc11"], ["unknown", "cifar10-ipc10"]),
+    (["run", "--preset", "cifar10-ipc11"], ["no cell of datm", "cifar10-ipc10"]),
     (["run", "--preset", "cifar10-ipc10"], ["say where they are by --dataset"]),
     (["run", "--dataset", "/nowhere/at/all"], ["no such file or folder"]),
-    (["run", "--window.stop", "40"], ["exceeds the 31 snapshots", "lower --window.stop"]),
+    (["run", "--datm.start-epochs", "8", "40"], ["snapshots of epochs 8 to 41 are needed", "raise --expert.epochs"]),
+    (["run", "--method", "herding", "--mtt.iterations", "3"], ["--mtt.iterations: is a setting of mtt", "add it to"]),
+    (["run", "--distil.polish", "3"], ["stand under their method's name since 0.2", "--datm.iterations"]),
+    (["run", "--window", "auto"], ["stand under their method's name since 0.2"]),
+    (["run", "--method", "dtam"], ["method 'dtam': unknown", "did you mean datm"]),
+    (["run", "--method", "datm", "datm"], ["name one method or several different ones"]),
+    (["run", "--method", "datm", "random"], ["random: selects real images, so it can only be the first stage"]),
+    (["methods", "dtam"], ["method 'dtam': unknown"]),
     (["run", "--device", "cuda:9"], ["device 'cuda:9': not available here"]),
     (["evaluate", "/nowhere.safetensors"], ["there is no such file"]),
     (["report", "/nowhere"], ["no finished run"]),
@@ -144,8 +152,6 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["lossless", "--ipc", "5", "--most", "2"], ["--most 2", "raise it"]),
     (["lossless", "--most", "0"], ["--most 0", "raise it"]),
     (["lossless", "--most", "5000"], ["--most 5000", "lower it"]),
-    (["run", "--window", "auto", "--expert.epochs", "2"], ["window auto: experts of 2 epochs"]),
-    (["run", "--window", "auto", "--window.stop", "9"], ["--window auto: finds what --window.stop gives"]),
     (["distill", "--experts", "/nowhere"], ["holds no experts"]),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_sentence(arguments, words, capsys, tmp_path, monkeypatch):
@@ -215,7 +221,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(finished, tmp_path, capsys, mon
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
     code, _, err = call(capsys, "run", *SMALL, "--out", tmp_path / "run")
     assert (code, "nothing was half-written" in err) == (1, True)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}
 
 
 def test_flags_do_what_they_say(monkeypatch):
@@ -226,27 +232,60 @@ def test_flags_do_what_they_say(monkeypatch):
     assert main.main(["run", "--expert.keep-all", "--preset", "cifar10-ipc10", "--dataset", "mine", "--ipc", "20"]) == 0
     assert main.main(["run", "--expert.keep-all", "False"]) == 2
     first, second = seen
-    assert (first.config.expert.keep_all, first.config.seed, first.config.device) == (False, 7, "cpu")
-    assert (second.config.expert.keep_all, second.config.ipc, second.config.window.stop) == (True, 20, 20)
+    first, second = first.settings, second.settings
+    assert (first.expert.keep_all, first.seed, first.device) == (False, 7, "cpu")
+    assert (second.expert.keep_all, second.ipc, second.stages[0].start_epochs) == (True, 20, (0, 20))
 
 
-@pytest.mark.parametrize(("flags", "mode", "stop"), [
-    ([], "auto", 4), (["--window", "auto"], "auto", 4), (["--window=given"], "given", 4),
-    (["--window.stop", "9"], "given", 9), (["--window.start=2", "--window.stop=5"], "given", 5),
+@pytest.mark.parametrize(("flags", "start"), [
+    ([], (8, 11)), (["--datm.start-epochs", "auto"], None), (["--datm.start-epochs", "None"], None),
+    (["--datm.start-epochs", "2", "5"], (2, 5)), (["--preset", "none"], None), (["--dataset", "mine"], None),
+    (["--ipc", "10"], (26, 29)),
 ])  # fmt: skip
-def test_a_window_is_found_unless_its_numbers_are_given(flags, mode, stop, monkeypatch):
+def test_start_epochs_are_found_unless_they_are_given_or_tuned(flags, start, monkeypatch):
     seen = []
     monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
-    assert main.main(["run", "--dataset", "mine", *flags]) == 0
-    assert (seen[0].config.window.mode, seen[0].config.window.stop) == (mode, stop)
+    assert main.main(["run", *flags]) == 0
+    assert seen[0].settings.stages[0].start_epochs == start
 
 
-def test_flags_that_equal_their_default_are_not_measured(monkeypatch):
+def test_every_stage_has_flags_of_its_own(monkeypatch):
     seen = []
     monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
-    assert main.main(["run", "--dataset", "mine", "--distil.lr-images", "100", "--distil.cooldown=0"]) == 0
-    assert main.main(["run", "--distil.iterations", "100"]) == 0
-    assert [command.config.distil.given for command in seen] == [("cooldown", "lr_images"), ()]
+    assert (
+        main.main("run --method datm rat-bptt --datm.iterations 7 --rat-bptt.window 9 --rat-bptt.lr-images 3".split())
+        == 0
+    )
+    given = seen[0].settings
+    assert given.method == ("datm", "rat-bptt")
+    assert (given.stages[0].iterations, given.stages[1].window, given.stages[1].lr_images) == (7, 9, 3.0)
+    assert given.stages[1].pool > 0  # it refines
+
+
+def test_help_shows_the_methods_that_were_chosen_and_no_others(capsys):
+    code, out, _ = call(capsys, "run", "--method", "rat-bptt", "--help")
+    assert code == 0
+    assert "--rat-bptt.window" in out
+    assert "--datm." not in out
+    assert "matching" not in out.replace("`potstill methods`", "")
+
+
+def test_methods_are_listed_and_one_shows_its_cells(capsys):
+    code, out, _ = call(capsys, "methods")
+    assert code == 0
+    assert all(name in out for name in METHODS)
+    code, out, _ = call(capsys, "methods", "datm")
+    assert (code, "cifar10-ipc10" in out, "Guo et al." in out, "lr_images" in out) == (0, True, True, True)
+    assert call(capsys, "methods", "herding")[0] == 0
+
+
+def test_a_selection_runs_without_experts_of_its_own(tmp_path, capsys):
+    flags = "--network.width 8 --evaluation.protocol quick --evaluation.epochs 3 --evaluation.full-seeds 0".split()
+    code, out, _ = call(capsys, "run", "--method", "random", *flags, "--out", tmp_path)
+    assert code == 0
+    assert "random real images" in out
+    assert load(tmp_path).kind == "hard"
+    assert call(capsys, "show", tmp_path, "--out", tmp_path / "i.png")[0] == 0
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +294,7 @@ def few():
 
 
 def test_explore_stages_and_ablations_print_what_they_found(few, tmp_path, capsys):
-    flags = [*few, "--window.stop", "1", "--distil.iterations", "1"]
+    flags = [*few, "--datm.start-epochs", "0", "1", "--datm.iterations", "1"]
     code, out, _ = call(
         capsys, "explore", "stages", *flags, "--ipcs", "1", "2", "--width", "1", "--starts", "0", "2", "--out", tmp_path
     )
@@ -264,11 +303,11 @@ def test_explore_stages_and_ablations_print_what_they_found(few, tmp_path, capsy
     assert (tmp_path / "stages.html").is_file()
     code, out, _ = call(capsys, "explore", "ablations", *flags, "--out", tmp_path)
     assert code == 0
-    assert all(words in out for words in ("hard", "TESLA", "ablations.html"))
+    assert all(words in out for words in ("learned", "TESLA", "ablations.html"))
 
 
 def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
-    flags = [*few, "--window.stop", "1", "--distil.iterations", "1", "--margin", "1"]
+    flags = [*few, "--datm.start-epochs", "0", "1", "--datm.iterations", "1", "--margin", "1"]
     code, out, _ = call(capsys, "lossless", *flags, "--most", "2", "--out", tmp_path)
     assert code == 0
     assert "1 images per class of about" in out
@@ -277,7 +316,7 @@ def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number):
-    command = [sys.executable, "-m", "potstill", "run", *SMALL, "--distil.iterations", "400", "--out", "run"]
+    command = [sys.executable, "-m", "potstill", "run", *SMALL, "--datm.iterations", "400", "--out", "run"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it

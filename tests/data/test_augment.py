@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from potstill import seeds
-from potstill.config import DSA
 from potstill.data import augment
+from potstill.data.augment import DSA
 
 
 def images(b=7, size=(12, 10)):

@@ -1,42 +1,65 @@
-"""The artefact: what goes in comes out, in every format."""
+"""The artefact: what goes in comes out, of every kind of labels; what is no set is refused."""
 
-import io
-import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torch.nn.functional as F
 
 import potstill
-from potstill import seeds
+from potstill import files, seeds
 from potstill.data import distilled as module
 from potstill.data import transform as transforms
-from potstill.data.distilled import Distilled
+from potstill.data.distilled import Distilled, decode
 from potstill.errors import PotstillError
 
-
-@pytest.fixture
-def distilled():
-    draws = seeds.generator(0, "set")
-    pixels = torch.randint(0, 256, (60, 3, 6, 5), generator=draws, dtype=torch.uint8)
-    transform = transforms.fit("zca", pixels)
-    return Distilled(
-        images=transform(pixels[:6]), logits=torch.randn(6, 3, generator=draws),
-        labels=torch.tensor([0, 0, 1, 1, 2, 2]), step_size=0.02, transform=transform, classes=("a", "b", "c/d"),
-        recipe={"network": {"name": "convnet", "width": 4, "depth": 1}, "augment": ["flip"]},
-        provenance={"iteration": 3},
-    )  # fmt: skip
+ROOT = Path(__file__).parents[2]
+RECORDS = sorted((ROOT / "records").glob("*.safetensors"))
+KEPT = sorted((ROOT / "tests" / "kept" / "0.1.0").glob("*/distilled.safetensors"))
+KINDS = {
+    "logits": torch.tensor([[1.0, -2.0, 0.5]] * 6),
+    "values": torch.tensor([[0.6, -0.3, -0.3]] * 6),
+    "raw": torch.tensor([[0.0, 2.5, 0.5]] * 6),
+    "hard": None,
+}
 
 
-def test_round_trip(distilled, tmp_path):
-    distilled.save(tmp_path / "distilled.safetensors")
+def of_kind(distilled, kind):
+    return replace(distilled, kind=kind, targets=KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(distilled, tmp_path, kind):
+    given = replace(of_kind(distilled, kind), rows=torch.arange(6) * 7, pictures=2)
+    given.save(tmp_path / "distilled.safetensors")
     for path in (tmp_path / "distilled.safetensors", tmp_path, str(tmp_path)):
         again = potstill.load(path)
-        assert torch.equal(again.images, distilled.images)
-        assert torch.equal(again.logits, distilled.logits)
-        assert (again.step_size, again.classes, again.provenance) == (0.02, distilled.classes, {"iteration": 3})
-        assert torch.equal(again.transform(torch.zeros(1, 3, 6, 5)), distilled.transform(torch.zeros(1, 3, 6, 5)))
+        assert torch.equal(again.images, given.images)
+        assert torch.equal(again.labels, given.labels)
+        assert torch.equal(again.rows, given.rows)
+        assert (again.kind, again.pictures, again.step_size) == (kind, 2, 0.02)
+        assert (again.classes, again.recipe, again.provenance) == (given.classes, given.recipe, {"iteration": 3})
+        assert again.targets is None if kind == "hard" else torch.equal(again.targets, given.targets)
+        assert torch.allclose(again.transform(given.pixels), given.transform(given.pixels), atol=1e-3)
+
+
+def test_without_a_step_size_and_rows(distilled, tmp_path):
+    replace(distilled, step_size=None).save(tmp_path / module.FILE)
+    again = potstill.load(tmp_path)
+    assert (again.step_size, again.rows, again.pictures) == (None, None, 1)
+
+
+def test_a_set_that_is_read_and_saved_stays_the_same(distilled, tmp_path):
+    distilled.save(tmp_path / "a.safetensors")
+    potstill.load(tmp_path / "a.safetensors").save(tmp_path / "b.safetensors")
+    first, second = (potstill.load(tmp_path / f"{name}.safetensors") for name in "ab")
+    assert torch.equal(first.images, second.images)
+    assert torch.allclose(first.transform(first.pixels), second.transform(first.pixels), atol=1e-5)
 
 
 def test_pixels_are_the_true_colours(distilled):
@@ -45,8 +68,69 @@ def test_pixels_are_the_true_colours(distilled):
     assert int((distilled.pixels.int() - original.int()).abs().max()) <= 1
 
 
-def test_soft_labels_and_loader(distilled):
-    assert torch.allclose(distilled.soft_labels.sum(1), torch.ones(6))
+@pytest.mark.parametrize(
+    ("kind", "target_kind"),
+    [("logits", "probabilities"), ("values", "values"), ("raw", "raw"), ("hard", "probabilities")],
+)
+def test_what_networks_train_on(distilled, kind, target_kind):
+    given = of_kind(distilled, kind)
+    images, targets = given.tensors()
+    expected = {"logits": given.soft_labels, "hard": F.one_hot(given.labels, 3).float()}.get(kind, given.targets)
+    assert images is given.images
+    assert torch.equal(targets, expected)
+    assert given.target_kind == target_kind
+    assert torch.allclose(given.soft_labels.sum(1), torch.ones(6))
+
+
+def test_a_set_is_printed_in_a_line(distilled):
+    assert repr(distilled) == "Distilled(6 images of 5×6 in colour, 3 classes, labels: logits, step size 0.02, zca)"
+    several = replace(of_kind(distilled, "hard"), step_size=None, pictures=2, images=distilled.images[:, :1])
+    assert "5×6, 2×2 pictures each, 3 classes, labels: hard, no step size" in repr(several)
+
+
+# --- several pictures a slot ---------------------------------------------------------------------------------------
+
+
+def test_decoded_pictures_are_the_enlarged_tiles_of_a_slot():
+    images = torch.randn(3, 2, 8, 6, generator=seeds.generator(0, "slots"))
+    found = decode(images, 2)
+    assert found.shape == (12, 2, 8, 6)
+    for slot in range(3):
+        for i in range(2):
+            for j in range(2):
+                tile = images[slot : slot + 1, :, 4 * i : 4 * i + 4, 3 * j : 3 * j + 3]
+                expected = F.interpolate(tile, (8, 6), mode="bilinear")[0]
+                assert torch.allclose(found[4 * slot + 2 * i + j], expected)
+
+
+def test_a_size_that_tiles_do_not_divide_is_padded_below_and_at_the_right():
+    images = torch.randn(1, 1, 5, 7, generator=seeds.generator(0, "slots"))
+    found = decode(images, 3)  # tiles of 2 × 3 of a slot of 6 × 9
+    assert found.shape == (9, 1, 5, 7)
+    last = torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.5, 0.5]]).view(1, 1, 2, 3)
+    last[0, 0, 0, 0] = images[0, 0, 4, 6]
+    assert torch.allclose(found[8:], F.interpolate(last, (5, 7), mode="bilinear"))
+    assert decode(images, 1) is images
+
+
+def test_decoding_is_differentiable():
+    images = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: decode(x, 2), images)
+
+
+def test_targets_follow_their_slots(distilled):
+    several = replace(distilled, pictures=2)
+    images, targets = several.tensors()
+    assert (len(several), len(images), len(targets)) == (6, 24, 24)
+    assert torch.equal(images, several.decoded())
+    assert torch.equal(targets[::4], distilled.soft_labels)
+    assert torch.equal(targets[3::4], distilled.soft_labels)
+
+
+# --- the loader ----------------------------------------------------------------------------------------------------
+
+
+def test_loader(distilled):
     plain = list(distilled.loader(batch_size=4, shuffle=False, augment=False))
     assert [len(x) for x, _ in plain] == [4, 2]
     assert torch.equal(plain[0][0], distilled.images[:4])
@@ -56,49 +140,99 @@ def test_soft_labels_and_loader(distilled):
     assert all(mirrored)
 
 
-def test_export_npz_is_exact_and_needs_nothing_of_ours(distilled, tmp_path):
-    distilled.export(tmp_path / "set.npz")
-    found = np.load(tmp_path / "set.npz", allow_pickle=False)
-    assert np.array_equal(found["images"], distilled.images.numpy())
-    assert np.array_equal(found["soft_labels"], distilled.soft_labels.numpy())
-    assert found["pixels"].shape == (6, 6, 5, 3)
-    scaled = found["transform_basis"] * (found["transform_scale"] + 0.1) ** -0.5
-    flat = found["pixels"].transpose(0, 3, 1, 2).reshape(6, -1) / 255.0
-    assert np.allclose((flat - found["transform_mean"]) @ (scaled @ found["transform_basis"].T),
-                       found["images"].reshape(6, -1), atol=0.05)  # fmt: skip
+def test_loader_with_a_spawned_worker(distilled):
+    loader = distilled.loader(batch_size=3, shuffle=False, num_workers=1, multiprocessing_context="spawn")
+    assert pickle.loads(pickle.dumps(loader.collate_fn)) == loader.collate_fn
+    images, targets = (torch.cat(column) for column in zip(*loader, strict=True))
+    assert images.shape == distilled.images.shape
+    assert torch.equal(targets, distilled.soft_labels)
 
 
-def test_export_parquet_folder_and_picture(distilled, tmp_path):
-    distilled.export(tmp_path / "set.parquet")
-    datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_parquet(str(tmp_path / "set.parquet"))
-    assert rows.features["label"].names == ["a", "b", "c/d"]
-    assert np.array_equal(np.asarray(rows[3]["image"]), distilled.pixels[3].permute(1, 2, 0).numpy())
-    assert np.allclose(rows[3]["soft_label"], distilled.soft_labels[3])
-    distilled.export(tmp_path / "folder")
-    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["a", "b", "c_d", "soft_labels.json"]
-    assert len(json.loads((tmp_path / "folder" / "soft_labels.json").read_text())) == 6
-    distilled.export(tmp_path / "all.png")
-    assert Image.open(tmp_path / "all.png").size[0] > 2 * 5
+# --- what is no set ------------------------------------------------------------------------------------------------
 
 
-def test_unknown_format_is_refused(distilled, tmp_path):
-    with pytest.raises(PotstillError, match=r"cannot export to '\.pt'; use \.png"):
-        distilled.export(tmp_path / "set.pt")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": torch.zeros(6, 3, 30)}, r"images \(6, 3, 30\): a set holds at least one image"),
+        ({"images": torch.zeros(0, 3, 6, 5)}, r"images \(0, 3, 6, 5\): a set holds at least one image"),
+        ({"images": torch.full((6, 3, 6, 5), torch.nan)}, r"images: 540 of 540 values are NaN or infinite"),
+        ({"images": torch.zeros(6, 3, 6, 4)}, r"transform.mean \(90,\): images \(3, 6, 4\) need \(72,\)"),
+        ({"targets": torch.zeros(6, 2)}, r"logits \(6, 2\): 6 images of 3 classes need \(6, 3\)"),
+        ({"targets": torch.tensor([[torch.inf, 0, 0]] * 6)}, r"logits: 6 of 18 values are NaN or infinite"),
+        ({"targets": None}, r"tensor 'logits': is missing"),
+        ({"kind": "raw", "targets": torch.full((6, 3), -1.0)}, r"raw labels down to -1: weights are not negative"),
+        ({"kind": "soft"}, r"labels 'soft': not a kind of labels; expected one of logits, values, raw, hard"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, r"labels from 0 to 3: there are 3 classes, counted from 0"),
+        ({"labels": torch.tensor([0, 1, 2])}, r"labels \(3,\) of torch.int64: 6 images need 6 whole numbers"),
+        ({"labels": torch.zeros(6)}, r"labels \(6,\) of torch.float32: 6 images need 6 whole numbers"),
+        ({"rows": torch.arange(5)}, r"rows \(5,\) of torch.int64: 6 images need 6 whole numbers"),
+        ({"rows": torch.arange(6) - 1}, r"rows down to -1: rows of the training split count from 0"),
+        ({"step_size": 0.0}, r"step size 0.0: must be above 0 and finite"),
+        ({"step_size": float("nan")}, r"step size nan: must be above 0 and finite"),
+        ({"pictures": 0}, r"pictures 0: a slot of 5×6 pixels holds 1 to 5 pictures a side"),
+        ({"pictures": 6}, r"pictures 6: a slot of 5×6 pixels holds 1 to 5 pictures a side"),
+    ],
+)
+def test_what_is_no_set_is_refused_when_saved_and_when_read(distilled, tmp_path, monkeypatch, change, words):
+    wrong = replace(distilled, **change)
+    with pytest.raises(PotstillError, match=words):
+        wrong.save(tmp_path / "refused.safetensors")
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(module, "check", lambda tensors, header: None)
+        wrong.save(tmp_path / "wrong.safetensors")
+    with pytest.raises(PotstillError, match=words):
+        potstill.load(tmp_path / "wrong.safetensors")
 
 
-def test_grey_images_make_grey_pngs():
-    image = Image.open(io.BytesIO(module.png(torch.zeros(1, 4, 6, dtype=torch.uint8), 3)))
-    assert (image.mode, image.size) == ("L", (18, 12))
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("transform.basis", None, r"tensor 'transform.basis': is missing"),
+        ("transform.scale", torch.ones(3), r"transform.basis \(90, \d+\): images \(3, 6, 5\) need \(90, 3\)"),
+        ("transform.unit", None, r"tensor 'transform.unit': is missing"),
+        ("transform.unit", torch.ones(3), r"transform.unit \(3,\): images \(3, 6, 5\) need"),
+        ("transform.mean", torch.full((90,), torch.nan), r"transform.mean: 90 of 90 values are NaN"),
+        ("labels", None, r"tensor 'labels': is missing"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(distilled, tmp_path, name, value, words):
+    distilled.save(tmp_path / module.FILE)
+    tensors, header = files.load(tmp_path / module.FILE, module.KIND)
+    tensors.pop(name)
+    tensors |= {} if value is None else {name: value}
+    with pytest.raises(PotstillError, match=words):
+        module.check(tensors, header)
+
+
+def test_a_header_without_its_fields_is_refused(distilled, tmp_path):
+    distilled.save(tmp_path / module.FILE)
+    tensors, header = files.load(tmp_path / module.FILE, module.KIND)
+    for name in ("classes", "step_size", "transform", "recipe", "provenance"):
+        with pytest.raises(PotstillError, match=f"header without '{name}'"):
+            module.check(tensors, {key: value for key, value in header.items() if key != name})
+    with pytest.raises(PotstillError, match="transform 'pca': is not known"):
+        module.check(tensors, {**header, "transform": "pca"})
+
+
+def test_what_half_precision_cannot_hold_is_refused(distilled, tmp_path):
+    large = replace(distilled, images=distilled.images * 1e6)
+    large.save(tmp_path / "large.safetensors")
+    with pytest.raises(PotstillError, match="NaN or infinite; .*or save it without compact"):
+        large.save(tmp_path / "compact.safetensors", compact=True)
+
+
+# --- smaller, and older, files -------------------------------------------------------------------------------------
 
 
 def test_a_compact_file_fits_its_transform_again(tmp_path, arrays):
     rng = np.random.default_rng(0)
     path = arrays(rng.integers(0, 256, (90, 6, 5, 3), dtype=np.uint8), np.arange(90) % 3)
-    settings = {"window": {"stop": 1}, "transform": "zca", "network": {"width": 4, "depth": 1}}
+    settings = {"transform": "zca", "network": {"width": 4, "depth": 1}, "evaluations": 1}
     whole = potstill.distill(
         path, 1, out=tmp_path / "run", expert={"count": 1, "epochs": 2},
-        distil={"iterations": 1, "inner_steps": 1, "evaluations": 1}, **settings,
+        datm={"iterations": 1, "inner_steps": 1, "start_epochs": (0, 1), "expert_epochs": 1}, **settings,
     )  # fmt: skip
     whole.save(tmp_path / "compact.safetensors", compact=True)
     assert (tmp_path / "compact.safetensors").stat().st_size < (tmp_path / "run" / module.FILE).stat().st_size
@@ -106,8 +240,56 @@ def test_a_compact_file_fits_its_transform_again(tmp_path, arrays):
         potstill.load(tmp_path / "compact.safetensors")
     compact = potstill.load(tmp_path / "compact.safetensors", dataset=path)
     assert (compact.images - whole.images).abs().max() < 0.01
-    assert torch.allclose(compact.transform(whole.pixels), whole.transform(whole.pixels), atol=1e-4)
+    assert torch.allclose(compact.transform(whole.pixels), whole.transform(whole.pixels), atol=1e-3)
     other = tmp_path / "other.npz"
     np.savez(other, images=rng.integers(0, 256, (90, 6, 5, 3), dtype=np.uint8), labels=np.arange(90) % 3)
     with pytest.raises(PotstillError, match="is not the data"):
         potstill.load(tmp_path / "compact.safetensors", dataset=other)
+
+
+def source_of(path, real_data, folder):
+    """The data of a record, where its file leaves the transform out."""
+    name = path.name.split("-")[0]
+    command = [sys.executable, str(real_data / "unpack.py"), str(folder), "--only", name, "--format", "npz"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / name
+
+
+@pytest.mark.parametrize("path", [*RECORDS, *KEPT], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_set_of_0_1_0_is_read_shown_trained_on_and_exported(path, tmp_path, request):
+    """Of every file: its tensors as they lie in it, without any conversion between."""
+    tensors, header = files.load(path, module.KIND)
+    assert header["version"] == "0.1.0"
+    whitened = header["transform"] == "zca"
+    data = source_of(path, request.getfixturevalue("real_data"), tmp_path) if whitened else None
+    found = potstill.load(path, dataset=data)
+    assert (found.kind, found.pictures, found.rows, found.step_size) == ("logits", 1, None, header["step_size"])
+    assert torch.equal(found.images, tensors["images"].float())
+    assert torch.equal(found.soft_labels, tensors["logits"].float().softmax(1))
+    assert torch.equal(found.tensors()[1], found.soft_labels)
+    assert module.png(module.grid(found.pixels, found.labels)).startswith(b"\x89PNG")
+    found.export(tmp_path / "set.npz")
+    arrays = np.load(tmp_path / "set.npz")
+    assert np.array_equal(arrays["images"], found.images.numpy())
+    assert np.array_equal(arrays["soft_labels"], found.soft_labels.numpy())
+    network = potstill.train(found, epochs=1)
+    assert network(found.transform(found.pixels)).shape == (len(found), len(found.classes))
+    found.save(tmp_path / "again.safetensors")
+    again = potstill.load(tmp_path / "again.safetensors")
+    assert torch.equal(again.images, found.images)
+    assert torch.equal(again.targets, found.targets)
+    assert torch.allclose(again.transform(found.pixels), found.transform(found.pixels), atol=1e-3)
+
+
+def test_four_small_colour_images_make_no_large_file(tmp_path):
+    """Natural images have few directions that matter: a set of four must not weigh what all of them would."""
+    from tests.data.test_transform import smooth
+
+    transform = transforms.fit("zca", smooth(size=32))
+    images = transform(smooth(4, 32))
+    Distilled(
+        images, None, "hard", torch.tensor([0, 1, 2, 3]), None, transform, tuple("abcd"), {"network": {}}, {}
+    ).save(tmp_path / module.FILE)  # fmt: skip
+    assert (tmp_path / module.FILE).stat().st_size < 3072**2 * 4 / 8
+    again = potstill.load(tmp_path)
+    assert float((again.transform(smooth(4, 32)) - images).abs().max()) < 1e-3

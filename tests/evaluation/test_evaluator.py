@@ -1,158 +1,148 @@
-"""Intervals, protocols and controls; and that the test images choose nothing."""
+"""Training on a set, whatever its targets are; and which images an accuracy is of."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from potstill import seeds
-from potstill.config import EvaluationConfig, NetworkConfig
 from potstill.data import dataset
+from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
-from potstill.evaluation import evaluator
-from potstill.evaluation.evaluator import PROTOCOLS, interval
-from potstill.runs.api import exhaust
-from potstill.training.problem import prepare
-from tests.conftest import tiny
-from tests.data.test_distilled import distilled  # noqa: F401  (a fixture)
+from potstill.evaluation import evaluator as evaluators
+from potstill.evaluation.controls import evaluate, random_rows
+from potstill.evaluation.evaluator import Evaluator, TrainingSet, evaluator_for, train, validation_accuracy
+from potstill.networks.architectures import NetworkConfig
+from potstill.networks.losses import loss_for
+from tests.evaluation.conftest import as_trained, exhaust, real_images
 
 
-def test_interval_is_the_t_interval():
-    stats = pytest.importorskip("scipy.stats")
-    for n in (2, 5, 12):
-        values = torch.rand(n, generator=seeds.generator(0, "v", n)).double().tolist()
-        found = interval(values)
-        mean = sum(values) / n
-        low, high = stats.t.interval(0.95, n - 1, loc=mean, scale=stats.sem(values))
-        assert found["ci95"] == pytest.approx([low, high], abs=1e-4)
-        assert found["mean"] == pytest.approx(mean)
-    assert interval([0.5])["ci95"] is None
+def test_a_training_set_has_a_row_of_targets_for_each_image():
+    images, targets = torch.zeros(3, 1, 8, 8), torch.full((3, 10), 0.1)
+    assert TrainingSet(images, targets).alpha == 0.01
+    assert TrainingSet(images, targets, step_size=0.5).alpha == 0.5
+    for rows in (2, 0):
+        with pytest.raises(PotstillError, match=f"training set of {rows} images and .* rows of targets: .* give"):
+            TrainingSet(images[:rows], targets[: 3 * (rows > 0)])
 
 
-def test_standard_is_the_published_recipe():
-    protocol = PROTOCOLS["standard"]
-    recipe = protocol.recipe(protocol.epochs, 0.02, ("flip",))
-    assert (recipe.epochs, recipe.decay_after, recipe.batch_size) == (1001, 501, 128)
-    assert (recipe.momentum, recipe.weight_decay, recipe.step_size) == (0.9, 5e-4, 0.02)
-    assert (protocol.seeds, protocol.selection) == (5, "validation")
-    assert PROTOCOLS["paper"].selection == "test"
+def test_a_set_is_trained_with_its_step_size_only_by_its_own_network(setting):
+    problem, evaluator = setting
+    given = real_images(problem, random_rows(problem, 1, 0), step_size=0.033)
+    assert as_trained(given, evaluator).step_size == 0.033
+    other = evaluator_for(problem, NetworkConfig(name="mlp", width=16), evaluator.protocol, evaluator.augment)
+    assert as_trained(given, other).step_size is None
 
 
-def test_protocols_take_changes_and_refuse_nonsense():
-    changed = evaluator.protocol_of(EvaluationConfig(protocol="quick", seeds=7))
-    assert (changed.seeds, changed.epochs) == (7, 300)
-    with pytest.raises(PotstillError, match=r"evaluation\.seeds 0: at least 1"):
-        evaluator.protocol_of(EvaluationConfig(seeds=0))
+@pytest.mark.parametrize("kind", ["probabilities", "raw", "values"])
+def test_training_lowers_the_loss_of_the_kind_of_targets(setting, kind):
+    problem, evaluator = setting
+    rows = random_rows(problem, 2, 0)
+    targets = one_hot(problem.train.labels[rows], 10) * (2.0 if kind == "raw" else 1.0)
+    given = TrainingSet(problem.train.images[rows], targets, kind, 0.05)
+    evaluator, loss = replace(evaluator, augment=()), loss_for(evaluator.network, kind)
+    before, after = (loss(evaluator.train(given, epochs, 0)[0], given.images, targets) for epochs in (0, 60))
+    assert after < 0.5 * before
 
 
-@pytest.fixture
-def setting(monkeypatch, tmp_path):
-    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
-    config = tiny()
-    problem = prepare(config)
-    protocol = evaluator.protocol_of(config.evaluation)
-    return problem, evaluator.judge(problem, config.network, protocol, config.augment)
+def test_twice_the_raw_weights_are_twice_the_step_size(setting):
+    """Σ y log p is linear in y, and nothing normalises it; without momentum and decay, so are the steps."""
+    problem, evaluator = setting
+    plain = replace(evaluator, protocol=replace(evaluator.protocol, momentum=0.0, weight_decay=0.0))
+    rows = random_rows(problem, 1, 0)
+    images, targets = problem.train.images[rows], one_hot(problem.train.labels[rows], 10)
+    doubled, _ = plain.train(TrainingSet(images, 2 * targets, "raw", 0.01), 3, 0)
+    longer, _ = plain.train(TrainingSet(images, targets, "probabilities", 0.02), 3, 0)
+    assert torch.allclose(doubled, longer, atol=1e-6)
 
 
-def as_set(problem, rows, labels=None):
-    from potstill.data.distilled import Distilled
-
-    logits = torch.full((len(rows), 10), -20.0)
-    logits[torch.arange(len(rows)), problem.train.labels[rows]] = 20.0
-    return Distilled(
-        problem.train.images[rows], logits, problem.train.labels[rows], 0.01, problem.transform,
-        problem.dataset.classes, {"network": vars(problem.network_config), "augment": []}, {},
-    )  # fmt: skip
+def test_a_network_that_diverges_has_accuracy_0(setting):
+    problem, evaluator = setting
+    rows = random_rows(problem, 1, 0)
+    given = TrainingSet(problem.train.images[rows], one_hot(problem.train.labels[rows], 10), "values", 1e20)
+    assert not evaluator.train(given, 3, 0)[0].isfinite().all()
+    assert evaluator.accuracy(given, 3, 0, problem.val) == 0.0
 
 
-def test_random_control_equals_a_set_of_the_same_images(setting):
-    """Two ways to one number: the control's network 0, and a 'distilled' set of the same rows and hard labels."""
-    problem, judge = setting
-    rows = evaluator.random_rows(problem, 2, 0)
-    found = exhaust(evaluator.evaluate(judge, as_set(problem, rows), 2, None, 1))["accuracy"]
-    assert found["distilled"]["per_seed"][0] == pytest.approx(found["random"]["per_seed"][0])
-    assert set(found) == {"distilled", "random", "full"}
-
-
-def test_random_rows_are_ipc_of_each_class_and_differ_by_network(setting):
-    problem, _ = setting
-    first, second = (evaluator.random_rows(problem, 3, number) for number in (0, 1))
-    assert problem.train.labels[first].bincount().tolist() == [3] * 10
-    assert not torch.equal(first, second)
-
-
-def test_everything_is_trained_once(setting, monkeypatch):
-    problem, judge = setting
-    trained = []
-    original = evaluator.Judge.train
-    monkeypatch.setattr(evaluator.Judge, "train", lambda self, *a: trained.append(1) or original(self, *a))
-    given = as_set(problem, evaluator.random_rows(problem, 1, 0))
-    first = exhaust(evaluator.evaluate(judge, given, 1, lambda rows: torch.full((len(rows), 10), 0.1)))
-    assert len(trained) == 8  # distilled, random, random_soft, full: two networks each
-    again = exhaust(evaluator.evaluate(judge, given, 1, lambda rows: torch.full((len(rows), 10), 0.1)))
-    assert len(trained) == 8
-    assert again == first
-    exhaust(evaluator.evaluate(judge, replace(given, step_size=0.02), 1, None))
-    assert len(trained) == 10  # only the changed set is trained anew
-
-
-def test_the_full_control_can_be_left_out(setting):
-    problem, judge = setting
-    given = as_set(problem, evaluator.random_rows(problem, 1, 0))
-    assert "full" not in exhaust(evaluator.evaluate(judge, given, 1, None, 0))["accuracy"]
-
-
-def test_a_set_is_trained_with_its_step_size_only_by_its_own_network(setting, monkeypatch):
-    problem, judge = setting
-    used = []
-    original = evaluator.Judge.accuracy
-
-    def spy(self, images, targets, epochs, step_size, seed, on):
-        used.append(step_size)
-        return original(self, images, targets, epochs, step_size, seed, on)
-
-    monkeypatch.setattr(evaluator.Judge, "accuracy", spy)
-    given = replace(as_set(problem, evaluator.random_rows(problem, 1, 0)), step_size=0.033)
-    exhaust(evaluator.evaluate(judge, given, 1, None, 0))
-    assert used == [0.033, 0.033, 0.01, 0.01]
-    other = evaluator.judge(problem, NetworkConfig(name="mlp", width=16), judge.protocol, judge.augment)
-    used.clear()
-    exhaust(evaluator.evaluate(other, given, 1, None, 0))
-    assert used == [0.01] * 4
-
-
-def test_judging_a_state_sees_the_split_it_is_told(setting, monkeypatch):
-    problem, judge = setting
-    state = as_set(problem, evaluator.random_rows(problem, 1, 0))
+def test_a_validation_accuracy_is_of_the_split_it_is_asked_for(setting, monkeypatch):
+    problem, evaluator = setting
+    given = as_trained(real_images(problem, random_rows(problem, 1, 0)), evaluator)
     seen = []
-    monkeypatch.setattr(evaluator.Judge, "accuracy", lambda self, *a: seen.append(a[-1]) or 0.5)
-    evaluator.judge_state(judge, state.images, state.logits, 0.01)
-    evaluator.judge_state(judge, state.images, state.logits, 0.01, "test")
+    monkeypatch.setattr(Evaluator, "accuracy", lambda self, *a: seen.append(a[-1]) or 0.25 * len(seen))
+    assert validation_accuracy(evaluator, given) == 0.375  # the mean of two networks
+    validation_accuracy(evaluator, given, "test")
     assert [on is problem.val for on in seen] == [True, True, False, False]
     assert seen[2] is problem.test
 
 
+def test_validation_and_final_networks_are_not_the_same(setting, monkeypatch):
+    """A set chosen on validation images is tested by networks that took no part in choosing it."""
+    problem, evaluator = setting
+    given = as_trained(real_images(problem, random_rows(problem, 1, 0)), evaluator)
+    used = {"choosing": set(), "final": set()}
+    now = "choosing"
+    monkeypatch.setattr(Evaluator, "accuracy", lambda self, *a: used[now].add(a[2]) or 0.5)
+    validation_accuracy(evaluator, given)
+    now = "final"
+    exhaust(evaluate(evaluator, given, 1, None, 0))
+    assert {name: len(found) for name, found in used.items()} == {"choosing": 2, "final": 2}
+    assert not used["choosing"] & used["final"]
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "alexnet", "lenet", "mlp"])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_any_network_can_be_judged(setting, name, norm):
-    problem, judge = setting
-    protocol = replace(judge.protocol, epochs=2, seeds=1)
-    other = evaluator.judge(problem, NetworkConfig(name=name, width=16, norm=norm), protocol, judge.augment)
-    given = as_set(problem, evaluator.random_rows(problem, 2, 0))
-    images, targets = given.tensors()
+def test_any_network_can_be_trained(setting, name, norm):
+    problem, evaluator = setting
+    protocol = replace(evaluator.protocol, epochs=2, seeds=1)
+    other = evaluator_for(problem, NetworkConfig(name=name, width=16, norm=norm), protocol, evaluator.augment)
+    given = as_trained(real_images(problem, random_rows(problem, 2, 0)), other)
     small = dataset.Split(problem.dataset.test.images[:40], problem.dataset.test.labels[:40])
     on = replace(problem, dataset=replace(problem.dataset, test=small)).test
-    assert 0 <= other.accuracy(images, targets, 2, 0.01, 0, on) <= 1
+    assert 0 <= other.accuracy(given, 2, 0, on) <= 1
 
 
 def test_train_gives_back_a_network_that_predicts(setting):
     problem, _ = setting
-    given = as_set(problem, evaluator.random_rows(problem, 5, 0))
-    network = evaluator.train(given, epochs=30)
+    given = real_images(problem, random_rows(problem, 5, 0))
+    network = train(given, epochs=30)
     with torch.no_grad():
         found = network(given.transform(problem.dataset.test.images)).argmax(1)
     accuracy = float((found == problem.dataset.test.labels).float().mean())
-    again = evaluator.train(given, epochs=30)
+    again = train(given, epochs=30)
     assert accuracy > 0.4
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
     assert not network.training
+
+
+def test_train_takes_a_step_size_and_a_network_by_name(setting, monkeypatch):
+    problem, _ = setting
+    given = real_images(problem, random_rows(problem, 1, 0), step_size=0.033)
+    used, original = [], evaluators._fit
+
+    def spy(network, theta, training_set, *rest, **named):
+        used.append(training_set.alpha)
+        return original(network, theta, training_set, *rest, **named)
+
+    monkeypatch.setattr(evaluators, "_fit", spy)
+    train(given, epochs=1)
+    train(given, "convnet", epochs=1)  # its own
+    train(given, "mlp", epochs=1)
+    train(given, NetworkConfig(name="mlp", width=16), epochs=1, step_size=0.5)
+    assert used == [0.033, 0.033, 0.01, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs 0: a network trains for at least 1"),
+        ({"epochs": -1}, "epochs -1: "),
+        ({"step_size": 0.0}, "step_size 0.0: .* positive"),
+        ({"step_size": -1.0}, "step_size -1.0: .* positive"),
+        ({"step_size": float("nan")}, "step_size nan: .* positive"),
+        ({"network": "resnet19"}, "network 'resnet19': .* choose among convnet, resnet18"),
+        ({"network": torch.nn.Linear(2, 2)}, "network Linear.*: is neither a NetworkConfig nor a name"),
+    ],
+)
+def test_train_refuses_what_means_nothing(setting, changes, message):
+    problem, _ = setting
+    with pytest.raises(PotstillError, match=message):
+        train(real_images(problem, random_rows(problem, 1, 0)), **changes)

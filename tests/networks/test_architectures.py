@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from potstill.config import Architecture, NetworkConfig
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
+from potstill.networks.architectures import Architecture, NetworkConfig
 
 ALL = Architecture.__args__
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from potstill import seeds
-from potstill.config import Architecture, NetworkConfig, Norm
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
+from potstill.networks.architectures import Architecture, NetworkConfig, Norm
 
 CONFIG, SHAPE = NetworkConfig(width=8, depth=2), (3, 8, 8)
 BATCH_NORM = NetworkConfig(width=8, depth=2, norm="batch")

@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 import torch
 
-from potstill.config import Architecture, NetworkConfig, Norm
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat, functional
+from potstill.networks.architectures import Architecture, NetworkConfig, Norm
 
 SHAPE = (3, 16, 16)
 

@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from potstill.config import Architecture, NetworkConfig, Norm
 from potstill.networks import architectures, flat
+from potstill.networks.architectures import Architecture, NetworkConfig, Norm
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])

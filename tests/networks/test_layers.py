@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from potstill.config import Architecture, NetworkConfig
 from potstill.networks import flat, layers
+from potstill.networks.architectures import Architecture, NetworkConfig
 
 SHAPE, CLASSES = (3, 32, 32), 10
 

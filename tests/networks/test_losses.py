@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from potstill import seeds
-from potstill.config import NetworkConfig
 from potstill.networks import flat, losses
+from potstill.networks.architectures import NetworkConfig
 from potstill.networks.losses import LabelKind, loss_for
 
 SHAPE, CLASSES = (3, 8, 8), 4

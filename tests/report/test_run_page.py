@@ -7,8 +7,8 @@ import pytest
 
 from potstill.errors import PotstillError
 from potstill.report import run_page
-from potstill.runs import api
-from potstill.runs import run as stages
+from potstill.runs import record, run, stage
+from potstill.runs.api import run_to_completion
 from tests.browser import SLIDE, in_browser, needs_chromium
 from tests.conftest import tiny
 
@@ -16,9 +16,11 @@ from tests.conftest import tiny
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run = stages.open_run(tiny(ipc=2, distil={"polish": 2, "lr_images": 100.0}), folder)
-    for stage in (stages.train_experts, stages.distil, stages.evaluate):
-        api.exhaust(stage(run))
+    small = {"iterations": 2, "window": 3, "unroll": 6, "pool": 2, "real_batch": 100}
+    asked = tiny(("datm", "rat-bptt"), ipc=2, datm={"iterations": 4, "lr_images": 100.0}, **{"rat-bptt": small})
+    job = run.open_run(asked, folder)
+    for step in (run.train_experts, stage.distil, record.evaluate):
+        run_to_completion(step(job))
     return run_page.write(folder)
 
 
@@ -34,10 +36,11 @@ def test_page_needs_nothing_from_elsewhere(page):
 def test_page_says_what_was_done(page):
     text = page.read_text()
     for words in ("20 synthetic images stand in for digits", "random real images", "random, soft labels",
-                  "full training set", "95 % interval", "potstill.load", "distil.lr_images",
-                  "Matching loss", "Grey: polishing"):  # fmt: skip
+                  "full training set", "95 % interval", "potstill.load", "stages.datm.lr_images",
+                  "difficulty-aligned trajectory matching, then random truncated", "Start epoch by iteration",
+                  "Steps the student has taken by iteration"):  # fmt: skip
         assert words in text
-    assert text.count("<figcaption>") == 6
+    assert text.count("<figcaption>") == 9
     assert text.count('alt="before"') == text.count('alt="after"') == 20
 
 
@@ -64,7 +67,7 @@ def test_page_opens_in_a_browser(page, tmp_path):
         wide: document.documentElement.scrollWidth > innerWidth, rows: document.querySelectorAll("tr").length}""",
         tmp_path,
     )
-    assert found["images"] == found["decoded"] == 47
+    assert found["images"] == found["decoded"] == 50
     assert not found["wide"]
     assert found["rows"] > 30
 

@@ -5,8 +5,8 @@ import io
 import torch
 from PIL import Image
 
-from potstill.runs import api, snapshots
-from potstill.runs import run as stages
+from potstill.runs import run, snapshots, stage
+from potstill.runs.api import run_to_completion
 from tests.conftest import tiny
 
 
@@ -15,10 +15,14 @@ def snapshot(iteration, shade, soft):
     return snapshots.Snapshot(iteration, pixels, torch.tensor([[1 - soft, soft]] * 2), torch.tensor([0, 1]))
 
 
+def made(folder, **changes):
+    job = run.open_run(tiny(**changes), folder)
+    run_to_completion(run.train_experts(job))
+    return run_to_completion(stage.distil(job))
+
+
 def test_a_run_keeps_its_start_and_its_end(tmp_path):
-    run = stages.open_run(tiny(ipc=2, distil={"snapshots": 3}), tmp_path)
-    for stage in (stages.train_experts, stages.distil):
-        distilled = api.exhaust(stage(run))
+    distilled = made(tmp_path, ipc=2, snapshots=3)
     found = snapshots.read(tmp_path)
     assert [s.iteration for s in found] == [0, 2, 4, 6]
     assert found[0].pixels.shape == (20, 1, 8, 8)
@@ -28,9 +32,7 @@ def test_a_run_keeps_its_start_and_its_end(tmp_path):
 
 
 def test_none_are_kept_when_none_are_wanted(tmp_path):
-    run = stages.open_run(tiny(distil={"snapshots": 0}), tmp_path)
-    for stage in (stages.train_experts, stages.distil):
-        api.exhaust(stage(run))
+    made(tmp_path, snapshots=0)
     assert snapshots.read(tmp_path) == []
 
 

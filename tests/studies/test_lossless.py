@@ -4,7 +4,7 @@ import pytest
 
 from potstill import files
 from potstill.report import study_page
-from potstill.runs import api
+from potstill.runs.api import run_to_completion
 from potstill.studies import lossless
 from tests.conftest import tiny
 
@@ -19,7 +19,7 @@ def searched(smallest, least, most):
         yield {}
         return ipc < smallest
 
-    return api.exhaust(lossless.bisect(loses, least, most)), asked
+    return run_to_completion(lossless.bisect(loses, least, most)), asked
 
 
 def test_doubles_then_bisects():
@@ -49,30 +49,30 @@ def test_lossless_means_not_significantly_worse_or_within_the_margin():
 
 
 def test_a_search_leaves_its_runs_a_record_and_a_page(tmp_path):
-    given = tiny(distil={"iterations": 1, "inner_steps": 1}, evaluation={"epochs": 1})
-    record = api.exhaust(lossless.search(given, tmp_path, 2, margin=0.0))
-    assert record == files.read_json(tmp_path / "lossless.json")
+    given = tiny(datm={"iterations": 1, "inner_steps": 1}, evaluation={"epochs": 1})
+    record = run_to_completion(lossless.search(given, tmp_path, 2, margin=0.0))
+    assert files.plain(record) == files.read_json(tmp_path / "lossless.json")
     sizes = [cell["ipc"] for cell in record["cells"]]
     assert sizes[0] == 1
     for cell in record["cells"]:
         assert {"distilled", "random", "random_soft", "full"} <= cell["accuracy"].keys()
         assert (tmp_path / f"ipc{cell['ipc']}" / "distilled.safetensors").exists()
-    text = study_page.write(record, tmp_path).read_text()
+    text = study_page.write(lossless.STUDY, record, tmp_path).read_text()
     assert "How many images lose nothing: digits" in text
 
 
-def test_the_finding_tells_the_size_its_loss_and_the_next_smaller_one():
+def test_the_summary_tells_the_size_its_loss_and_the_next_smaller_one():
     cells = [{"ipc": ipc, "lost": {"mean": lost, "ci95": [lost - 0.01, lost + 0.01]}} for ipc, lost in SIZES.items()]
     record = {"kind": "lossless", "ipc": 8, "full_per_class": 115.2, "margin": 0.0, "cells": cells}
-    assert study_page.finding(record) == (
+    assert lossless.summary(record) == (
         "8 images per class of about 115 train as well as the full set, which is +0.8 (-0.2 to +1.8) points above "
         "them: not significant; 7 lose 1.2 (0.2 to 2.2) points"
     )
-    within = study_page.finding({**record, "ipc": 4, "margin": 0.03})
+    within = lossless.summary({**record, "ipc": 4, "margin": 0.03})
     assert within.endswith("+2.6 (+1.6 to +3.6) points above them: within the margin of 3.0")
     for lost, told in (({"mean": -0.9, "ci95": [-1, -0.8]}, "less"), ({"mean": 0, "ci95": None}, "for an interval")):
-        assert study_page.finding({**record, "cells": [{"ipc": 8, "lost": lost}]}).endswith(told)
-    assert study_page.finding({**record, "ipc": None}) == "None up to 8 images per class: every set loses"
+        assert lossless.summary({**record, "cells": [{"ipc": 8, "lost": lost}]}).endswith(told)
+    assert lossless.summary({**record, "ipc": None}) == "None up to 8 images per class: every set loses"
 
 
 def test_the_full_control_cannot_be_left_out():

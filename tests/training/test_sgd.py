@@ -5,10 +5,11 @@ import torch
 
 from potstill import seeds
 from potstill.adjoint import engine
-from potstill.config import NetworkConfig
+from potstill.data.labels import one_hot
 from potstill.networks import flat
-from potstill.networks.flat import target_loss
-from potstill.training.sgd import Recipe, one_hot, sgd, sharpness_aware
+from potstill.networks.architectures import NetworkConfig
+from potstill.networks.losses import target_loss
+from potstill.training.sgd import Recipe, sgd, sharpness_aware
 from tests.conftest import needs_compiler
 
 CONFIG, SHAPE = NetworkConfig(width=6, depth=2), (1, 8, 8)

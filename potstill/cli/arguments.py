@@ -1,0 +1,133 @@
+"""Command lines → settings, in two passes: what decides the defaults first, then every flag of the methods that were
+chosen.
+"""
+
+import argparse
+import difflib
+from dataclasses import field, fields, make_dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from potstill.cli.commands import COMMANDS
+from potstill.errors import PotstillError
+from potstill.methods import METHODS
+from potstill.runs import settings
+from potstill.runs.recipes import load_recipe
+from potstill.runs.settings import Settings, Shared
+
+HELP = {"-h", "--help"}
+SECTIONS_BEFORE = ("--distil.", "--window.", "--window")  # of 0.1.0
+
+
+def parse(name: str, arguments: list[str]) -> Any:
+    """The command's dataclass; ``settings`` of a command that distils is a whole :class:`Settings`.
+
+    Raises:
+        PotstillError: a flag of a method that is not among the stages, or of an older version.
+    """
+    kind = COMMANDS[name]
+    if "settings" not in kind.__dataclass_fields__:
+        return tyro.cli(kind, args=arguments, prog=f"potstill {name}")
+    given = first_pass(arguments, kind)
+    if given.preset and HELP & set(arguments) and given.dataset is None:
+        given.dataset = "digits"  # only asking
+    if given.recipe is None:
+        given.method = given.method or Shared().method
+        defaults = settings.defaults(given.dataset, given.ipc, given.method, given.preset, given.start)
+    else:
+        defaults = _by_recipe(given, bool(HELP & set(arguments)))
+        given.method = defaults.method
+    refuse_foreign(arguments, given.method)
+    staged = with_stages(kind, defaults)
+    required = {"experts": tyro.MISSING} if name == "distill" else {}
+    arguments = [none_for_auto(flag, value) for flag, value in zip(["", *arguments], arguments, strict=False)]
+    command = tyro.cli(staged, args=arguments, prog=f"potstill {name}", default=staged(**required))
+    stages = tuple(getattr(command, attribute(method)) for method in given.method)
+    whole = Settings(**vars(command.settings), stages=stages)
+    own = {item.name: getattr(command, item.name) for item in fields(kind)}
+    return kind(**{**own, "settings": whole})
+
+
+def _by_recipe(given: argparse.Namespace, only_asking: bool) -> Settings:
+    """The settings of a recipe, with the dataset, the size and the methods of the command line."""
+    if given.preset or given.start:
+        raise PotstillError("--recipe: says itself where its settings come from; leave --preset and --start out.")
+    recipe = load_recipe(given.recipe)
+    dataset = given.dataset or ("digits" if only_asking else None)
+    return recipe.settings(dataset, given.ipc, given.method or None)
+
+
+def first_pass(arguments: list[str], kind: type[Any]) -> argparse.Namespace:
+    """The flags that decide the defaults of the others, and which others there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=None)
+    parser.add_argument("--method", nargs="+", default=[])
+    parser.add_argument("--dataset")
+    parser.add_argument("--ipc", type=_size)
+    parser.add_argument("--preset")
+    parser.add_argument("--start")
+    parser.add_argument("--recipe")
+    try:
+        given, _ = parser.parse_known_args(arguments)
+    except SystemExit:  # a flag without its value: tyro says it better
+        given = argparse.Namespace(method=[], dataset=None, ipc=None, preset=None, start=None, recipe=None)
+    given.method = tuple(given.method)
+    if given.ipc is None and kind.__name__ == "Stages":  # whose experts go far enough for late parts
+        given.ipc = 10
+    return given
+
+
+def _size(text: str) -> int | None:
+    return int(text) if text.lstrip("-").isdigit() else None  # tyro says what is wrong with it
+
+
+def attribute(method: str) -> str:
+    """A method's name as the field that holds its settings."""
+    return method.replace("-", "_")
+
+
+def with_stages(kind: type[Any], defaults: Settings) -> type[Any]:
+    """The command with the flags of :class:`Shared`, and a field for each stage, whose flags are --METHOD.FIELD."""
+    shared = Shared(**{item.name: getattr(defaults, item.name) for item in fields(Shared)})
+    flat = Annotated[Shared, tyro.conf.arg(name="")]
+    own: list[Any] = [("settings", flat, field(default=shared))]
+    constants: dict[str, Any] = {"__doc__": kind.__doc__}
+    for name, stage in zip(defaults.method, defaults.stages, strict=True):
+        if fields(stage):
+            own.append((attribute(name), type(stage), field(default=stage)))
+        else:
+            constants[attribute(name)] = stage  # nothing to set
+    return make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, namespace=constants)
+
+
+def refuse_foreign(arguments: list[str], method: tuple[str, ...]) -> None:
+    """Refuse flags of methods that are not among the stages, and those of 0.1.0.
+
+    Raises:
+        PotstillError: with the flag, the reason and the remedy.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        owner = flag.removeprefix("--").partition(".")[0]
+        if flag.startswith("--") and "." in flag and owner in METHODS and owner not in method:
+            raise PotstillError(
+                f"{flag}: is a setting of {owner}, which is not among --method {' '.join(method)}; add it to --method, "
+                "or leave the flag out."
+            )
+        if flag.startswith(SECTIONS_BEFORE):
+            raise PotstillError(
+                f"{flag}: settings of distilling stand under their method's name since 0.2, e.g. --datm.iterations; "
+                "`potstill run --help` shows all."
+            )
+
+
+def none_for_auto(flag: str, value: str) -> str:
+    """``auto`` for what is measured, as people write it, is None."""
+    owner = flag.removeprefix("--").partition(".")[0]
+    return "None" if value == "auto" and owner in METHODS and "." in flag else value
+
+
+def suggestion(name: str) -> str:
+    """The command that was probably meant, as a question; empty where none is near."""
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,150 @@
+"""A set beside its controls on test images, all trained under one protocol.
+
+    random        as many random real images of each class, hard labels
+    random_soft   the same images, soft labels of the experts
+    full          the full training set, hard labels
+
+The controls are training sets like the one they are compared with: :func:`evaluate` is one loop over all of them.  The
+accuracy of every network is kept by the fingerprint of all that it depends on, so nothing is trained twice, and an
+interrupted evaluation continues where it stopped.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill import files, seeds, store
+from potstill.data.labels import one_hot
+from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet
+from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.statistics import interval
+from potstill.training.problem import Problem
+
+NUMERICS = 4  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
+CONTROLS = ("random", "random_soft", "full")
+SoftLabels = Callable[[Tensor], Tensor]
+"""Rows of the training set (n,) → probabilities (n, K) from the experts."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The networks behind one figure."""
+
+    name: str
+    count: int  # networks
+    epochs: int  # each trains
+    identity: list[Any]  # JSON-like; what sets apart what they train on from what other series do
+    training_set: Callable[[int], TrainingSet]  # of network number i; called only where that one is trained
+
+
+def controls(
+    problem: Problem, ipc: int, soft_labels: SoftLabels | None, protocol: Protocol, full_seeds: int | None = None,
+    experts: Any = None,
+) -> list[Series]:  # fmt: skip
+    """The controls of a set of ``ipc`` images per class; arguments as in :func:`evaluate`."""
+    hard = one_hot(problem.train.labels, len(problem.dataset.classes))
+    full = TrainingSet(problem.train.images, hard)
+
+    def with_labels(labels_of: SoftLabels) -> Callable[[int], TrainingSet]:
+        def training_set(number: int) -> TrainingSet:
+            rows = random_rows(problem, ipc, number)
+            return TrainingSet(problem.train.images[rows], labels_of(rows))
+
+        return training_set
+
+    n, epochs = protocol.seeds, protocol.epochs
+    found = [Series("random", n, epochs, ["random", ipc], with_labels(lambda rows: hard[rows]))]
+    if soft_labels is not None:
+        identity = ["random_soft", ipc, experts]
+        found.append(Series("random_soft", n, epochs, identity, with_labels(soft_labels)))
+    if full_seeds != 0:
+        found.append(Series("full", full_seeds or n, protocol.full_epochs, ["full"], lambda number: full))
+    return found
+
+
+def random_rows(problem: Problem, ipc: int, number: int) -> Tensor:
+    """Rows (n,) of the training set: IPC random images of each class, another draw for each control network."""
+    labels = problem.dataset.train.labels
+    order = torch.randperm(len(labels), generator=seeds.generator(0, "random control", number))
+    rows = [order[labels[order] == label][:ipc] for label in range(len(problem.dataset.classes))]
+    return torch.cat(rows).to(problem.device)
+
+
+def evaluate(
+    evaluator: Evaluator, training_set: TrainingSet, ipc: int, soft_labels: SoftLabels | None,
+    full_seeds: int | None = None, experts: Any = None,
+) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
+    """Final figures of a set and its controls on the test images; yields an event before each network, and at the end.
+
+    Args:
+        evaluator: what is trained, and how.
+        training_set: the set.
+        ipc: images per class of the random controls.
+        soft_labels: labels of the control "random_soft"; None leaves that control out.
+        full_seeds: networks of the full-set control; None for as many as the others, 0 to leave it out.
+        experts: identity of the experts behind ``soft_labels``, JSON-like, by which that control's figures are kept.
+
+    Returns:
+        {"accuracy": {"distilled": a figure of :func:`~potstill.evaluation.statistics.interval`, "random": ...,
+        "random_soft": ..., "full": ...}, "seconds": what the training of all these networks took, when they were
+        trained}.  Controls that are left out are missing; every event names them under "left_out".
+    """
+    problem, protocol = evaluator.problem, evaluator.protocol
+    given = Series("distilled", protocol.seeds, protocol.epochs, _identity(training_set), lambda number: training_set)
+    compared = [given, *controls(problem, ipc, soft_labels, protocol, full_seeds, experts)]
+    common, names = _common_identity(evaluator), {series.name for series in compared}
+    event: Event = {"stage": "evaluation", "total": sum(series.count for series in compared)}
+    event["left_out"] = [name for name in CONTROLS if name not in names]
+
+    def accuracy_of(series: Series, number: int) -> float:
+        seed = seeds.derive(0, "evaluation network", number)
+        return evaluator.accuracy(series.training_set(number), series.epochs, seed, problem.test)
+
+    accuracy: dict[str, Any] = {}
+    done, seconds = 0, 0.0
+    for series in compared:
+        values = []
+        for number in range(series.count):
+            yield {**event, "done": done, "set": series.name, "network": number}
+            identity = [*common, series.epochs, *series.identity, number]
+            value, spent = _once(identity, functools.partial(accuracy_of, series, number))
+            values.append(value)
+            seconds += spent
+            done += 1
+        accuracy[series.name] = interval(values)
+    yield {**event, "done": done}
+    return {"accuracy": accuracy, "seconds": seconds}
+
+
+def _common_identity(evaluator: Evaluator) -> list[Any]:
+    """What the accuracy of every network of an evaluation depends on, whatever it trains on."""
+    problem, protocol = evaluator.problem, evaluator.protocol
+    return [
+        NUMERICS, problem.dataset.fingerprint, problem.transform.kind, vars(evaluator.config), protocol.batch_size,
+        protocol.momentum, protocol.weight_decay, list(evaluator.augment), str(evaluator.network.precision),
+        problem.device.type,
+    ]  # fmt: skip
+
+
+def _identity(training_set: TrainingSet) -> list[Any]:
+    """That of the set under evaluation.  Probabilities go unnamed, as in figures kept before there were other kinds."""
+    kind = [] if training_set.kind == "probabilities" else [training_set.kind]
+    contents = files.fingerprint(training_set.images, training_set.targets, training_set.alpha)
+    return ["distilled", contents, *kind]
+
+
+def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float]:
+    """A network's accuracy and the seconds it took, computed once and kept by fingerprint."""
+
+    def make() -> dict[str, Any]:
+        began = time.perf_counter()
+        accuracy = compute()
+        return {"accuracy": accuracy, "seconds": time.perf_counter() - began}
+
+    kept = store.once_json("networks", identity, make)
+    return kept["accuracy"], kept["seconds"]

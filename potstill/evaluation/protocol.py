@@ -1,0 +1,85 @@
+"""A protocol: how many networks are trained on a set, for how long, and by which SGD.
+
+The recipe is that of DATM's published code (Guo et al., ICLR 2024): batches of 128, momentum 0.9, weight decay 5e-4,
+and a step size that falls tenfold past half of the epochs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from potstill.data.augment import Operation
+from potstill.errors import PotstillError
+from potstill.training.sgd import Recipe
+
+ProtocolName = Literal["quick", "standard", "paper"]
+CONTROL_STEP_SIZE = 0.01  # the published step size for real images, and for networks a set was not made with
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the distilled set and its controls are evaluated."""
+
+    protocol: ProtocolName = "standard"
+    """quick: 300 epochs, 2 networks; standard: 1000 epochs, 5 networks, chosen on validation data;
+    paper: best of periodic test evaluations of one network, only to compare with published tables."""
+    seeds: int | None = None
+    """Fresh networks per figure; omitted: the protocol's."""
+    epochs: int | None = None
+    """Epochs on a synthetic set; omitted: the protocol's."""
+    step_size: Literal["learned", "chosen"] = "learned"
+    """Step size of networks trained on the set. learned: the student's own, as published; chosen: on validation images,
+    between that one and smaller ones, for a student walks a few epochs of plain SGD and a network a thousand with
+    momentum. The set carries it."""
+    full_epochs: int | None = None
+    """Epochs of the full-set control; omitted: the protocol's."""
+    full_seeds: int | None = None
+    """Networks of the full-set control; omitted: as many as for the others; 0 leaves this control out."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How networks are trained and tested; stored with every accuracy it gives."""
+
+    name: str
+    epochs: int  # on a synthetic set or on random images
+    full_epochs: int  # on the full training set
+    seeds: int  # fresh networks a figure
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    selection: str = "validation"  # the split on which the checkpoint was chosen; "test" is the paper's way
+
+    def recipe(self, epochs: int, step_size: float, augment: Sequence[Operation]) -> Recipe:
+        """SGD of this protocol: the step size falls tenfold past half of the epochs, and the momentum restarts."""
+        return Recipe(
+            epochs, self.batch_size, step_size, self.momentum, self.weight_decay, epochs // 2 + 1,
+            augment=tuple(augment),
+        )  # fmt: skip
+
+
+PROTOCOLS = {
+    "quick": Protocol("quick", epochs=300, full_epochs=10, seeds=2),
+    "standard": Protocol("standard", epochs=1001, full_epochs=50, seeds=5),
+    "paper": Protocol("paper", epochs=1001, full_epochs=50, seeds=1, selection="test"),
+}
+
+
+def protocol_of(config: EvaluationConfig) -> Protocol:
+    """The named protocol with what the configuration changes.
+
+    Raises:
+        PotstillError: fewer than one network or epoch, or fewer than no network of the full-set control.
+    """
+    changes = {name: getattr(config, name) for name in ("seeds", "epochs", "full_epochs")}
+    for name, value in changes.items():
+        if value is not None and value < 1:
+            flag = name.replace("_", "-")
+            raise PotstillError(f"evaluation.{name} {value}: at least 1 is needed; raise --evaluation.{flag}.")
+    if config.full_seeds is not None and config.full_seeds < 0:
+        raise PotstillError(
+            f"evaluation.full_seeds {config.full_seeds}: a number of networks cannot be negative; give 0 to leave the "
+            "full-set control out."
+        )
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(PROTOCOLS[config.protocol], **given)

@@ -1,0 +1,168 @@
+"""What a run leaves for scripts and pages: metrics.jsonl, a line an iteration, and results.json, its figures."""
+
+import dataclasses
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from potstill import files
+from potstill.data.distilled import FILE, Distilled
+from potstill.data.distilled import load as load_distilled
+from potstill.evaluation import controls, statistics
+from potstill.evaluation.evaluator import Evaluator, Event, training_set_of
+from potstill.evaluation.protocol import protocol_of
+from potstill.machine import environment, peak_memory
+from potstill.methods import soft_labels
+from potstill.methods.method import Method
+from potstill.runs.run import Run, measured
+from potstill.runs.settings import Settings, as_dict
+from potstill.runs.state import KIND
+from potstill.training import experts, trajectories
+from potstill.training.problem import Problem
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a checkpoint tells beside the state."""
+
+    experts: dict[str, Any] | None  # identity of the store, and how many of its experts are used
+    protocol: dict[str, Any]  # by which states are evaluated, the same in every session
+    step_size: str = "learned"  # with which networks train then, or "chosen"
+    evaluated: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each evaluation
+    evaluation_seconds: float = 0.0
+    peak_memory_bytes: int = 0  # over all sessions
+
+    def has(self, iteration: int) -> bool:
+        """Whether the state after so many iterations was evaluated."""
+        return any(entry["iteration"] == iteration for entry in self.evaluated)
+
+
+def evaluate(run: Run) -> Generator[Event, None, dict[str, Any]]:
+    """Final figures of the run's set and its controls, written to results.json."""
+    protocol = protocol_of(run.settings.evaluation)
+    who = run.evaluator(protocol)
+    distilled = load_distilled(run.folder / FILE)
+    with files.locked(run.folder, "evaluating"):
+        found = yield from evaluate_set(run.problem, distilled, run.settings, who, run.experts_folder)
+        if protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
+            found["accuracy"]["distilled"] = statistics.interval([distilled.provenance["chosen_with_accuracy"]])
+        results = summary(run, run.problem, distilled, found, who)
+        files.write_json(run.folder / "results.json", results)
+    return results
+
+
+def evaluate_set(
+    problem: Problem, distilled: Distilled, settings: Settings, who: Evaluator, experts_folder: Path | None
+) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
+    """Figures of any set beside its controls; the soft-label control where its experts are available."""
+    labels, identity = None, None
+    if experts_folder is not None and (experts_folder / trajectories.MANIFEST).exists():
+        store = trajectories.open_store(experts_folder, experts.subject(problem))
+        count = min(settings.expert.count, len(store))
+        identity = [store.identity, count]
+
+        def labels(rows: Tensor) -> Tensor:
+            images, truth = problem.train.images[rows], problem.train.labels[rows]
+            return soft_labels.mean_logits(problem, store, count, images, truth).softmax(1)
+
+    found = training_set_of(distilled, who.config, problem.device)
+    return (yield from controls.evaluate(who, found, settings.ipc, labels, settings.evaluation.full_seeds, identity))
+
+
+def summary(
+    run: Run, problem: Problem, distilled: Distilled, found: dict[str, Any], who: Evaluator
+) -> dict[str, Any]:  # fmt: skip
+    """results.json: the contract for scripts."""
+    settings, accuracy = run.settled, found["accuracy"]
+    full = accuracy.get("full", {}).get("mean")
+    n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
+    header, log = _history(run.folder)
+    searches = {name: record for name in settings.method if (record := measured(run.folder, name))}
+    spent = sum(record["seconds"] for record in searches.values()) + distilled.provenance.get("choosing_seconds", 0.0)
+    return {
+        "dataset": problem.dataset.name,
+        "ipc": settings.ipc,
+        "method": list(settings.method),
+        "stages": [told(method, stage) for method, stage in zip(settings.methods, settings.stages, strict=True)],
+        "network": who.config.name,
+        "protocol": dataclasses.asdict(who.protocol),
+        "accuracy": accuracy,
+        "recovered": accuracy["distilled"]["mean"] / full if full else None,
+        "images": n,
+        "full_images": len(problem.dataset.train.labels),
+        "compression": n / total,
+        "seconds": {
+            "experts": trajectories.seconds(run.experts_folder),
+            "distill": header["seconds"] + log["evaluation_seconds"] + spent if header else None,
+            "evaluate": found["seconds"],
+        },
+        "peak_memory_bytes": max(log.get("peak_memory_bytes", 0), peak_memory(problem.device)),
+        "iterations": {name: header.get(name) for name in ("iteration", "skipped", "rolled_back")}
+        | ({"iteration": header["before"] + header["iteration"]} if header else {}),
+        "validation": log.get("evaluated", []),
+        "measured": searches,
+        "experts": distilled.provenance["experts"],
+        "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
+        "step_size": distilled.step_size,
+        "step_sizes": distilled.provenance.get("step_sizes", []),
+        "config": as_dict(settings),
+        "dataset_fingerprint": problem.dataset.fingerprint,
+        "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
+        "version": files.VERSION,
+    }
+
+
+def told(method: Method, stage: Any) -> dict[str, Any]:
+    """What a page needs to know of a stage, so that it knows no method by name."""
+    return {
+        "name": method.name, "title": method.title, "citation": method.citation, "loss": method.loss_label,
+        "metrics": dict(method.metrics), "iterations": method.iterations(stage),
+    }  # fmt: skip
+
+
+def _history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and log of a run's checkpoint; both empty where a set lies alone."""
+    checkpoint = folder / "checkpoint.safetensors"
+    if not checkpoint.exists():
+        return {}, {}
+    _, header = files.load(checkpoint, KIND)
+    return header, header["log"]
+
+
+def truncate_metrics(path: Path, iteration: int) -> None:
+    """Drop lines of iterations that will be run again, and a last line that a crash cut short."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if line["iteration"] < iteration]
+    files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def upgrade(results: dict[str, Any]) -> dict[str, Any]:
+    """results.json of a run of 0.1.0 as of today."""
+    if "stages" in results:
+        return results
+    from potstill.runs.settings import from_dict
+
+    settings = from_dict(results["config"])
+    stages = [told(method, stage) for method, stage in zip(settings.methods, settings.stages, strict=True)]
+    return {
+        **results, "method": list(settings.method), "stages": stages, "validation": results["judged"], "measured": {},
+        "config": as_dict(settings),
+    }  # fmt: skip

@@ -1,0 +1,393 @@
+"""What a run does, as frozen values: what all methods share, and the settings of each stage.
+
+Defaults come from the cell that was asked for: a published one by its name ("cifar10-ipc10"), the one tuned for data
+that come with us, or none.  A field of a stage that is then still None is found by measuring, once, before its first
+iteration.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from potstill import files
+from potstill.data.augment import DSA, Operation
+from potstill.errors import PotstillError
+from potstill.evaluation.protocol import EvaluationConfig
+from potstill.methods import METHODS
+from potstill.methods.method import Method
+from potstill.networks.architectures import NetworkConfig
+from potstill.training.experts import ExpertConfig
+
+MUTABLE_FIELDS = (
+    "device", "compile", "evaluation", "checkpoint_seconds", "expert.keep_all",
+)  # fmt: skip
+"""What may change between two sessions of one run: it bears on how the set is computed and evaluated, not on what it
+is."""
+NO_PRESET = "none"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all methods share, from data to report."""
+
+    dataset: str = "digits"
+    """"digits" (embedded), a folder of class folders, a folder of Parquet or .npz files, an .npz file, or the name
+    of a Hugging Face dataset."""
+    ipc: int = 1
+    """Synthetic images per class."""
+    method: tuple[str, ...] = ("datm",)
+    """How to distil; `potstill methods` lists all. Several are stages: each begins at the set of the one before."""
+    start: str | None = None
+    """A distilled set to begin with (its file, or the folder of its run), which the first method then refines. None:
+    the method's own beginning."""
+    seed: int = 0
+    """Seed of every draw in the run."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", "mps", or "auto" for the fastest one present."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of convolutions and activations (weights and sums stay float32); auto: bfloat16 where the device has
+    units for it and the network is large enough to gain, else float32."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the inner step; auto: where the job is long enough to repay the minute it takes."""
+    micro_batch: int | None = None
+    """Images differentiated at once; None: chosen for the device.  Changes memory and speed, not the result."""
+    transform: Literal["auto", "zca", "standardise"] = "auto"
+    """Whitening of the pixels, fitted on the training images and stored with the set; auto: ZCA up to 4096 values an
+    image, per-channel standardising beyond."""
+    augment: tuple[Operation, ...] = DSA
+    """Operations of differentiable siamese augmentation; one of them is drawn for each batch."""
+    resize: int | None = None
+    """Resize the shorter side to this many pixels and crop the centre, for images of mixed sizes."""
+    label_column: str | None = None
+    """Label column of a Parquet or Hugging Face dataset; None: the one class-label column, or "label"."""
+    validation: float = 0.1
+    """Fraction of the training images kept aside to choose checkpoints."""
+    evaluations: int = 5
+    """How often, evenly spaced, the set is evaluated on validation images; the best one is kept."""
+    keep: Literal["best", "last"] = "best"
+    """The set that becomes the result: the best one on validation images, the initial one included, or the last one."""
+    snapshots: int = 10
+    """How often, evenly spaced, some images are kept to show how they change; 0 keeps none."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    expert: ExpertConfig = field(default_factory=ExpertConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass(frozen=True)
+class Settings(Shared):
+    """A whole run: what all methods share, and the settings of each stage, in the order of ``method``."""
+
+    stages: tuple[Any, ...] = ()
+
+    @property
+    def methods(self) -> list[Method]:
+        """The method of each stage."""
+        return [METHODS[name] for name in self.method]
+
+    @property
+    def iterations(self) -> int:
+        """Outer iterations of all stages."""
+        return sum(method.iterations(stage) for method, stage in zip(self.methods, self.stages, strict=True))
+
+
+DATA: dict[str, Mapping[str, Any]] = {
+    "digits": {  # on a laptop: a small ConvNet on 8×8 grey pixels
+        "transform": "standardise",
+        "augment": ("crop", "scale", "rotate"),  # a mirrored digit is another sign, and grey has no colour
+        "validation": 0.2,
+        "network": {"width": 32, "depth": 2},
+        "expert": {"count": 10, "epochs": 30, "batch_size": 64, "step_size": 0.02},
+    },
+}
+"""What suits data that come with us, whatever the method."""
+ELSEWHERE: Mapping[str, Any] = {"expert": {"count": 10, "epochs": 20}}
+"""A budget for one machine, on any other data."""
+
+
+# --- defaults ------------------------------------------------------------------------------------------------------
+
+
+def defaults(
+    dataset: str | None = None, ipc: int | None = None, method: tuple[str, ...] = ("datm",),
+    preset: str | None = None, start: str | None = None,
+) -> Settings:  # fmt: skip
+    """The settings of a run for which nothing else was given.
+
+    Args:
+        dataset: as the flag; None: the digits, or what the preset says.
+        ipc: images per class; None: 1, or what the preset says.
+        method: the stages.
+        preset: a published or tuned cell, e.g. "cifar10-ipc10"; "none" takes no cell at all, so that what can be
+            measured is; None: the nearest tuned cell of the dataset, if it has any.
+        start: a set to begin with, which the first stage refines like a later one.
+
+    Raises:
+        PotstillError: an unknown method or preset, or a preset that needs a dataset.
+    """
+    check_methods(method)
+    cells = _cells(method, dataset, ipc, preset)
+    named = preset not in (None, NO_PRESET)
+    data = _dataset_of(preset) if named and dataset is None else dataset or "digits"
+    if named and data not in DATA and dataset is None:
+        raise PotstillError(f"preset {preset!r}: holds settings, not images; say where they are by --dataset.")
+    size = ipc if ipc is not None else _ipc_of(preset) if named else 1
+    settings = Settings(dataset=data, ipc=size, method=method, start=start)
+    shared = dict(DATA.get(_dataset_of(preset) if named else data, {} if named else ELSEWHERE))
+    stages = []
+    for number, (name, cell) in enumerate(zip(method, cells, strict=True)):
+        own = {f.name for f in dataclasses.fields(METHODS[name].settings)}
+        refining = METHODS[name].refining if number or start else {}
+        values = {**refining, **{key: value for key, value in cell.items() if key in own}}
+        stages.append(METHODS[name].settings(**values))
+        shared |= {key: value for key, value in cell.items() if key not in own}
+    return replace(changed(settings, shared), stages=tuple(stages))
+
+
+def check_methods(method: tuple[str, ...]) -> None:
+    """Refuse stages that are unknown, or twice the same.
+
+    Raises:
+        PotstillError: the nearest names are suggested.
+    """
+    for name in method:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, 2)
+            hint = f"did you mean {' or '.join(near)}? All: " if near else "choose among "
+            raise PotstillError(f"method {name!r}: unknown; {hint}{', '.join(METHODS)}.")
+    if len(set(method)) < len(method) or not method:
+        raise PotstillError(f"method {' '.join(method)!r}: name one method or several different ones.")
+
+
+def _cells(
+    method: tuple[str, ...], dataset: str | None, ipc: int | None, preset: str | None
+) -> list[Mapping[str, Any]]:  # fmt: skip
+    """The values of each stage's cell; empty where there is none."""
+    if preset == NO_PRESET:
+        return [{} for _ in method]
+    if preset is None:
+        first, *later = method
+        return [_nearest(METHODS[first], dataset or "digits", ipc or 1), *({} for _ in later)]
+    known = {name_of(cell): cell for name in method for cell in _all_cells(METHODS[name])}
+    if preset not in known:
+        near = difflib.get_close_matches(preset, known, 3)
+        hint = f" did you mean {' or '.join(near)}?" if near else ""
+        told = f"choose among {', '.join(known)}" if known else "it has none; leave --preset out"
+        raise PotstillError(f"preset {preset!r}: no cell of {' '.join(method)};{hint} {told}.")
+    return [_all_cells(METHODS[name]).get(known[preset], {}) for name in method]
+
+
+def _all_cells(method: Method) -> dict[tuple[str, int], Mapping[str, Any]]:
+    return {**method.tuned, **method.published}
+
+
+def _nearest(method: Method, dataset: str, ipc: int) -> Mapping[str, Any]:
+    """The tuned cell of a dataset whose images per class is nearest in ratio; empty where there is none."""
+    sizes = [size for name, size in method.tuned if name == dataset]
+    ipc = max(ipc, 1)
+    return method.tuned[dataset, min(sizes, key=lambda size: max(ipc / size, size / ipc))] if sizes else {}
+
+
+def name_of(cell: tuple[str, int]) -> str:
+    """A cell as a preset's name."""
+    return f"{cell[0]}-ipc{cell[1]}"
+
+
+def _dataset_of(preset: str | None) -> str:
+    return (preset or "").rpartition("-ipc")[0]
+
+
+def _ipc_of(preset: str | None) -> int:
+    return int((preset or "").rpartition("-ipc")[2])
+
+
+def configure(
+    dataset: str | None = None, ipc: int | None = None, preset: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Settings:  # fmt: skip
+    """The defaults, with changes: fields of :class:`Shared`, and of each stage under its name, nested ones as mappings.
+
+    Example:
+        >>> configure("digits", 1, changes={"method": ("datm",), "datm": {"iterations": 50}, "seed": 3})
+    """
+    changes = dict(changes or {})
+    method = changes.pop("method", ("datm",))
+    method = (method,) if isinstance(method, str) else tuple(method)
+    settings = defaults(dataset, ipc, method, preset, changes.get("start"))
+    own = {name.replace("-", "_"): number for number, name in enumerate(method)}
+    stages = list(settings.stages)
+    for name in [name for name in changes if name.replace("-", "_") in own]:
+        number = own[name.replace("-", "_")]
+        stages[number] = _changed_field(stages[number], changes.pop(name), name)
+    for name in changes:
+        if name.replace("_", "-") in METHODS:
+            raise PotstillError(f"{name}: is not among the stages {' '.join(method)}; add it to method.")
+    return replace(changed(settings, changes), stages=tuple(stages))
+
+
+def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """A dataclass with some fields changed; nested ones by mappings of their own fields.
+
+    Raises:
+        PotstillError: there is no such field (all are named), or a nested one was given a plain value.
+    """
+    names = [item.name for item in dataclasses.fields(settings) if item.name != "stages"]
+    for name, value in changes.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}? All: " if near else "choose among "
+            raise PotstillError(f"{name}: no such setting; {hint}{', '.join(names)}.")
+        settings = replace(settings, **{name: _changed_field(getattr(settings, name), value, name)})
+    return settings
+
+
+def _changed_field(old: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(old) and not isinstance(value, type(old)):
+        if not isinstance(value, Mapping):
+            fields = ", ".join(item.name for item in dataclasses.fields(old))
+            raise PotstillError(f"{name} {value!r}: holds several settings; give a mapping of {fields}.")
+        return changed(old, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def changes_between(given: Any, base: Any) -> dict[str, Any]:
+    """What ``given`` changes in ``base``, nested: what :func:`changed` takes to make one of the other."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(given):
+        mine, was = getattr(given, item.name), getattr(base, item.name)
+        if mine == was or item.name == "stages":
+            continue
+        found[item.name] = changes_between(mine, was) if dataclasses.is_dataclass(mine) else mine
+    return found
+
+
+def at_size(given: Settings, ipc: int, preset: str | None = None) -> Settings:
+    """The same request at another size: the defaults there, with what was changed from the defaults here."""
+    here = defaults(given.dataset, given.ipc, given.method, preset, given.start)
+    there = defaults(given.dataset, ipc, given.method, preset, given.start)
+    stages = [
+        changed(new, changes_between(mine, was))
+        for mine, was, new in zip(given.stages, here.stages, there.stages, strict=True)
+    ]
+    shared = {name: value for name, value in changes_between(given, here).items() if name != "ipc"}
+    return replace(changed(there, shared), stages=tuple(stages), ipc=ipc)
+
+
+# --- as plain values -----------------------------------------------------------------------------------------------
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """Settings as plain values for JSON; the stages under their methods' names."""
+    plain = files.plain(dataclasses.asdict(settings))
+    return {**plain, "stages": dict(zip(settings.method, plain["stages"], strict=True))}
+
+
+def from_dict(plain: Mapping[str, Any]) -> Settings:
+    """Settings from what :func:`as_dict` gave, of this version or an older one."""
+    plain = dict(upgrade(plain))
+    stages = plain.pop("stages")
+    method = tuple(stages)
+    settings = changed(Settings(method=method), {**plain, "method": method})
+    own = (_changed_field(METHODS[name].settings(), values, name) for name, values in stages.items())
+    return replace(settings, stages=tuple(own))
+
+
+def upgrade(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The plain settings of a run of 0.1.0, whose one method had the sections "window" and "distil", as of today."""
+    if "stages" in plain:
+        return plain
+    old = {name: value for name, value in plain.items() if name not in ("window", "distil", "method")}
+    distil, window = dict(plain["distil"]), plain["window"]
+    shared = {name: distil.pop(name) for name in _SHARED_BEFORE if name in distil}
+    polish = {name: distil.pop(name, None) for name in ("polish", "polish_rates", "horizon")}
+    for name in ("rates", "given"):
+        distil.pop(name, None)
+    distil["initial"], distil["flip"] = distil.pop("start", "correct"), distil.pop("mirror", False)
+    if window.get("mode", "given") == "given":
+        distil["start_epochs"] = [window["start"], window["stop"]]
+        if window.get("initial") is not None:
+            distil["opening"] = [window["initial"], window["expand"]]
+    stages = {"datm": distil}
+    if polish["polish"]:
+        distil["iterations"] -= polish["polish"]
+        rates = {f"lr_{name}": polish["polish_rates"] * distil[f"lr_{old}"] for name, old in _POLISHED.items()}
+        stages["rat-bptt"] = {
+            **METHODS["rat-bptt"].refining, **rates, "iterations": polish["polish"], "unroll": polish["horizon"],
+            "window": distil["inner_steps"], "batch_size": distil["batch_size"], "cooldown": distil["cooldown"],
+        }  # fmt: skip
+    return {**old, **shared, "method": list(stages), "stages": stages}
+
+
+_SHARED_BEFORE = ("evaluations", "keep", "snapshots", "checkpoint_seconds", "micro_batch")
+_POLISHED = {"images": "images", "labels": "logits", "step_size": "step_size"}
+
+
+def fixed_fields(settings: Settings) -> dict[str, Any]:
+    """What one run may not change, as plain values."""
+    from potstill.evaluation.protocol import PROTOCOLS
+
+    fixed = as_dict(settings)
+    for name in MUTABLE_FIELDS:
+        *parents, leaf = name.split(".")
+        inside = fixed
+        for parent in parents:
+            inside = inside[parent]
+        inside.pop(leaf, None)
+    evaluation = settings.evaluation
+    selection = PROTOCOLS[evaluation.protocol].selection
+    if selection == "test":  # whose figure is made while distilling
+        fixed["evaluation"] = {"epochs": evaluation.epochs, "seeds": evaluation.seeds}
+    return {**fixed, "evaluation.selection": selection}
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def check(settings: Settings) -> None:
+    """Refuse values that no stage could use, before any work is done.
+
+    Raises:
+        PotstillError: with the value, the reason and the remedy.
+    """
+    from potstill.evaluation.protocol import protocol_of
+
+    check_methods(settings.method)
+    _check_values(settings, "")
+    for method, stage in zip(settings.methods, settings.stages, strict=True):
+        _check_values(stage, f"{method.name}.")
+        if method.iterations(stage) < 1 and method.loss is not None:
+            raise PotstillError(f"{method.name}.iterations 0: at least 1 is needed; raise --{method.name}.iterations.")
+        method.check(stage, method.name, settings.augment)
+    for number, method in enumerate(settings.methods):
+        if method.loss is None and (number or settings.start):
+            raise PotstillError(
+                f"method {method.name}: selects real images, so it can only be the first stage, without --start."
+            )
+    if protocol_of(settings.evaluation).selection == "test" and settings.evaluation.step_size == "chosen":
+        raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
+
+
+AT_LEAST_ONE = (
+    "ipc", "iterations", "inner_steps", "expert_epochs", "batch_size", "evaluations", "count", "epochs", "width",
+    "depth", "micro_batch", "label_experts", "resize", "real_batch", "window", "unroll",
+)  # fmt: skip
+
+
+def _check_values(settings: Any, prefix: str) -> None:
+    """Refuse counts below 1, and values outside the choices of a field (which the command line refuses itself)."""
+    hints = get_type_hints(type(settings))
+    for name, value in vars(settings).items():
+        if dataclasses.is_dataclass(value):
+            _check_values(value, f"{prefix}{name}.")
+        if name in AT_LEAST_ONE and isinstance(value, int) and value < 1:
+            flag = f"{prefix}{name}"
+            hint = "raise" if name not in ("micro_batch", "resize", "label_experts") else "leave out or raise"
+            raise PotstillError(f"{flag} {value}: at least 1 is needed; {hint} --{flag.replace('_', '-')}.")
+        several = get_origin(hints[name]) is tuple
+        kind = get_args(hints[name])[0] if several and get_args(hints[name]) else hints[name]
+        for one in value if several else (value,):
+            if get_origin(kind) is Literal and one not in get_args(kind):
+                raise PotstillError(f"{prefix}{name} {one!r}: choose among {', '.join(get_args(kind))}.")

@@ -1,0 +1,317 @@
+"""Distilling, stage after stage: begin, measure what is open, iterate, choose the best set, leave checkpoints."""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from potstill import files
+from potstill.data.distilled import FILE, Distilled
+from potstill.data.distilled import load as load_distilled
+from potstill.errors import Diverged, PotstillError
+from potstill.evaluation import tuning
+from potstill.evaluation.evaluator import Evaluator, Event, training_set_of, validation_accuracy
+from potstill.evaluation.protocol import Protocol
+from potstill.machine import peak_memory
+from potstill.methods.method import Begun, Context, Method, Start, Trial
+from potstill.runs import loop, record, snapshots, state
+from potstill.runs.record import Log
+from potstill.runs.run import Run, asked_experts, selector
+from potstill.runs.settings import as_dict
+from potstill.runs.state import State
+
+CHECKPOINT = "checkpoint.safetensors"
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """One session of distilling: what changes while it goes on."""
+
+    run: Run
+    evaluator: Evaluator
+    log: Log
+    state: State | None = None  # none before the first stage has begun
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.state is None:
+            return
+        peak = max(self.log.peak_memory_bytes, peak_memory(self.run.problem.device))
+        self.log = replace(self.log, peak_memory_bytes=peak)
+        self.state.save(self.run.folder / CHECKPOINT, {"log": dataclasses.asdict(self.log)})
+        self.saved = time.monotonic()
+
+    def due(self, times: int) -> bool:
+        """Whether the state is one of so many that are evenly spaced over all iterations."""
+        assert self.state is not None
+        total, done = self.run.settings.iterations, self.state.total
+        return times > 0 and (done == total or done % math.ceil(total / times) == 0)
+
+
+def distil(run: Run) -> Generator[Event, None, Distilled]:
+    """Distil from the last checkpoint, or from the start; a checkpoint is left however this ends.
+
+    The set is evaluated ``evaluations`` times, evenly spaced and at the start, on validation images (on test images
+    under the protocol ``paper``); the best one is the result.
+
+    Raises:
+        Diverged: a method made no progress.
+        PotstillError: another process works in the folder, or its checkpoint comes from other experts.
+    """
+    with files.locked(run.folder, "distilling"):
+        session = _resume(run)
+        try:
+            for number in range(session.state.stage if session.state else 0, len(run.settings.stages)):
+                yield from _distil_stage(session, number)
+        finally:
+            session.save()
+        return (yield from _with_step_size(run))
+
+
+def _resume(run: Run) -> Session:
+    """The session from the last checkpoint on, or from the start.
+
+    Raises:
+        PotstillError: the checkpoint comes from other experts (the differing fields are named).
+    """
+    checkpoint = run.folder / CHECKPOINT
+    experts = None
+    if run.experts is not None:
+        experts = files.plain({**run.experts.identity, "count": run.settings.expert.count})
+        if unlike := files.differences(run.experts.identity, files.plain(asked_experts(run))):
+            logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
+    reached, log = None, Log(experts, dataclasses.asdict(selector(run.settings)), run.settings.evaluation.step_size)
+    if checkpoint.exists():
+        reached, header = state.load_state(checkpoint, run.problem.device)
+        log = Log(**{**header["log"], "evaluated": tuple(header["log"]["evaluated"])})
+        if lines := files.differences(log.experts or {}, experts or {}):
+            raise PotstillError(
+                f"{run.folder}: was begun with other experts: {'; '.join(lines)}. Give the same --experts, or another "
+                "--out."
+            )
+    record.truncate_metrics(run.folder / record.METRICS, reached.total if reached else 0)
+    return Session(run, run.evaluator(Protocol(**log.protocol)), log, reached)
+
+
+def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]:
+    """One stage, from its begin or from where the session's state is."""
+    run, settings = session.run, session.run.settings
+    method, ctx = settings.methods[number], run.context(number)
+    if session.state is None or session.state.stage < number:
+        _begin(session, method, ctx, number)
+    assert session.state is not None
+    asked = settings.stages[number]
+    yield from _evaluate_if_due(session)  # the start, or what an interruption cut short
+    if session.state.iteration == 0 and method.open_fields(asked):
+        yield from _measure(session, method, ctx, asked)
+        yield from _evaluate_if_due(session)
+    with (run.folder / record.METRICS).open("a") as lines:
+        for reached, metrics in loop.iterate(method, ctx, run.stage_settings(number), session.state):
+            lines.write(json.dumps({"stage": method.name, **metrics}) + "\n")
+            lines.flush()
+            session.state = reached
+            if session.due(settings.snapshots):
+                _snapshot(session)
+            yield from _evaluate_if_due(session)
+            if time.monotonic() - session.saved > settings.checkpoint_seconds:
+                session.save()
+            yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
+
+
+def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:
+    """Begin a stage: the first one with the method's own set, the others with that of the stage before."""
+    run, settings, before = session.run, session.run.stage_settings(number), session.state
+    start = None
+    if before is not None:
+        start = state.as_start(before, run.settings.methods[number - 1], run.stage_settings(number - 1))
+    elif run.settings.start is not None:
+        start = _from_disk(run, run.settings.start)
+    session.state = state.begin(method, settings, method.begin(ctx, settings, start), before)
+    if before is None:
+        images = {"images": session.state.variables["images"]}
+        files.save(run.folder / "start.safetensors", "start", images, {})
+        if run.settings.snapshots:
+            _snapshot(session)
+
+
+def _from_disk(run: Run, path: str) -> Start:
+    """A distilled set as the first stage begins with it.
+
+    Raises:
+        PotstillError: it is of other data, another transform or another size.
+    """
+    found, device = load_distilled(path, run.settings.dataset), run.problem.device
+    mine = {
+        "dataset": run.problem.dataset.fingerprint, "transform": run.problem.transform.kind,
+        "images per class": run.settings.ipc,
+    }  # fmt: skip
+    theirs = {
+        "dataset": found.provenance["dataset"]["fingerprint"], "transform": found.transform.kind,
+        "images per class": len(found) // len(found.classes),
+    }  # fmt: skip
+    if lines := files.differences(theirs, mine):
+        raise PotstillError(
+            f"{path}: does not fit what is asked for in {'; '.join(lines)}. Give the data, --transform and --ipc that "
+            "it was made with."
+        )
+    targets = None if found.targets is None else found.targets.to(device)
+    return Start(found.images.to(device), targets, found.kind, found.labels.to(device), found.step_size)
+
+
+def _snapshot(session: Session) -> None:
+    assert session.state is not None
+    snapshots.keep(session.run.folder, as_distilled(session), session.state.total)
+
+
+def _progress(session: Session) -> Event:
+    assert session.state is not None
+    return {"stage": "distilling", "done": session.state.total, "total": session.run.settings.iterations}
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Generator[Event, None, None]:
+    """Let the method find what is open; its settings and the state of the best trial become the session's."""
+    run, reached = session.run, session.state
+    assert reached is not None
+    assert method.measure is not None
+    path = run.folder / f"measured-{method.name}.json"
+    common = files.plain({"experts": session.log.experts, "protocol": dataclasses.asdict(session.evaluator.protocol)})
+    found: dict[str, Any] = files.read_json(path) if path.exists() else {}
+    if any(found.get(name) != value for name, value in common.items()):
+        found = {**common, "seconds": 0.0}
+
+    def save() -> None:
+        files.write_json(path, files.plain(found))
+
+    begun = Begun(reached.variables, reached.labels, reached.memory, reached.rows)
+    trial = _trial(session, method, ctx)
+    settings, best = yield from method.measure(ctx, asked, begun, trial, found, save)
+    if best is not None:
+        winner, _ = state.load_state(_trial_file(run, method, *best), run.problem.device)
+        session.state = replace(winner, seconds=reached.seconds)  # the trials' time is counted with the measuring
+    found["settings"] = dataclasses.asdict(settings)
+    save()
+    session.save()
+
+
+def _trial(session: Session, method: Method, ctx: Context) -> Trial:
+    """Some iterations from the stage's start, in a file of their own, evaluated on validation images."""
+    run, start = session.run, session.state
+    assert start is not None
+
+    def trial(settings: Any, begun: Begun, arm: int, rung: int, iterations: int) -> tuple[list[float], float]:
+        if rung:
+            reached, _ = state.load_state(_trial_file(run, method, arm, rung - 1), run.problem.device)
+        else:
+            fresh = state.begin(method, settings, begun)
+            counts = {name: getattr(start, name) for name in state.COUNTS}
+            reached = replace(fresh, **{**counts, "seconds": 0.0})
+        losses: list[float] = []
+        try:
+            going = loop.iterate(method, ctx, settings, replace(reached, in_a_row=0))
+            for next_state, metrics in islice(going, iterations):
+                reached = next_state
+                losses.append(metrics["loss"])
+            accuracy = _accuracy(session, as_distilled(replace(session, state=reached)))
+        except Diverged:  # again and again: these settings are not for this set
+            accuracy = 0.0
+        reached.save(_trial_file(run, method, arm, rung), {})
+        return losses, accuracy
+
+    return trial
+
+
+def _trial_file(run: Run, method: Method, arm: int, rung: int) -> Path:
+    return run.folder / f"measured-{method.name}" / f"arm{arm}-rung{rung}.safetensors"
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------
+
+
+def _accuracy(session: Session, distilled: Distilled) -> float:
+    found = training_set_of(distilled, session.evaluator.config, session.run.problem.device)
+    return validation_accuracy(session.evaluator, found, session.evaluator.protocol.selection)
+
+
+def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
+    """Evaluate the state where it is due and was not yet; write it as the run's set if none before was better.
+
+    Where networks shall train with a step size that is chosen, they do so here: with the learned one, a set that wants
+    smaller steps would look worse than it is.
+    """
+    assert session.state is not None
+    settings, done = session.run.settings, session.state.total
+    if session.log.has(done) or not (session.due(settings.evaluations) or done == 0):
+        return
+    began, event = time.monotonic(), {**_progress(session), "doing": "evaluating"}
+    distilled = as_distilled(session)
+    if session.log.step_size == "chosen":
+        found = training_set_of(distilled, session.evaluator.config, session.run.problem.device)
+        tried = yield from tuning.step_sizes(session.evaluator, found, event)
+    else:
+        yield event
+        tried = [{"step_size": distilled.step_size, "accuracy": _accuracy(session, distilled)}]
+    accuracy, split = tuning.best(tried)["accuracy"], session.evaluator.protocol.selection
+    if settings.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in session.log.evaluated):
+        _chosen(distilled, tried, split).save(session.run.folder / FILE)
+    entry = {"iteration": done, "accuracy": accuracy, "on": split}
+    seconds = session.log.evaluation_seconds + time.monotonic() - began
+    session.log = replace(session.log, evaluated=(*session.log.evaluated, entry), evaluation_seconds=seconds)
+
+
+def _chosen(distilled: Distilled, tried: list[tuning.Tried], split: str) -> Distilled:
+    """The set with the best of the step sizes tried, and what it was chosen by."""
+    best = tuning.best(tried)
+    provenance = {
+        **distilled.provenance, "chosen_on": split, "chosen_with_accuracy": best["accuracy"],
+        "step_sizes": tried if len(tried) > 1 else [],
+    }  # fmt: skip
+    return replace(distilled, step_size=best["step_size"], provenance=provenance)
+
+
+def as_distilled(session: Session) -> Distilled:
+    """The session's state as a set, with its provenance."""
+    run, reached = session.run, session.state
+    assert reached is not None
+    method, stage = run.settings.methods[reached.stage], run.stage_settings(reached.stage)
+    settled = replace(run.settled, device="auto", compile="auto", evaluation=type(run.settings.evaluation)())
+    start = state.as_start(reached, method, stage)
+    return Distilled(
+        images=start.images,
+        targets=start.targets,
+        kind=start.kind,
+        labels=reached.labels,
+        step_size=start.step_size,
+        rows=reached.rows,
+        transform=run.problem.transform,
+        classes=run.problem.dataset.classes,
+        recipe={"network": dataclasses.asdict(run.problem.network_config), "augment": list(settled.augment)},
+        provenance={
+            "config": as_dict(settled),  # without the machine, which is not part of what the set is
+            "dataset": {"name": run.problem.dataset.name, "fingerprint": run.problem.dataset.fingerprint},
+            "experts": session.log.experts,
+            "iteration": reached.total,
+        },
+    )
+
+
+def _with_step_size(run: Run) -> Generator[Event, None, Distilled]:
+    """The run's set with the step size to train with: the learned one, or one chosen on validation images."""
+    total = run.settings.iterations
+    before = load_distilled(run.folder / FILE)
+    event = {"stage": "distilling", "done": total, "total": total}
+    chooser = run.evaluator(selector(run.settings))
+    distilled = yield from tuning.choose_step_size(chooser, before, run.settings.evaluation.step_size, event)
+    if distilled is not before:
+        distilled.save(run.folder / FILE)
+    return distilled

@@ -1,0 +1,172 @@
+"""Trajectory matching: its loss, its initial set, and what flipping means."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill import seeds
+from potstill.adjoint.unroll import InnerStep, unroll
+from potstill.data import augment
+from potstill.errors import PotstillError
+from potstill.methods import METHODS, initial, soft_labels, trajectory
+from potstill.networks import flat
+from potstill.networks.losses import label_loss
+from potstill.runs import run, settings, state
+from potstill.runs.api import run_to_completion
+from tests.conftest import tiny
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A context with trained experts, DATM's settings, and its first state."""
+    asked = tiny(ipc=2, datm={"iterations": 12, "inner_steps": 10, "step_size": 0.05, "lr_images": 50.0})
+    job = run.open_run(asked, tmp_path_factory.mktemp("run"))
+    run_to_completion(run.train_experts(job))
+    ctx, own = job.context(0), asked.stages[0]
+    return ctx, own, state.begin(METHODS["datm"], own, trajectory.begin(ctx, own, None))
+
+
+def losses(ctx, own, variables, labels, iterations=range(8)):
+    return [float(trajectory.matching_loss(ctx, own, variables, {}, labels, k).loss) for k in iterations]
+
+
+def test_an_iteration_can_be_replayed_alone(setting):
+    ctx, own, first = setting
+    one, _, again = (trajectory.matching_loss(ctx, own, first.variables, {}, first.labels, k) for k in (7, 3, 7))
+    assert float(one.loss) == float(again.loss)
+    assert one.metrics == again.metrics
+
+
+def test_matching_loss_is_the_published_ratio(setting):
+    ctx, own, first = setting
+    still = {
+        **first.variables,
+        "step_size": torch.zeros(()),
+    }  # a student that does not move is as far as the expert went
+    assert losses(ctx, own, still, first.labels, [0]) == pytest.approx([1.0])
+
+
+def test_a_loss_above_the_threshold_is_not_accepted(setting):
+    ctx, own, first = setting
+    found = trajectory.matching_loss(ctx, own, first.variables, {}, first.labels, 0)
+    assert found.accept
+    strict = replace(own, threshold=float(found.loss) / 2)
+    assert not trajectory.matching_loss(ctx, strict, first.variables, {}, first.labels, 0).accept
+
+
+def test_batches_go_through_the_whole_set_before_any_image_returns(setting):
+    ctx, _, _ = setting
+    steps = trajectory.draw_steps(ctx, 7, 9, 20, seeds.generator(0, "x"))
+    assert len(steps) == 9
+    for first in (0, 3, 6):
+        rows = torch.cat([step.rows for step in steps[first : first + 3]])
+        assert sorted(rows.tolist()) == list(range(20))
+    assert all(len(step.drawing.parameters) == len(step.rows) for step in steps)
+
+
+def test_the_initial_set_is_solved_images_with_the_mean_logits_of_those_who_solve_them(setting):
+    ctx, _, first = setting
+    problem, images, labels = ctx.problem, first.variables["images"], first.labels
+    assert labels.tolist() == [label for label in range(10) for _ in range(2)]
+    outputs = torch.stack([soft_labels.expert_logits(problem, ctx.experts, e, images) for e in range(2)])
+    everything = soft_labels.expert_logits(problem, ctx.experts, 0, problem.train.images)
+    solves = everything.argmax(1) == problem.train.labels
+    for label in range(10):
+        rows = labels == label
+        solvable = int((solves & (problem.train.labels == label)).sum())
+        assert int((outputs[0][rows].argmax(1) == label).sum()) == min(solvable, 2)
+    for i, label in enumerate(labels.tolist()):
+        right = [o[i] for o in outputs if int(o[i].argmax()) == label] or [o[i] for o in outputs]
+        assert torch.allclose(first.variables["logits"][i], torch.stack(right).mean(0), atol=1e-6)
+
+
+def test_the_initial_set_when_no_expert_solves_anything(setting):
+    """Trap 5 of the public code: labels of 0/0, and a loop that never ends."""
+    ctx, own, _ = setting
+
+    class Wrong:
+        def last(self, number):
+            theta, buffers = ctx.experts.last(number)
+            return torch.zeros_like(theta), buffers  # always class 0, by a tie
+
+    begun = trajectory.begin(replace(ctx, experts=Wrong()), own, None)
+    assert bool(begun.variables["logits"].isfinite().all())
+    assert begun.labels.bincount().tolist() == [2] * 10
+
+
+def test_a_random_initial_set_does_not_ask_the_experts(setting):
+    ctx, own, _ = setting
+    begun = trajectory.begin(ctx, replace(own, initial="random"), None)
+    train, labels = ctx.problem.train, begun.labels
+    order = torch.randperm(len(train.labels), generator=seeds.generator(ctx.seed, "start"))
+    for label in range(10):
+        rows = [r for r in order.tolist() if int(train.labels[r]) == label][:2]
+        assert torch.equal(begun.variables["images"][labels == label], train.images[rows])
+    assert torch.equal(train.images[initial.random_rows(ctx)], begun.variables["images"])
+
+
+def test_hard_labels_are_no_variable(setting):
+    ctx, own, _ = setting
+    hard = replace(own, labels="hard")
+    begun = trajectory.begin(ctx, hard, None)
+    assert set(begun.variables) == {"images", "step_size"} == set(trajectory.learns(hard))
+    assert trajectory.kind(hard) == "hard"
+    assert set(trajectory.learns(replace(own, labels="soft"))) == {"images", "step_size"}
+    assert trajectory.kind(replace(own, labels="soft")) == "logits"
+
+
+def test_a_flipped_set_is_matched_to_the_experts_mirror_image(setting):
+    """Steps on mirrored images from θ end where the mirror of θ ends on the images themselves, in the mirror."""
+    problem = setting[0].problem
+    network = flat.flat_network(problem.network_config, problem.dataset.shape, 10, precision=torch.float64)
+    draws = seeds.generator(0, "mirror")
+    images = torch.randn(6, *problem.dataset.shape, generator=draws).double()
+    logits = torch.randn(6, 10, generator=draws).double()
+    theta = flat.initial(problem.network_config, problem.dataset.shape, 10, 1).double()
+    steps = [InnerStep(torch.arange(6), augment.draw((), 6, problem.dataset.shape[1:], draws)) for _ in range(5)]
+
+    def mirrored(theta):
+        turned = {4: lambda kernel: kernel.flip(3), 2: lambda last: last.unflatten(1, (-1, 2, 2)).flip(3).flatten(1)}
+        parts = network.unflatten(theta)
+        return network.flatten({name: turned.get(part.ndim, torch.clone)(part) for name, part in parts.items()})
+
+    def ended(theta, images):
+        return unroll(theta, images, logits, torch.tensor(0.3).double(), steps, label_loss(network))
+
+    there, here = ended(theta, images.flip(3)), mirrored(ended(mirrored(theta), images))
+    assert float((there - here).norm() / (there - theta).norm()) < 1e-12
+
+
+def test_flip_turns_the_set_in_some_iterations_and_changes_nothing_else(setting):
+    ctx, own, first = setting
+    turned = {**first.variables, "images": first.variables["images"].flip(3)}
+    as_is, flipped = (losses(ctx, own, variables, first.labels) for variables in (first.variables, turned))
+    found = losses(ctx, replace(own, flip=True), first.variables, first.labels)
+    choices = [(f == a, f == t) for f, a, t in zip(found, as_is, flipped, strict=True)]
+    assert set(choices) == {(True, False), (False, True)}
+
+
+def test_flipped_experts_are_refused_where_nothing_is_flipped():
+    with pytest.raises(PotstillError, match="flip: the experts see no mirrored images"):
+        settings.check(tiny(datm={"flip": True}))  # digits are not flipped
+    settings.check(tiny(datm={"flip": True}, augment=("flip",)))
+
+
+def test_mtt_tesla_and_ftd_are_settings():
+    mtt, tesla, ftd = (METHODS[name].settings() for name in ("mtt", "tesla", "ftd"))
+    assert [method.labels for method in (mtt, tesla, ftd)] == ["hard"] * 3
+    assert (mtt.adjoint, tesla.adjoint) == ("exact", "frozen")
+    assert trajectory.learns(mtt)["images"].average is None
+    assert trajectory.learns(ftd)["images"].average == 0.9995
+    assert [trajectory.needs(method).rho for method in (mtt, ftd)] == [0.0, 0.01]
+
+
+def test_start_epochs_out_of_order_are_refused():
+    for start, opening in (((3, 3), None), ((-1, 3), None), ((2, 5), (1, 9)), ((0, 5), (6, 9))):
+        with pytest.raises(PotstillError, match="0 <= first < opening <= stop.*--datm.start-epochs"):
+            settings.check(tiny(datm={"start_epochs": start, "opening": opening}))
+    with pytest.raises(PotstillError, match="expert_epochs 0"):
+        settings.check(tiny(datm={"expert_epochs": 0}))
+    with pytest.raises(PotstillError, match="needs the start epochs it grows to"):
+        settings.check(tiny(datm={"start_epochs": None, "opening": (1, 9)}))
