@@ -1,0 +1,94 @@
+"""Distribution matching: the synthetic images of a class should have the mean features of the real ones."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from potstill.data import augment
+from potstill.methods import initial
+from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, nothing
+from potstill.methods.outer import Rule
+
+
+@dataclass(frozen=True)
+class Dm:
+    """Distribution matching."""
+
+    iterations: int = 20_000
+    """Outer iterations, each with a fresh network."""
+    real_batch: int = 256
+    """Real images of each class an iteration; all of them where a class has fewer."""
+    lr_images: float = 1.0
+    """Outer learning rate of the images."""
+    cooldown: float = 0.0
+    """Last fraction of the iterations over which the rate falls to nothing; 0 keeps it, as published."""
+    initial: Literal["random", "noise"] = "random"
+    """Begin with random real images, or with noise."""
+
+
+def begin(ctx: Context, settings: Dm, start: Start | None) -> Begun:
+    """Random real images or noise, with hard labels; or the images of a set that is there already."""
+    if start is not None:
+        return Begun({"images": start.images.clone()}, start.labels.clone())
+    if settings.initial == "noise":
+        return Begun({"images": initial.noise(ctx)}, initial.labels_in_order(ctx))
+    rows = initial.random_rows(ctx)
+    return Begun({"images": ctx.problem.train.images[rows].clone()}, ctx.problem.train.labels[rows].clone())
+
+
+def mean_feature_loss(
+    ctx: Context, settings: Dm, variables: Variables, memory: Memory, labels: Tensor, iteration: int
+) -> Outcome:  # fmt: skip
+    """Σ_classes ‖mean_real f(x) − mean_synthetic f(x)‖², f the last features of a fresh, untrained network.
+
+    Real and synthetic images of a class are augmented alike, each synthetic image as the real one in its row (siamese).
+    Several processes share the classes.
+    """
+    theta = ctx.fresh("network", iteration)
+    network, split = ctx.problem.network, ctx.problem.train
+    loss = nothing(variables)
+    for label in ctx.mine(range(ctx.classes)):
+        draws = ctx.draws("real", iteration, label)
+        own = (split.labels == label).nonzero().flatten()
+        rows = own[torch.randperm(len(own), generator=draws)[: settings.real_batch].to(own.device)]
+        synthetic = variables["images"][labels == label]
+        size = (synthetic.shape[2], synthetic.shape[3])
+        drawing = augment.draw(ctx.augment, max(len(rows), len(synthetic)), size, draws).to(ctx.problem.device)
+        with torch.no_grad():
+            real = augment.apply(split.images[rows], drawing[: len(rows)])
+            target = network.features(theta, real).mean(0)
+        mean = network.features(theta, augment.apply(synthetic, drawing[: len(synthetic)])).mean(0)
+        loss = loss + (target - mean).square().sum()
+    return Outcome(loss)
+
+
+def probe(settings: Dm) -> Probe:
+    """One iteration as it is."""
+    return Probe(settings, 1.0, 1)
+
+
+def _cell(lr: float, depth: int = 3) -> dict[str, object]:
+    return {"iterations": 20_000, "lr_images": lr, "transform": "standardise", "network": {"depth": depth}}
+
+
+DM = Method(
+    name="dm",
+    title="Distribution matching",
+    family="distribution",
+    citation='Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023',
+    settings=Dm,
+    begin=begin,
+    loss=mean_feature_loss,
+    learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},
+    loss_label="squared distance of mean features",
+    probe=probe,
+    published={
+        **{("cifar10", ipc): _cell(1.0) for ipc in (1, 10, 50)},
+        **{("cifar10", ipc): _cell(10.0) for ipc in (500, 1000)},
+        **{("cifar100", ipc): _cell(1.0) for ipc in (1, 10, 50)},
+        **{("tiny-imagenet", ipc): _cell(1.0, depth=4) for ipc in (1, 10, 50)},
+    },
+    tuned={("digits", ipc): {"iterations": 1000} for ipc in (1, 10, 50)},
+)
