@@ -256,16 +256,20 @@ def source_of(path, real_data, folder):
 
 
 @pytest.mark.parametrize("path", [*RECORDS, *KEPT], ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_set_of_0_1_0_is_read_shown_trained_on_and_exported(path, tmp_path, request):
+def test_a_set_of_every_version_is_read_shown_trained_on_and_exported(path, tmp_path, request):
     """Of every file: its tensors as they lie in it, without any conversion between."""
     tensors, header = files.load(path, module.KIND)
-    assert header["version"] == "0.1.0"
+    assert header["version"] in ("0.1.0", "0.2.0")
+    kind = header.get("labels", "logits")  # the only kind that 0.1.0 knew
     whitened = header["transform"] == "zca"
     data = source_of(path, request.getfixturevalue("real_data"), tmp_path) if whitened else None
     found = potstill.load(path, dataset=data)
-    assert (found.kind, found.pictures, found.rows, found.step_size) == ("logits", 1, None, header["step_size"])
+    assert (found.kind, found.pictures, found.rows, found.step_size) == (kind, 1, None, header["step_size"])
     assert torch.equal(found.images, tensors["images"].float())
-    assert torch.equal(found.soft_labels, tensors["logits"].float().softmax(1))
+    if kind == "logits":
+        assert torch.equal(found.soft_labels, tensors["logits"].float().softmax(1))
+    else:
+        assert torch.equal(found.soft_labels.argmax(1), found.labels)
     assert torch.equal(found.tensors()[1], found.soft_labels)
     assert module.png(module.grid(found.pixels, found.labels)).startswith(b"\x89PNG")
     found.export(tmp_path / "set.npz")
@@ -277,7 +281,7 @@ def test_a_set_of_0_1_0_is_read_shown_trained_on_and_exported(path, tmp_path, re
     found.save(tmp_path / "again.safetensors")
     again = potstill.load(tmp_path / "again.safetensors")
     assert torch.equal(again.images, found.images)
-    assert torch.equal(again.targets, found.targets)
+    assert torch.equal(again.soft_labels, found.soft_labels)
     assert torch.allclose(again.transform(found.pixels), found.transform(found.pixels), atol=1e-3)
 
 
