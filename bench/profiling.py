@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.cases import CLASSES, LONG, SHAPE, Bench
 from potstill.adjoint import engine
-from potstill.adjoint.derivatives import Derivatives, plain
+from potstill.adjoint.derivatives import Derivatives, eager
 from potstill.machine import timed
 from potstill.networks.losses import label_loss
 
@@ -60,7 +60,7 @@ def main() -> None:
     ours, obvious, _ = bench.networks(128)
     for batch in (10, 25):
         fast, _ = engine.inner_derivatives(ours, SHAPE, batch, LONG, "auto", batch)
-        for name, derivatives in (("ours", fast), ("reference", plain(label_loss(obvious)))):
+        for name, derivatives in (("ours", fast), ("reference", eager(label_loss(obvious)))):
             found = {"batch": batch, "path": name, "classes": CLASSES, **profiled(derivatives, bench, batch)}
             print(json.dumps(found), flush=True)
             shares = ", ".join(f"{kind} {share:.0%}" for kind, share in found["shares"].items() if share > 0.005)

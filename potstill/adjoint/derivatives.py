@@ -39,7 +39,7 @@ class Derivatives:
     compiled: bool = False
 
 
-def plain(loss: BatchLoss) -> Derivatives:
+def eager(loss: BatchLoss) -> Derivatives:
     """Reverse over reverse, by autograd: the fastest without a compiler (half the calls of ``torch.func``)."""
 
     def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Residuals]:
@@ -98,7 +98,7 @@ def compiled(loss: BatchLoss) -> Derivatives:
             s, found, s_x, s_z = fast_without_residuals(*arguments)
         return s, network.flatten(found), s_x, s_z
 
-    obvious = plain(loss)
+    obvious = eager(loss)
     return Derivatives(
         _with_fallback(gradient, obvious.gradient, "gradient"),
         _with_fallback(directional, obvious.directional, "derivative of the gradient"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from potstill.adjoint.derivatives import Derivatives, compiled, plain
+from potstill.adjoint.derivatives import Derivatives, compiled, eager
 from potstill.errors import PotstillError
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import BatchLoss, LabelKind, loss_for
@@ -102,7 +102,7 @@ def inner_derivatives(
         micro_batch = math.ceil(batch / math.ceil(batch / most))  # even parts, so that few shapes are compiled
     loss = loss_for(network, kind)
     multiplied = FORWARDS["inner step"] * work * images
-    return (compiled(loss) if _compiles(network, wanted, multiplied) else plain(loss)), micro_batch
+    return (compiled(loss) if _compiles(network, wanted, multiplied) else eager(loss)), micro_batch
 
 
 def training_gradient(
@@ -115,7 +115,7 @@ def training_gradient(
     micro = min(CACHE_BATCH.get(network.device.type, 256), batch) if work > LARGE else batch
     if network.batch_coupled or not _compiles(network, wanted, FORWARDS["gradient"] * work * images):
         return mean_gradient(loss)
-    fast, obvious = _compiled_training(network, kind).gradient, plain(loss).gradient
+    fast, obvious = _compiled_training(network, kind).gradient, eager(loss).gradient
 
     def gradient(theta: Tensor, images: Tensor, labels: Tensor, buffers: Tensor | None = None) -> Tensor:
         total = torch.zeros_like(theta)  # what is compiled has no batch norm, and so no running statistics

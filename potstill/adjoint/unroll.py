@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from potstill.adjoint.chain import Residuals, bytes_of
-from potstill.adjoint.derivatives import Derivatives, plain
+from potstill.adjoint.derivatives import Derivatives, eager
 from potstill.adjoint.inner import SGD, Inner, Moments
 from potstill.data import augment
 from potstill.data.augment import Drawing
@@ -113,7 +113,7 @@ def unroll_with_moments(
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     if wanted and adjoint == "direct":
         return _direct(theta, moments, images, targets, step_size, steps, loss, inner, micro_batch)
-    derivatives = plain(loss) if derivatives is None or adjoint == "direct" else derivatives
+    derivatives = eager(loss) if derivatives is None or adjoint == "direct" else derivatives
     constant = len(steps) if not wanted else len(steps) - last if adjoint == "truncated" and last is not None else 0
     walked, swept = (
         _Sweep(part, derivatives, micro_batch, inner, adjoint == "frozen", room)

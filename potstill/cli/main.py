@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
 from potstill.evaluation.evaluator import evaluator_for
-from potstill.evaluation.protocol import protocol_of
+from potstill.evaluation.protocol import protocol_of, selecting
 from potstill.machine import commit
 from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
@@ -62,7 +63,7 @@ from potstill.runs.settings import Settings
 from potstill.studies import ablations, lossless, search, start_epochs
 from potstill.studies import cells as cells_of
 from potstill.studies.cells import Cell
-from potstill.training import trajectories
+from potstill.training import experts, trajectories
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,15 +133,14 @@ def _run(command: Run) -> None:
     asked = recipes.tiny(command.settings) if command.tiny else command.settings
     folder = command.out or _folder(asked, command.recipe, command.tiny)
     ran_from = commit()  # before the hours in which another may be checked out
-    with files.locked(folder, "potstill run"):
-        run = _open(asked, folder, command.experts)
+    with _opened(asked, folder, command.experts) as run:
         with progress(tensorboard(command.tensorboard, folder), deadline(command.minutes)) as show:
             show(runs.train_experts(run))
-            show(stage.distil(run))
-            results = show(record.evaluate(run))
+            distilled = show(stage.distil(run))
+            results = show(record.evaluate(run, distilled))
         page = run_page.write(folder)
     if command.record:
-        recipes.write_record(command.record, command.recipe or folder.name, ran_from, results, folder)
+        recipes.write_record(command.record, command.recipe or folder.name, ran_from, results, distilled)
     print_results(results)
     say(f"\nthe set    {folder / FILE}\nthe page   {page}")
     say(f'train on it in Python:  network = potstill.train(potstill.load("{folder}"))')
@@ -168,12 +168,12 @@ def _experts(command: Experts) -> None:
 
 def _distill(command: Distill) -> None:
     folder = command.out or _folder(command.settings)
-    run = _open(command.settings, folder, command.experts)
-    with progress(tensorboard(command.tensorboard, folder)) as show:
-        distilled = show(stage.distil(run))
+    with _opened(command.settings, folder, command.experts) as run:  # noqa: SIM117
+        with progress(tensorboard(command.tensorboard, folder)) as show:
+            distilled = show(stage.distil(run))
     chosen = distilled.provenance
     say(
-        f"{len(distilled)} images in {run.folder / FILE}, of iteration {chosen['iteration']}: "
+        f"{len(distilled)} images in {folder / FILE}, of iteration {chosen['iteration']}: "
         f"{chosen['chosen_with_accuracy']:.1%} on {chosen['chosen_on']} images. Test it by `potstill evaluate`.",
     )
 
@@ -201,16 +201,17 @@ def _evaluate(command: Evaluate) -> None:
     network = _chosen_network(command, problem.network_config)
     who = evaluator_for(problem, network, protocol_of(command.evaluation), asked.augment)
     folder = command.path if command.path.is_dir() else command.path.parent
+    run = runs.Run(asked, folder, command.experts or folder / "experts")
+    store = trajectories.find(run.experts_folder, experts.subject(problem))
     with progress() as show:
         if command.evaluation.step_size == "chosen":
-            chooser = replace(who, protocol=runs.selector(asked))
+            chooser = replace(who, protocol=selecting(asked.evaluation))
             event = {"stage": "evaluation", "done": 0, "total": 1}
             distilled = show(tuning.choose_step_size(chooser, distilled, "chosen", event))
         tried = bool(distilled.provenance.get("step_sizes"))
         asked = replace(asked, evaluation=replace(asked.evaluation, step_size="chosen" if tried else "learned"))
-        found = show(record.evaluate_set(problem, distilled, asked, who, command.experts or folder / "experts"))
-    run = runs.Run(asked, folder, command.experts or folder / "experts")
-    results = record.summary(run, problem, distilled, found, who)
+        found = show(record.evaluate_set(who, distilled, asked, store))
+    results = record.summary(replace(run, settings=asked), who, distilled, found, store)
     print_results(results)
     if command.json:
         files.write_json(command.json, results)
@@ -327,10 +328,12 @@ _RUNNERS: dict[type[Any], Callable[[Any], None]] = {
 # --- what they share -----------------------------------------------------------------------------------------------
 
 
-def _open(asked: Settings, folder: Path, experts: Path | None) -> runs.Run:
-    run = runs.open_run(asked, folder, experts)
-    say(f"{folder}: {asked.dataset}, {asked.ipc} images per class, {' then '.join(asked.method)}, seed {asked.seed}")
-    return run
+@contextmanager
+def _opened(asked: Settings, folder: Path, experts_folder: Path | None) -> Iterator[runs.Run]:
+    with runs.opened(asked, folder, experts_folder) as run:
+        stages = " then ".join(asked.method)
+        say(f"{folder}: {asked.dataset}, {asked.ipc} images per class, {stages}, seed {asked.seed}")
+        yield run
 
 
 def _folder(asked: Settings, recipe: str | None = None, tiny: bool = False) -> Path:

@@ -122,13 +122,13 @@ def evaluator_for(
     return Evaluator(problem, config, network, protocol, tuple(augment), compile)
 
 
-def validation_accuracy(evaluator: Evaluator, training_set: TrainingSet, split: str = "validation") -> float:
+def validation_accuracy(evaluator: Evaluator, training_set: TrainingSet) -> float:
     """Mean accuracy of the protocol's networks on the validation images, by which sets are chosen.
 
-    ``split`` "test" takes the test images instead: the paper's way, whose figures come out too high.
+    Where the protocol chooses on test images, on those: the paper's way, whose figures come out too high.
     """
-    on = evaluator.problem.test if split == "test" else evaluator.problem.val
     protocol = evaluator.protocol
+    on = evaluator.problem.test if protocol.selection == "test" else evaluator.problem.val
     drawn = [seeds.derive(0, "validation network", number) for number in range(protocol.seeds)]
     found = [evaluator.accuracy(training_set, protocol.epochs, seed, on) for seed in drawn]
     return sum(found) / len(found)

@@ -65,6 +65,16 @@ PROTOCOLS = {
 }
 
 
+def selecting(config: EvaluationConfig) -> Protocol:
+    """How the sets of one run are compared, to choose among them: by quick networks, or as the protocol "paper" says.
+
+    They never train longer than the networks of the final figures, or large sets would take more time to evaluate than
+    to distil.
+    """
+    protocol, quick = protocol_of(config), PROTOCOLS["quick"]
+    return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))
+
+
 def protocol_of(config: EvaluationConfig) -> Protocol:
     """The named protocol with what the configuration changes.
 

@@ -11,19 +11,27 @@ from typing import Any, Literal
 
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
-from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, training_set_of, validation_accuracy
+from potstill.evaluation.evaluator import Evaluator, Event, training_set_of, validation_accuracy
 from potstill.networks.architectures import NetworkConfig
 
 TRIED_FRACTIONS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it is to be chosen
+Wanted = Literal["learned", "chosen"]
 Tried = dict[str, Any]
 """{"step_size", "accuracy"}: one that was tried (None where the set has none), and the mean accuracy on validation
 images, a fraction of 1."""
 
 
-def step_sizes(
-    evaluator: Evaluator, training_set: TrainingSet, event: Event
+def try_step_sizes(
+    evaluator: Evaluator, distilled: Distilled, wanted: Wanted, event: Event
 ) -> Generator[Event, None, list[Tried]]:  # fmt: skip
-    """Accuracies on validation images by step size, the set's own first; yields ``event`` before each one tried."""
+    """Accuracies on validation images by step size: the set's own, and where one is to be chosen, smaller ones too.
+
+    Yields ``event`` before each one tried.
+    """
+    training_set = training_set_of(distilled, evaluator.config, evaluator.problem.device)
+    if wanted == "learned":
+        yield {**event, "doing": "evaluating"}
+        return [{"step_size": distilled.step_size, "accuracy": validation_accuracy(evaluator, training_set)}]
     tried = []
     for step_size in (training_set.alpha * fraction for fraction in TRIED_FRACTIONS):
         yield {**event, "doing": f"training with step size {step_size:.3g}"}
@@ -32,13 +40,18 @@ def step_sizes(
     return tried
 
 
-def best(tried: list[Tried]) -> Tried:
-    """The entry of highest accuracy, the first of equal ones."""
-    return max(tried, key=lambda entry: entry["accuracy"])
+def with_best(distilled: Distilled, tried: list[Tried], **provenance: Any) -> Distilled:
+    """The set with the best of the step sizes tried, the first of equal ones; what was tried is in its provenance."""
+    best = max(tried, key=lambda entry: entry["accuracy"])
+    found = {
+        **distilled.provenance, **provenance, "chosen_with_accuracy": best["accuracy"],
+        "step_sizes": tried if len(tried) > 1 else [],
+    }  # fmt: skip
+    return replace(distilled, step_size=best["step_size"], provenance=found)
 
 
 def choose_step_size(
-    evaluator: Evaluator, distilled: Distilled, wanted: Literal["learned", "chosen"], event: Event
+    evaluator: Evaluator, distilled: Distilled, wanted: Wanted, event: Event
 ) -> Generator[Event, None, Distilled]:  # fmt: skip
     """The set with the step size to train with: the student's own, or one chosen on validation images.
 
@@ -55,21 +68,13 @@ def choose_step_size(
         PotstillError: one is to be chosen by another network than the set's own, which does not use it.
     """
     tried = distilled.provenance.get("step_sizes", [])
-    provenance: dict[str, Any] = {**distilled.provenance, "step_sizes": []}
     if wanted == "chosen" and not tried:
         if evaluator.config != NetworkConfig(**distilled.recipe["network"]):
             raise PotstillError(
                 "step_size chosen: is between the step size the set has learned and smaller ones, which another "
                 "network than the set's does not use; leave it out."
             )
-        training_set = training_set_of(distilled, evaluator.config, evaluator.problem.device)
         began = time.monotonic()
-        provenance["step_sizes"] = yield from step_sizes(evaluator, training_set, event)
-        provenance["choosing_seconds"] = time.monotonic() - began
-        taken = best(provenance["step_sizes"])
-    elif wanted == "learned" and tried:
-        taken = tried[0]
-    else:
-        return distilled
-    provenance["chosen_with_accuracy"] = taken["accuracy"]
-    return replace(distilled, step_size=taken["step_size"], provenance=provenance)
+        tried = yield from try_step_sizes(evaluator, distilled, wanted, event)
+        return with_best(distilled, tried, choosing_seconds=time.monotonic() - began)
+    return with_best(distilled, tried[:1]) if wanted == "learned" and tried else distilled

@@ -104,8 +104,8 @@ def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]
 
 def _accuracies(folder: Path) -> list[float]:
     """Validation accuracies of the run's own experts; none where they lie elsewhere."""
-    own = folder / "experts"
-    return list(trajectories.open_store(own).accuracies) if (own / trajectories.MANIFEST).exists() else []
+    store = trajectories.find(folder / "experts")
+    return list(store.accuracies) if store else []
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

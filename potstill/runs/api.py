@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data.distilled import Distilled
-from potstill.runs.run import open_run, train_experts
+from potstill.runs.run import opened, train_experts
 from potstill.runs.settings import configure
 from potstill.runs.stage import distil
 
@@ -35,9 +35,9 @@ def distill(
         >>> distilled = potstill.distill("digits", ipc=1, out="runs/mine", datm={"iterations": 50})
     """
     settings = configure(None if dataset is None else str(dataset), ipc, preset, {**changes, "method": method})
-    run = open_run(settings, Path(out), Path(experts) if experts else None)
-    run_to_completion(train_experts(run), progress)
-    return run_to_completion(distil(run), progress)
+    with opened(settings, Path(out), Path(experts) if experts else None) as run:
+        run_to_completion(train_experts(run), progress)
+        return run_to_completion(distil(run), progress)
 
 
 def run_to_completion(events: Any, progress: Callable[[dict[str, Any]], None] | None = None) -> Any:

@@ -11,11 +11,11 @@ from potstill import machine
 from potstill.adjoint import engine
 from potstill.data.labels import one_hot
 from potstill.evaluation import tuning
-from potstill.evaluation.protocol import Protocol, protocol_of
+from potstill.evaluation.protocol import Protocol, protocol_of, selecting
 from potstill.machine import timed
 from potstill.methods.method import Begun, Context, Experts, Method
 from potstill.runs import loop, state
-from potstill.runs.run import Run, check_snapshots, expert_needs, inner_engine, selector
+from potstill.runs.run import Run, check_snapshots, expert_needs, inner_engine
 from potstill.runs.settings import Settings
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, run_to_end, sgd
@@ -84,7 +84,8 @@ def _distilling(run: Run, number: int) -> Cost:
     weights = 4 * sum(run.problem.network.sizes)
     memory = sum(tensor.numel() * tensor.element_size() for tensor in begun.memory.values())
     iterations = method.iterations(stage) + probe.measuring
-    choosing = probe.trials * selector(settings).seeds * _training(run, selector(settings))
+    protocol = selecting(settings.evaluation)
+    choosing = probe.trials * protocol.seeds * _training(run, protocol)
     return Cost(each * probe.times * iterations + choosing, probe.vectors * weights, memory, how)
 
 
@@ -129,7 +130,7 @@ def sets_evaluated(settings: Settings) -> int:
 
 def _choosing(run: Run) -> float:
     """Seconds of evaluating sets on validation images while distilling."""
-    protocol = selector(run.settings)
+    protocol = selecting(run.settings.evaluation)
     return sets_evaluated(run.settings) * protocol.seeds * _training(run, protocol)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
-from potstill.data.distilled import FILE, load
+from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.runs.settings import Settings, changed, configure
@@ -103,8 +103,8 @@ def tiny(settings: Settings) -> Settings:
     return replace(small, stages=tuple(stages), evaluation=evaluation)
 
 
-def write_record(path: Path, recipe: str, commit: str | None, results: dict[str, Any], folder: Path) -> None:
+def write_record(path: Path, recipe: str, commit: str | None, results: dict[str, Any], distilled: Distilled) -> None:
     """Write results with the recipe and the commit they came from; a small set lies beside them, compact."""
     files.write_json(path, {"recipe": recipe, "commit": commit, **results})
     if results["ipc"] <= SMALL:
-        load(folder / FILE).save(path.with_suffix(".safetensors"), compact=True)
+        distilled.save(path.with_suffix(".safetensors"), compact=True)

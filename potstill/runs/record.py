@@ -3,26 +3,26 @@
 import dataclasses
 import json
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from potstill import files
-from potstill.data.distilled import FILE, Distilled
-from potstill.data.distilled import load as load_distilled
+from potstill.data.distilled import Distilled
 from potstill.evaluation import controls, statistics
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of
 from potstill.evaluation.protocol import protocol_of
+from potstill.evaluation.tuning import Wanted
 from potstill.machine import environment, peak_memory
 from potstill.methods import soft_labels
 from potstill.methods.method import Method
-from potstill.runs.run import Run, measured
-from potstill.runs.settings import Settings, as_dict
+from potstill.runs.run import Run
+from potstill.runs.settings import Settings, as_dict, from_dict, settled
 from potstill.runs.state import KIND
 from potstill.training import experts, trajectories
-from potstill.training.problem import Problem
+from potstill.training.trajectories import Trajectories
 
 METRICS = "metrics.jsonl"
 
@@ -33,9 +33,10 @@ class Log:
 
     experts: dict[str, Any] | None  # identity of the store, and how many of its experts are used
     protocol: dict[str, Any]  # by which states are evaluated, the same in every session
-    step_size: str = "learned"  # with which networks train then, or "chosen"
+    step_size: Wanted = "learned"  # with which networks train then
     evaluated: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each evaluation
     evaluation_seconds: float = 0.0
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method: what it found; "settings" at its end
     peak_memory_bytes: int = 0  # over all sessions
 
     def has(self, iteration: int) -> bool:
@@ -43,27 +44,24 @@ class Log:
         return any(entry["iteration"] == iteration for entry in self.evaluated)
 
 
-def evaluate(run: Run) -> Generator[Event, None, dict[str, Any]]:
+def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str, Any]]:
     """Final figures of the run's set and its controls, written to results.json."""
-    protocol = protocol_of(run.settings.evaluation)
-    who = run.evaluator(protocol)
-    distilled = load_distilled(run.folder / FILE)
-    with files.locked(run.folder, "evaluating"):
-        found = yield from evaluate_set(run.problem, distilled, run.settings, who, run.experts_folder)
-        if protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
-            found["accuracy"]["distilled"] = statistics.interval([distilled.provenance["chosen_with_accuracy"]])
-        results = summary(run, run.problem, distilled, found, who)
-        files.write_json(run.folder / "results.json", results)
+    who = run.evaluator(protocol_of(run.settings.evaluation))
+    store = trajectories.find(run.experts_folder, experts.subject(run.problem))
+    found = yield from evaluate_set(who, distilled, run.settings, store)
+    if who.protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
+        found["accuracy"]["distilled"] = statistics.interval([distilled.provenance["chosen_with_accuracy"]])
+    results = summary(run, who, distilled, found, store)
+    files.write_json(run.folder / "results.json", results)
     return results
 
 
 def evaluate_set(
-    problem: Problem, distilled: Distilled, settings: Settings, who: Evaluator, experts_folder: Path | None
+    who: Evaluator, distilled: Distilled, settings: Settings, store: Trajectories | None
 ) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
-    """Figures of any set beside its controls; the soft-label control where its experts are available."""
-    labels, identity = None, None
-    if experts_folder is not None and (experts_folder / trajectories.MANIFEST).exists():
-        store = trajectories.open_store(experts_folder, experts.subject(problem))
+    """Figures of any set beside its controls; the soft-label control where experts are available."""
+    problem, labels, identity = who.problem, None, None
+    if store is not None:
         count = min(settings.expert.count, len(store))
         identity = [store.identity, count]
 
@@ -76,14 +74,14 @@ def evaluate_set(
 
 
 def summary(
-    run: Run, problem: Problem, distilled: Distilled, found: dict[str, Any], who: Evaluator
+    run: Run, who: Evaluator, distilled: Distilled, found: dict[str, Any], store: Trajectories | None
 ) -> dict[str, Any]:  # fmt: skip
     """results.json: the contract for scripts."""
-    settings, accuracy = run.settled, found["accuracy"]
+    header, log = history(run.folder)
+    problem, settings, accuracy = who.problem, settled(run.settings, log.get("measured", {})), found["accuracy"]
     full = accuracy.get("full", {}).get("mean")
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
-    header, log = _history(run.folder)
-    searches = {name: record for name in settings.method if (record := measured(run.folder, name))}
+    searches = log.get("measured", {})
     spent = sum(record["seconds"] for record in searches.values()) + distilled.provenance.get("choosing_seconds", 0.0)
     return {
         "dataset": problem.dataset.name,
@@ -98,7 +96,7 @@ def summary(
         "full_images": len(problem.dataset.train.labels),
         "compression": n / total,
         "seconds": {
-            "experts": trajectories.seconds(run.experts_folder),
+            "experts": None if store is None else store.seconds,
             "distill": header["seconds"] + log["evaluation_seconds"] + spent if header else None,
             "evaluate": found["seconds"],
         },
@@ -126,7 +124,7 @@ def told(method: Method, stage: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and log of a run's checkpoint; both empty where a set lies alone."""
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():
@@ -158,8 +156,6 @@ def upgrade(results: dict[str, Any]) -> dict[str, Any]:
     """results.json of a run of 0.1.0 as of today."""
     if "stages" in results:
         return results
-    from potstill.runs.settings import from_dict
-
     settings = from_dict(results["config"])
     stages = [told(method, stage) for method, stage in zip(settings.methods, settings.stages, strict=True)]
     return {

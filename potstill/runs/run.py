@@ -4,17 +4,18 @@ runs/NAME/
   config.json              what was asked for
   experts/                 trajectories (or another folder, shared between runs), where a method needs them
   start.safetensors        the images before the first iteration
-  measured-METHOD.json     what a method measured and settled on (measured-METHOD/ holds the states of its trials)
+  measured-METHOD/         the states of the trials by which a method finds what its settings leave open
   metrics.jsonl            a line an iteration
   snapshots/               some of the images now and then, to see how they change
-  checkpoint.safetensors   the state of distilling
+  checkpoint.safetensors   the state of distilling, and what was measured and evaluated on the way
   distilled.safetensors    the best set so far
   results.json             figures, times, environment
   report.html              all of it to look at
 """
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,16 +23,15 @@ from typing import Any
 
 from potstill import files, seeds
 from potstill.adjoint import engine
-from potstill.adjoint.derivatives import Derivatives, plain
+from potstill.adjoint.derivatives import Derivatives, eager
 from potstill.data.distilled import FILE
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
 from potstill.evaluation.evaluator import Evaluator, Event
-from potstill.evaluation.protocol import PROTOCOLS, Protocol, protocol_of
+from potstill.evaluation.protocol import Protocol
 from potstill.methods.method import Context, Experts
 from potstill.networks.losses import loss_for
-from potstill.runs import settings as run_settings
-from potstill.runs.settings import Settings, as_dict, check, fixed_fields
+from potstill.runs.settings import Settings, as_dict, check, conflicts, from_dict
 from potstill.training import experts, trajectories
 from potstill.training.experts import ExpertConfig
 from potstill.training.problem import Problem, prepare
@@ -53,16 +53,10 @@ class Run:
         """Data, transform and network; read at first use."""
         return prepare_problem(self.settings)
 
-    def stage_settings(self, number: int) -> Any:
-        """The settings of a stage, with what it has measured."""
-        asked, found = self.settings.stages[number], measured(self.folder, self.settings.method[number])
-        return run_settings.changed(asked, found["settings"]) if found else asked
-
-    @property
-    def settled(self) -> Settings:
-        """The settings, with what the stages have measured."""
-        stages = tuple(self.stage_settings(number) for number in range(len(self.settings.stages)))
-        return replace(self.settings, stages=stages)
+    @cached_property
+    def needs(self) -> Experts | None:
+        """What all stages need of the experts together; None where none needs any."""
+        return expert_needs(self.settings)
 
     @cached_property
     def experts(self) -> Trajectories | None:
@@ -71,11 +65,10 @@ class Run:
         Raises:
             PotstillError: there are too few, or their snapshots are not those that are needed.
         """
-        needed = expert_needs(self.settings)
-        if needed is None:
+        if self.needs is None:
             return None
         store = trajectories.open_store(self.experts_folder, experts.subject(self.problem))
-        check_snapshots(needed, store.epochs, store.identity["expert"]["epochs"], str(self.experts_folder))
+        check_snapshots(self.needs, store.epochs, store.identity["expert"]["epochs"], str(self.experts_folder))
         if len(store) < self.settings.expert.count:
             raise PotstillError(
                 f"{self.experts_folder}: holds {len(store)} finished experts, but {self.settings.expert.count} are "
@@ -109,16 +102,26 @@ def prepare_problem(settings: Settings) -> Problem:
     )  # fmt: skip
 
 
+@contextmanager
+def opened(settings: Settings, folder: Path, experts_folder: Path | None = None) -> Iterator[Run]:
+    """A run as :func:`open_run` opens it, in a folder that is this process's alone until the end.
+
+    Raises:
+        PotstillError: another process works in the folder (it is named).
+    """
+    with files.locked(folder, "a run"):
+        yield open_run(settings, folder, experts_folder)
+
+
 def open_run(settings: Settings, folder: Path, experts_folder: Path | None = None) -> Run:
-    """Begin a run in a folder, or continue the one that is there.
+    """Begin a run in a folder, or continue the one that is there; the caller holds the folder's lock.
 
     Raises:
         PotstillError: the folder holds a run of other settings (the differing fields are named), one of an older
-        version
-            that is unfinished, or the settings contradict themselves.
+            version that is unfinished, or the settings contradict themselves.
     """
     check(settings)
-    path, wanted = folder / "config.json", as_dict(settings)
+    path = folder / "config.json"
     files.clear_leftovers(folder)
     if path.exists() and any((folder / name).exists() for name in ("checkpoint.safetensors", FILE)):
         found = files.read_json(path)["config"]
@@ -127,21 +130,13 @@ def open_run(settings: Settings, folder: Path, experts_folder: Path | None = Non
                 f"{folder}: holds an unfinished run of an older potstill, whose checkpoint this one cannot continue; "
                 f"give another --out, and take its experts along by --experts {experts_folder or folder / 'experts'}."
             )
-        before = run_settings.from_dict(found)
-        if lines := files.differences(files.plain(fixed_fields(before)), files.plain(fixed_fields(settings))):
+        if lines := conflicts(from_dict(found), settings):
             raise PotstillError(
                 f"{folder}: holds a run that differs in {'; '.join(lines)}. Give the same settings to continue it, or "
                 "another --out."
             )
-    files.write_json(path, {"version": files.VERSION, "config": wanted})
+    files.write_json(path, {"version": files.VERSION, "config": as_dict(settings)})
     return Run(settings, folder, experts_folder or folder / "experts")
-
-
-def measured(folder: Path, method: str) -> dict[str, Any] | None:
-    """What a method measured, where it has settled on something; None before that."""
-    path = folder / f"measured-{method}.json"
-    record = files.read_json(path) if path.exists() else {}
-    return record if "settings" in record else None
 
 
 # --- experts -------------------------------------------------------------------------------------------------------
@@ -198,12 +193,13 @@ def check_snapshots(needed: Experts, stored: Any, epochs: int, where: str) -> No
 
 def train_experts(run: Run) -> Generator[Event, None, Trajectories | None]:
     """Train the experts that the run lacks; experts of another run that are enough are taken as they are."""
-    settings, needed = run.settings, expert_needs(run.settings)
-    if needed is None:
+    settings = run.settings
+    if run.needs is None:
         return None
     own = run.experts_folder in (run.folder, run.folder / "experts")
-    if own or not _enough(run):
-        yield from train_all(settings, run.problem, run.experts_folder, needed)
+    there = None if own else trajectories.find(run.experts_folder)
+    if there is None or len(there) < settings.expert.count:
+        yield from train_all(settings, run.problem, run.experts_folder, run.needs)
     return run.experts
 
 
@@ -222,19 +218,13 @@ def train_all(
 def asked_experts(run: Run) -> dict[str, Any]:
     """Identity of the experts that the run would train itself."""
     settings = run.settings
-    expert = _expert(settings, expert_needs(settings) or Experts())
+    expert = _expert(settings, run.needs or Experts())
     return experts.identity(expert, run.problem, settings.seed, settings.augment)
 
 
 def _expert(settings: Settings, needed: Experts) -> ExpertConfig:
     """The experts' recipe, with the radius that a method needs."""
     return settings.expert if needed.rho is None else replace(settings.expert, rho=needed.rho)
-
-
-def _enough(run: Run) -> bool:
-    if not (run.experts_folder / trajectories.MANIFEST).exists():
-        return False
-    return len(trajectories.open_store(run.experts_folder)) >= run.settings.expert.count
 
 
 # --- how it is computed --------------------------------------------------------------------------------------------
@@ -248,20 +238,10 @@ def inner_engine(settings: Settings, problem: Problem, number: int) -> tuple[Der
     method, stage = settings.methods[number], settings.stages[number]
     inner = method.inner(stage)
     if inner is None:
-        return plain(loss_for(problem.network, method.kind(stage))), settings.micro_batch
+        return eager(loss_for(problem.network, method.kind(stage))), settings.micro_batch
     batch = min(inner.batch, settings.ipc * len(problem.dataset.classes))
     images = batch * inner.steps * method.iterations(stage)
     return engine.inner_derivatives(
         problem.network, problem.dataset.shape, batch, images, settings.compile, settings.micro_batch,
         method.kind(stage),
     )  # fmt: skip
-
-
-def selector(settings: Settings) -> Protocol:
-    """How the states of one run are evaluated: by quick networks, or as the protocol says under "paper".
-
-    They never train longer than the networks of the final figures, or large sets would take more time to evaluate than
-    to distil.
-    """
-    protocol, quick = protocol_of(settings.evaluation), PROTOCOLS["quick"]
-    return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))

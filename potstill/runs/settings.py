@@ -325,6 +325,18 @@ _SHARED_BEFORE = ("evaluations", "keep", "snapshots", "checkpoint_seconds", "mic
 _POLISHED = {"images": "images", "labels": "logits", "step_size": "step_size"}
 
 
+def settled(settings: Settings, measured: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The settings with what the stages have measured, by method (see :class:`potstill.runs.record.Log`)."""
+    found = (measured.get(name, {}).get("settings", {}) for name in settings.method)
+    stages = (changed(stage, values) for stage, values in zip(settings.stages, found, strict=True))
+    return replace(settings, stages=tuple(stages))
+
+
+def conflicts(before: Settings, now: Settings) -> list[str]:
+    """In what two settings differ that must not change between two sessions of one run; a line each."""
+    return files.differences(files.plain(fixed_fields(before)), files.plain(fixed_fields(now)))
+
+
 def fixed_fields(settings: Settings) -> dict[str, Any]:
     """What one run may not change, as plain values."""
     from potstill.evaluation.protocol import PROTOCOLS

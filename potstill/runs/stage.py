@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
-from potstill.data.distilled import FILE, Distilled
-from potstill.data.distilled import load as load_distilled
+from potstill.data.distilled import FILE, Distilled, load
 from potstill.errors import Diverged, PotstillError
 from potstill.evaluation import tuning
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of, validation_accuracy
-from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.protocol import EvaluationConfig, Protocol, selecting
 from potstill.machine import peak_memory
 from potstill.methods.method import Begun, Context, Method, Start, Trial
 from potstill.runs import loop, record, snapshots, state
 from potstill.runs.record import Log
-from potstill.runs.run import Run, asked_experts, selector
-from potstill.runs.settings import as_dict
+from potstill.runs.run import Run, asked_experts
+from potstill.runs.settings import Settings, as_dict, settled
 from potstill.runs.state import State
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -39,6 +38,11 @@ class Session:
     log: Log
     state: State | None = None  # none before the first stage has begun
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the run, with what its stages have measured so far."""
+        return settled(self.run.settings, self.log.measured)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -64,16 +68,15 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
 
     Raises:
         Diverged: a method made no progress.
-        PotstillError: another process works in the folder, or its checkpoint comes from other experts.
+        PotstillError: the checkpoint comes from other experts.
     """
-    with files.locked(run.folder, "distilling"):
-        session = _resume(run)
-        try:
-            for number in range(session.state.stage if session.state else 0, len(run.settings.stages)):
-                yield from _distil_stage(session, number)
-        finally:
-            session.save()
-        return (yield from _with_step_size(run))
+    session = _resume(run)
+    try:
+        for number in range(session.state.stage if session.state else 0, len(run.settings.stages)):
+            yield from _distil_stage(session, number)
+    finally:
+        session.save()
+    return (yield from _with_step_size(session))
 
 
 def _resume(run: Run) -> Session:
@@ -82,13 +85,12 @@ def _resume(run: Run) -> Session:
     Raises:
         PotstillError: the checkpoint comes from other experts (the differing fields are named).
     """
-    checkpoint = run.folder / CHECKPOINT
-    experts = None
+    checkpoint, evaluation, experts = run.folder / CHECKPOINT, run.settings.evaluation, None
     if run.experts is not None:
         experts = files.plain({**run.experts.identity, "count": run.settings.expert.count})
         if unlike := files.differences(run.experts.identity, files.plain(asked_experts(run))):
             logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
-    reached, log = None, Log(experts, dataclasses.asdict(selector(run.settings)), run.settings.evaluation.step_size)
+    reached, log = None, Log(experts, dataclasses.asdict(selecting(evaluation)), evaluation.step_size)
     if checkpoint.exists():
         reached, header = state.load_state(checkpoint, run.problem.device)
         log = Log(**{**header["log"], "evaluated": tuple(header["log"]["evaluated"])})
@@ -103,38 +105,38 @@ def _resume(run: Run) -> Session:
 
 def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]:
     """One stage, from its begin or from where the session's state is."""
-    run, settings = session.run, session.run.settings
-    method, ctx = settings.methods[number], run.context(number)
+    run, method = session.run, session.run.settings.methods[number]
+    ctx = run.context(number)
     if session.state is None or session.state.stage < number:
         _begin(session, method, ctx, number)
     assert session.state is not None
-    asked = settings.stages[number]
+    asked = run.settings.stages[number]
     yield from _evaluate_if_due(session)  # the start, or what an interruption cut short
     if session.state.iteration == 0 and method.open_fields(asked):
         yield from _measure(session, method, ctx, asked)
         yield from _evaluate_if_due(session)
     with (run.folder / record.METRICS).open("a") as lines:
-        for reached, metrics in loop.iterate(method, ctx, run.stage_settings(number), session.state):
+        for reached, metrics in loop.iterate(method, ctx, session.settings.stages[number], session.state):
             lines.write(json.dumps({"stage": method.name, **metrics}) + "\n")
             lines.flush()
             session.state = reached
-            if session.due(settings.snapshots):
+            if session.due(run.settings.snapshots):
                 _snapshot(session)
             yield from _evaluate_if_due(session)
-            if time.monotonic() - session.saved > settings.checkpoint_seconds:
+            if time.monotonic() - session.saved > run.settings.checkpoint_seconds:
                 session.save()
             yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
 
 
 def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:
     """Begin a stage: the first one with the method's own set, the others with that of the stage before."""
-    run, settings, before = session.run, session.run.stage_settings(number), session.state
+    run, stages, before = session.run, session.settings.stages, session.state
     start = None
     if before is not None:
-        start = state.as_start(before, run.settings.methods[number - 1], run.stage_settings(number - 1))
+        start = state.as_start(before, run.settings.methods[number - 1], stages[number - 1])
     elif run.settings.start is not None:
         start = _from_disk(run, run.settings.start)
-    session.state = state.begin(method, settings, method.begin(ctx, settings, start), before)
+    session.state = state.begin(method, stages[number], method.begin(ctx, stages[number], start), before)
     if before is None:
         images = {"images": session.state.variables["images"]}
         files.save(run.folder / "start.safetensors", "start", images, {})
@@ -148,7 +150,7 @@ def _from_disk(run: Run, path: str) -> Start:
     Raises:
         PotstillError: it is of other data, another transform or another size.
     """
-    found, device = load_distilled(path, run.settings.dataset), run.problem.device
+    found, device = load(path, run.settings.dataset), run.problem.device
     mine = {
         "dataset": run.problem.dataset.fingerprint, "transform": run.problem.transform.kind,
         "images per class": run.settings.ipc,
@@ -184,23 +186,14 @@ def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Gene
     run, reached = session.run, session.state
     assert reached is not None
     assert method.measure is not None
-    path = run.folder / f"measured-{method.name}.json"
-    common = files.plain({"experts": session.log.experts, "protocol": dataclasses.asdict(session.evaluator.protocol)})
-    found: dict[str, Any] = files.read_json(path) if path.exists() else {}
-    if any(found.get(name) != value for name, value in common.items()):
-        found = {**common, "seconds": 0.0}
-
-    def save() -> None:
-        files.write_json(path, files.plain(found))
-
+    found = session.log.measured.setdefault(method.name, {"seconds": 0.0})
     begun = Begun(reached.variables, reached.labels, reached.memory, reached.rows)
     trial = _trial(session, method, ctx)
-    settings, best = yield from method.measure(ctx, asked, begun, trial, found, save)
+    settings, best = yield from method.measure(ctx, asked, begun, trial, found, session.save)
     if best is not None:
         winner, _ = state.load_state(_trial_file(run, method, *best), run.problem.device)
         session.state = replace(winner, seconds=reached.seconds)  # the trials' time is counted with the measuring
     found["settings"] = dataclasses.asdict(settings)
-    save()
     session.save()
 
 
@@ -222,7 +215,8 @@ def _trial(session: Session, method: Method, ctx: Context) -> Trial:
             for next_state, metrics in islice(going, iterations):
                 reached = next_state
                 losses.append(metrics["loss"])
-            accuracy = _accuracy(session, as_distilled(replace(session, state=reached)))
+            distilled, evaluator = as_distilled(replace(session, state=reached)), session.evaluator
+            accuracy = validation_accuracy(evaluator, training_set_of(distilled, evaluator.config, run.problem.device))
         except Diverged:  # again and again: these settings are not for this set
             accuracy = 0.0
         reached.save(_trial_file(run, method, arm, rung), {})
@@ -238,11 +232,6 @@ def _trial_file(run: Run, method: Method, arm: int, rung: int) -> Path:
 # --- choosing ------------------------------------------------------------------------------------------------------
 
 
-def _accuracy(session: Session, distilled: Distilled) -> float:
-    found = training_set_of(distilled, session.evaluator.config, session.run.problem.device)
-    return validation_accuracy(session.evaluator, found, session.evaluator.protocol.selection)
-
-
 def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     """Evaluate the state where it is due and was not yet; write it as the run's set if none before was better.
 
@@ -253,39 +242,25 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     settings, done = session.run.settings, session.state.total
     if session.log.has(done) or not (session.due(settings.evaluations) or done == 0):
         return
-    began, event = time.monotonic(), {**_progress(session), "doing": "evaluating"}
-    distilled = as_distilled(session)
-    if session.log.step_size == "chosen":
-        found = training_set_of(distilled, session.evaluator.config, session.run.problem.device)
-        tried = yield from tuning.step_sizes(session.evaluator, found, event)
-    else:
-        yield event
-        tried = [{"step_size": distilled.step_size, "accuracy": _accuracy(session, distilled)}]
-    accuracy, split = tuning.best(tried)["accuracy"], session.evaluator.protocol.selection
+    began, distilled = time.monotonic(), as_distilled(session)
+    tried = yield from tuning.try_step_sizes(session.evaluator, distilled, session.log.step_size, _progress(session))
+    split = session.evaluator.protocol.selection
+    found = tuning.with_best(distilled, tried, chosen_on=split)
+    accuracy = found.provenance["chosen_with_accuracy"]
     if settings.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in session.log.evaluated):
-        _chosen(distilled, tried, split).save(session.run.folder / FILE)
+        found.save(session.run.folder / FILE)
     entry = {"iteration": done, "accuracy": accuracy, "on": split}
     seconds = session.log.evaluation_seconds + time.monotonic() - began
     session.log = replace(session.log, evaluated=(*session.log.evaluated, entry), evaluation_seconds=seconds)
 
 
-def _chosen(distilled: Distilled, tried: list[tuning.Tried], split: str) -> Distilled:
-    """The set with the best of the step sizes tried, and what it was chosen by."""
-    best = tuning.best(tried)
-    provenance = {
-        **distilled.provenance, "chosen_on": split, "chosen_with_accuracy": best["accuracy"],
-        "step_sizes": tried if len(tried) > 1 else [],
-    }  # fmt: skip
-    return replace(distilled, step_size=best["step_size"], provenance=provenance)
-
-
 def as_distilled(session: Session) -> Distilled:
     """The session's state as a set, with its provenance."""
-    run, reached = session.run, session.state
+    run, reached, settings = session.run, session.state, session.settings
     assert reached is not None
-    method, stage = run.settings.methods[reached.stage], run.stage_settings(reached.stage)
-    settled = replace(run.settled, device="auto", compile="auto", evaluation=type(run.settings.evaluation)())
-    start = state.as_start(reached, method, stage)
+    start = state.as_start(reached, settings.methods[reached.stage], settings.stages[reached.stage])
+    # which is no part of what the set is
+    without_machine = replace(settings, device="auto", compile="auto", evaluation=EvaluationConfig())
     return Distilled(
         images=start.images,
         targets=start.targets,
@@ -295,9 +270,9 @@ def as_distilled(session: Session) -> Distilled:
         rows=reached.rows,
         transform=run.problem.transform,
         classes=run.problem.dataset.classes,
-        recipe={"network": dataclasses.asdict(run.problem.network_config), "augment": list(settled.augment)},
+        recipe={"network": dataclasses.asdict(run.problem.network_config), "augment": list(settings.augment)},
         provenance={
-            "config": as_dict(settled),  # without the machine, which is not part of what the set is
+            "config": as_dict(without_machine),
             "dataset": {"name": run.problem.dataset.name, "fingerprint": run.problem.dataset.fingerprint},
             "experts": session.log.experts,
             "iteration": reached.total,
@@ -305,13 +280,11 @@ def as_distilled(session: Session) -> Distilled:
     )
 
 
-def _with_step_size(run: Run) -> Generator[Event, None, Distilled]:
+def _with_step_size(session: Session) -> Generator[Event, None, Distilled]:
     """The run's set with the step size to train with: the learned one, or one chosen on validation images."""
-    total = run.settings.iterations
-    before = load_distilled(run.folder / FILE)
-    event = {"stage": "distilling", "done": total, "total": total}
-    chooser = run.evaluator(selector(run.settings))
-    distilled = yield from tuning.choose_step_size(chooser, before, run.settings.evaluation.step_size, event)
+    path, wanted = session.run.folder / FILE, session.run.settings.evaluation.step_size
+    before = load(path)
+    distilled = yield from tuning.choose_step_size(session.evaluator, before, wanted, _progress(session))
     if distilled is not before:
-        distilled.save(run.folder / FILE)
+        distilled.save(path)
     return distilled

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
+from potstill.data.distilled import load
 from potstill.errors import Diverged, PotstillError
 from potstill.evaluation.evaluator import Event
 from potstill.evaluation.protocol import protocol_of
@@ -17,7 +18,7 @@ from potstill.methods.trajectory import Datm
 from potstill.runs import run as runs
 from potstill.runs import stage
 from potstill.runs.record import evaluate
-from potstill.runs.settings import Settings, as_dict
+from potstill.runs.settings import Settings, as_dict, from_dict
 
 DISTILLING = 0.75  # of a cell's time, roughly; the rest is evaluation
 
@@ -81,8 +82,7 @@ def explore(
         results = yield from run_cell(kind, cell, out, len(found), total)
         found.append({**cell.labels, **_figures(results)})
         if following is not None and len(found) == 1:
-            settled = runs.Run(cell.settings, out / cell.name, out / "experts").settled
-            waiting += following(settled)
+            waiting += following(from_dict(results["config"]))
             total = len(found) + len(waiting)
     for entry in found:
         entry["over_base"] = difference(entry["accuracy"]["distilled"], found[0]["accuracy"]["distilled"])
@@ -109,13 +109,13 @@ def check_honest(settings: Settings) -> None:
 def run_cell(kind: str, cell: Cell, out: Path, number: int, total: int) -> Generator[Event, None, dict[str, Any]]:
     """Distil and evaluate one cell; its events tell how far all of them are."""
     words = " ".join(f"{name} {value}" for name, value in cell.labels.items() if value != "")
-    run = runs.open_run(cell.settings, out / cell.name, out / "experts")
     diverged = None
-    try:
-        yield from _within(stage.distil(run), kind, words, number, total, 0.0, DISTILLING)
-    except Diverged as error:  # what cannot be matched is a finding, not the end of the study
-        diverged = str(error)
-    results = yield from _within(evaluate(run), kind, words, number, total, DISTILLING, 1.0)
+    with runs.opened(cell.settings, out / cell.name, out / "experts") as run:
+        try:
+            distilled = yield from _within(stage.distil(run), kind, words, number, total, 0.0, DISTILLING)
+        except Diverged as error:  # what cannot be matched is a finding, not the end of the study
+            diverged, distilled = str(error), load(run.folder)
+        results = yield from _within(evaluate(run, distilled), kind, words, number, total, DISTILLING, 1.0)
     return {**results, "diverged": diverged}
 
 

@@ -64,11 +64,6 @@ def lock_path(folder: Path, number: int) -> Path:
     return folder / f"expert-{number:02d}.lock"
 
 
-def seconds(folder: Path) -> float | None:
-    """Seconds that training the experts of a folder took; None where there are none."""
-    return open_store(folder).seconds if (folder / MANIFEST).exists() else None
-
-
 def expert_path(folder: Path, number: int) -> Path:
     """Where a finished expert lies."""
     return folder / f"expert-{number:02d}.safetensors"
@@ -167,6 +162,11 @@ def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajecto
     accuracies = tuple(accuracy for accuracy, _ in endings)
     seconds = found.get("seconds", 0.0) + sum(spent for _, spent in endings)  # those of 0.1.0 in the manifest
     return Trajectories(folder, found["identity"], tuple(found["epochs"]), accuracies, seconds)
+
+
+def find(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories | None:
+    """The store in a folder, as :func:`open_store` opens it; None where there is none."""
+    return open_store(folder, identity) if (folder / MANIFEST).is_file() else None
 
 
 def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from potstill import seeds
 from potstill.adjoint.chain import Chain
-from potstill.adjoint.derivatives import plain
+from potstill.adjoint.derivatives import eager
 from potstill.networks.architectures import Architecture
 from potstill.networks.losses import LabelKind, label_loss, loss_for
 from tests.networks.test_layers import CLASSES, setting
@@ -26,7 +26,7 @@ def close(found, expected):
 def test_both_derivatives_are_autograds(name, kind):
     network, theta, x, _, direction = setting(name)
     z, loss = labels_of(kind, len(x), CLASSES), loss_for(network, kind)
-    chain, obvious = Chain(loss), plain(loss)
+    chain, obvious = Chain(loss), eager(loss)
     gradient, residuals = chain.gradient(network.unflatten(theta), x, z)
     assert close(network.flatten(gradient), obvious.gradient(theta, x, z)[0])
     s, d_theta, d_x, d_z = chain.directional(network.unflatten(theta), x, z, network.unflatten(direction), residuals)
@@ -59,7 +59,7 @@ def test_residuals_are_used_and_no_larger_than_documented():
 def test_bfloat16_is_for_features_alone_and_stays_near():
     """Weights, images and labels and their gradients are float32; residuals have the type of the features."""
     network, theta, x, z, direction = setting("convnet")
-    exact = plain(label_loss(network)).directional(theta, x, z, direction, ())
+    exact = eager(label_loss(network)).directional(theta, x, z, direction, ())
     chain = Chain(label_loss(replace(network, precision=torch.bfloat16)))
     theta, x, z, direction = (tensor.float() for tensor in (theta, x, z, direction))
     _, residuals = chain.gradient(network.unflatten(theta), x, z)

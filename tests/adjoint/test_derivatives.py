@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from potstill.adjoint.derivatives import compiled, plain
+from potstill.adjoint.derivatives import compiled, eager
 from potstill.networks.losses import label_loss
 from tests.adjoint.test_unroll import Setting, relative
 from tests.conftest import needs_compiler
@@ -18,7 +18,7 @@ def test_compiled_equals_plain_and_logs_that_it_compiles(caplog):
         "error", message="compiling failed"
     )  # a compile that fails and runs plainly would prove nothing
     setting = Setting(batch=2, steps=3)
-    obvious, fast = plain(setting.loss), compiled(setting.loss)
+    obvious, fast = eager(setting.loss), compiled(setting.loss)
     with caplog.at_level("INFO", "potstill"):
         found = setting.gradients(derivatives=fast)
     assert max(relative(found, setting.gradients(derivatives=obvious))) < 1e-10
@@ -39,7 +39,7 @@ def test_compiled_in_low_precision_stays_near_float32():
 def test_one_derivative_serves_more_sizes_than_the_compiler_allows_by_itself(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is the tracer's
     setting = Setting(dtype=torch.float32)
-    fast, obvious = compiled(setting.loss), plain(setting.loss)
+    fast, obvious = compiled(setting.loss), eager(setting.loss)
     for size in range(1, 12):
         images, logits = torch.randn(size, *setting.images.shape[1:]), torch.randn(size, setting.logits.shape[1])
         expected, _ = obvious.gradient(setting.theta, images, logits)

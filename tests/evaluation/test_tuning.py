@@ -9,7 +9,7 @@ from potstill.evaluation import tuning
 from potstill.evaluation.controls import random_rows
 from potstill.evaluation.evaluator import Evaluator, evaluator_for
 from potstill.networks.architectures import NetworkConfig
-from tests.evaluation.conftest import as_trained, exhaust, real_images
+from tests.evaluation.conftest import exhaust, real_images
 
 EVENT = {"stage": "evaluation", "done": 0, "total": 1}
 
@@ -32,7 +32,7 @@ def given(setting, monkeypatch):
 def test_the_learned_step_size_and_smaller_ones_are_tried(given):
     evaluator, distilled, trained = given
     events = []
-    tried = exhaust(tuning.step_sizes(evaluator, as_trained(distilled, evaluator), EVENT), events.append)
+    tried = exhaust(tuning.try_step_sizes(evaluator, distilled, "chosen", EVENT), events.append)
     assert [entry["step_size"] for entry in tried] == [0.08, 0.04, 0.02, 0.01]
     assert [entry["accuracy"] for entry in tried] == pytest.approx([0.44, 0.48, 0.5, 0.49])
     assert trained == [0.08] * 2 + [0.04] * 2 + [0.02] * 2 + [0.01] * 2
@@ -41,14 +41,23 @@ def test_the_learned_step_size_and_smaller_ones_are_tried(given):
 
 def test_a_set_without_a_step_size_tries_that_of_the_controls(given):
     evaluator, distilled, _ = given
-    training_set = replace(as_trained(distilled, evaluator), step_size=None)
-    tried = exhaust(tuning.step_sizes(evaluator, training_set, EVENT))
+    tried = exhaust(tuning.try_step_sizes(evaluator, replace(distilled, step_size=None), "chosen", EVENT))
     assert [entry["step_size"] for entry in tried] == [0.01, 0.005, 0.0025, 0.00125]
 
 
-def test_best_is_the_first_of_equal_ones():
+def test_where_the_learned_one_is_wanted_it_alone_is_tried(given):
+    evaluator, distilled, trained = given
+    tried = exhaust(tuning.try_step_sizes(evaluator, distilled, "learned", EVENT))
+    assert trained == [0.08] * 2
+    assert tried == [{"step_size": 0.08, "accuracy": pytest.approx(0.44)}]
+    assert tuning.with_best(distilled, tried).provenance["step_sizes"] == []
+
+
+def test_the_best_is_the_first_of_equal_ones(given):
     tried = [{"step_size": s, "accuracy": a} for s, a in ((0.4, 0.5), (0.2, 0.6), (0.1, 0.6))]
-    assert tuning.best(tried)["step_size"] == 0.2
+    found = tuning.with_best(given[1], tried, chosen_on="validation")
+    assert found.step_size == 0.2
+    assert found.provenance == {"chosen_on": "validation", "chosen_with_accuracy": 0.6, "step_sizes": tried}
 
 
 def test_a_step_size_is_chosen_once_and_given_back(given):

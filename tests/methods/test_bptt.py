@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.adjoint.derivatives import plain
+from potstill.adjoint.derivatives import eager
 from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import unroll, unroll_with_moments
 from potstill.errors import PotstillError
@@ -125,7 +125,7 @@ def test_it_differentiates_through_the_steps_of_the_window(tmp_path, form, monke
     ctx = doubled(ctx)
     first = replace(first, variables={name: x.double() for name, x in first.variables.items()})
     monkeypatch.setattr(type(ctx), "fresh", lambda self, *at: self.problem.network.fresh(7).double())
-    ctx = replace(ctx, derivatives=plain(
+    ctx = replace(ctx, derivatives=eager(
         loss_for(ctx.problem.network, bptt.kind(own))))  # fmt: skip
     _, swept = loop.differentiate(METHOD, ctx, own, first)
     lead = bptt._student(ctx, own, first.memory, 0, ctx.draws("student", 0))[2]

@@ -11,7 +11,7 @@ from potstill.errors import Diverged, PotstillError
 from potstill.methods import METHODS, measure, rates, trajectory
 from potstill.methods.start_epochs import StartEpochs
 from potstill.report import run_page
-from potstill.runs import loop, record, run, stage
+from potstill.runs import loop, record, run, settings, stage
 from potstill.runs.api import run_to_completion
 from tests.conftest import tiny
 
@@ -35,9 +35,15 @@ def short_walks():
 def finished(tmp_path_factory, short_walks):
     job = run.open_run(open_settings(), tmp_path_factory.mktemp("open"))
     seen = []
-    for step in (run.train_experts, stage.distil, record.evaluate):
-        results = run_to_completion(step(job), seen.append)
-    return job, seen, results
+    run_to_completion(run.train_experts(job), seen.append)
+    distilled = run_to_completion(stage.distil(job), seen.append)
+    return job, seen, run_to_completion(record.evaluate(job, distilled), seen.append)
+
+
+def measured(job):
+    """What the run measured, and the settings it settled on."""
+    found = record.history(job.folder)[1]["measured"]
+    return found["datm"], settings.settled(job.settings, found).stages[0]
 
 
 def begun(job, own):
@@ -56,8 +62,7 @@ def row(start, *losses):
 
 def test_a_run_finds_its_start_epochs_and_continues_from_the_winner(finished):
     job, seen, results = finished
-    found = run.measured(job.folder, "datm")
-    own = job.settled.stages[0]
+    found, own = measured(job)
     assert len(found["grid"]) == len(measure.grid_epochs(job.context(0), job.settings.stages[0])) == 5
     assert METHODS["datm"].open_fields(own) == []
     first, stop = own.start_epochs
@@ -77,16 +82,19 @@ def test_the_report_explains_the_choice(finished):
     assert "Successive halving" in text
 
 
-def test_an_interrupted_search_ends_in_the_same_set(finished, tmp_path):
+def test_a_killed_search_continues_and_ends_in_the_same_set(finished, tmp_path, monkeypatch):
     job, _, _ = finished
     again = run.open_run(job.settings, tmp_path, job.experts_folder)
     events = stage.distil(again)
     for event in events:
         if event["stage"] == "difficulty" and "rung" in event.get("doing", ""):
             break
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    left = checkpoint.read_bytes()
     next(events)
     events.close()
-    (tmp_path / "checkpoint.safetensors").unlink()  # as after a kill that left no checkpoint
+    checkpoint.write_bytes(left)  # as after a kill
+    monkeypatch.delattr(measure, "grid")  # which is not measured again
     distilled = run_to_completion(stage.distil(again))
     assert distilled.images.equal(potstill.load(job.folder).images)
 
@@ -128,7 +136,7 @@ def test_an_arm_that_diverges_loses(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "iterate", diverging)
     again = run.open_run(job.settings, tmp_path, job.experts_folder)
     run_to_completion(stage.distil(again))
-    assert again.settled.stages[0].start_epochs[0] == 0
+    assert measured(again)[1].start_epochs[0] == 0
 
 
 def test_settings_that_were_given_are_left_alone(finished):
@@ -179,7 +187,7 @@ def test_rates_alone_can_be_found(finished, tmp_path):
     given = open_settings(start_epochs=(1, 3))
     only = run.open_run(given, tmp_path, job.experts_folder)
     run_to_completion(stage.distil(only))
-    own = only.settled.stages[0]
+    _, own = measured(only)
     assert own.start_epochs == (1, 3)
     assert own.lr_images > 0
     assert METHODS["datm"].open_fields(own) == []
@@ -195,7 +203,7 @@ def test_short_experts_are_refused(tmp_path):
 def test_the_effort_is_what_the_search_did(finished):
     """Iterations of arms that drop out, and sets that are evaluated, as the finished search recorded them."""
     job, _, _ = finished
-    found = run.measured(job.folder, "datm")
+    found, _ = measured(job)
     iterations, evaluated = measure.effort(job.settings.stages[0])
     winner = [entry for entry in found["rungs"] if entry["arm"] == found["winner"]]
     ran = sum(len(entry["losses"]) for entry in found["rungs"])

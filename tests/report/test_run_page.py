@@ -19,8 +19,8 @@ def page(tmp_path_factory):
     small = {"iterations": 2, "window": 3, "unroll": 6, "pool": 2, "real_batch": 100}
     asked = tiny(("datm", "rat-bptt"), ipc=2, datm={"iterations": 4, "lr_images": 100.0}, **{"rat-bptt": small})
     job = run.open_run(asked, folder)
-    for step in (run.train_experts, stage.distil, record.evaluate):
-        run_to_completion(step(job))
+    run_to_completion(run.train_experts(job))
+    run_to_completion(record.evaluate(job, run_to_completion(stage.distil(job))))
     return run_page.write(folder)
 
 

@@ -13,8 +13,10 @@ import torch
 
 import potstill
 from potstill import files
+from potstill.data.distilled import load
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
+from potstill.evaluation.protocol import EvaluationConfig, selecting
 from potstill.report import run_page
 from potstill.runs import record, run, stage
 from potstill.runs.api import run_to_completion
@@ -33,7 +35,7 @@ def go(settings, folder, experts=None):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     job = go(tiny(), folder)
-    return job, run_to_completion(record.evaluate(job))
+    return job, run_to_completion(record.evaluate(job, load(job.folder)))
 
 
 def test_results_keep_the_contract(finished):
@@ -62,9 +64,9 @@ def test_metrics_have_a_line_an_iteration(finished):
 
 
 def test_sets_are_evaluated_by_networks_that_train_no_longer_than_the_final_ones():
-    assert run.selector(tiny(evaluation={"epochs": None})).epochs == 300
-    assert run.selector(tiny(evaluation={"epochs": 67})).epochs == 67
-    assert run.selector(tiny(evaluation={"protocol": "paper"})).selection == "test"
+    assert selecting(EvaluationConfig()).epochs == 300
+    assert selecting(EvaluationConfig(epochs=67)).epochs == 67
+    assert selecting(EvaluationConfig(protocol="paper")).selection == "test"
 
 
 def test_the_kept_set_is_the_best_on_validation_images(finished):
@@ -81,7 +83,7 @@ def test_a_finished_run_given_again_does_nothing_new(finished):
     before = (job.folder / "distilled.safetensors").read_bytes()
     again = go(tiny(), job.folder)
     assert (job.folder / "distilled.safetensors").read_bytes() == before
-    found = run_to_completion(record.evaluate(again))
+    found = run_to_completion(record.evaluate(again, load(again.folder)))
     assert found["accuracy"] == results["accuracy"]
 
 
@@ -98,7 +100,7 @@ def test_the_step_size_can_be_chosen_on_validation_images_and_given_back(finishe
     best = max(tried, key=lambda entry: entry["accuracy"])
     assert distilled.step_size == best["step_size"]
     assert sum("training with step size" in event.get("doing", "") for event in events) == 4
-    assert run_to_completion(record.evaluate(job))["step_sizes"] == tried
+    assert run_to_completion(record.evaluate(job, load(job.folder)))["step_sizes"] == tried
     assert "chosen on validation images" in run_page.write(folder).read_text()
     assert run_to_completion(stage.distil(job)).provenance["step_sizes"] == tried  # and not tried again
     assert run_to_completion(stage.distil(run.open_run(tiny(), folder))).step_size == results["step_size"]
@@ -136,7 +138,7 @@ def test_paper_protocol_reports_the_best_test_evaluation(tmp_path, finished):
     job, _ = finished
     paper = run.open_run(tiny(evaluation={"protocol": "paper", "seeds": 1}), tmp_path, job.folder / "experts")
     run_to_completion(stage.distil(paper))
-    results = run_to_completion(record.evaluate(paper))
+    results = run_to_completion(record.evaluate(paper, load(paper.folder)))
     assert results["protocol"]["selection"] == "test"
     assert all(entry["on"] == "test" for entry in results["validation"])
     best = max(entry["accuracy"] for entry in results["validation"])
@@ -167,9 +169,9 @@ experts.CHECKPOINT_SECONDS = 0.0
 settings = tiny(
     ("datm", "rat-bptt"), datm={"iterations": 30}, evaluations=4, checkpoint_seconds=0.0, expert={"epochs": 12},
     **{"rat-bptt": {"iterations": 10, "window": 4, "unroll": 9, "real_batch": 100, "pool": 3}})
-job = run.open_run(settings, Path(sys.argv[1]))
-for step in (run.train_experts, stage.distil):
-    api.run_to_completion(step(job), lambda event: print(event["stage"], event["done"], flush=True))
+with run.opened(settings, Path(sys.argv[1])) as job:
+    for step in (run.train_experts, stage.distil):
+        api.run_to_completion(step(job), lambda event: print(event["stage"], event["done"], flush=True))
 """
 
 
@@ -227,11 +229,9 @@ def test_the_second_of_two_runs_in_a_folder_says_who_holds_it(tmp_path):
         for printed in process.stdout:
             if printed.startswith("distilling"):
                 break
-        job = run.Run(tiny(), tmp_path / "run", tmp_path / "run" / "experts")
-        with pytest.raises(
-            PotstillError, match=rf"in use by process {process.pid} on .* since .* \(distilling\); wait"
-        ):
-            run_to_completion(stage.distil(job))
+        held = rf"in use by process {process.pid} on .* since .* \(a run\); wait"
+        with pytest.raises(PotstillError, match=held), run.opened(tiny(), tmp_path / "run"):
+            pass
         process.communicate()
     assert process.returncode == 0
     with files.locked(tmp_path / "run", "looking"):
@@ -245,7 +245,7 @@ def test_an_interrupted_evaluation_is_done_when_the_run_continues(tmp_path, fini
     job, _ = finished
     whole = go(tiny(), tmp_path / "whole", job.folder / "experts")
     stopped = run.open_run(tiny(), tmp_path / "stopped", job.folder / "experts")
-    original, calls = stage.validation_accuracy, []
+    original, calls = tuning.validation_accuracy, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -253,11 +253,11 @@ def test_an_interrupted_evaluation_is_done_when_the_run_continues(tmp_path, fini
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(stage, "validation_accuracy", interrupted)
+    monkeypatch.setattr(tuning, "validation_accuracy", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_to_completion(stage.distil(stopped))
     run_to_completion(stage.distil(stopped))
-    logs = [record._history(r.folder)[1]["evaluated"] for r in (whole, stopped)]
+    logs = [record.history(r.folder)[1]["evaluated"] for r in (whole, stopped)]
     assert logs[0] == logs[1]
     assert [entry["iteration"] for entry in logs[1]] == [0, 3, 6]
     assert potstill.load(whole.folder).images.equal(potstill.load(stopped.folder).images)
@@ -270,9 +270,9 @@ def test_states_are_evaluated_alike_in_every_session(tmp_path, finished, monkeyp
     events = stage.distil(begun)
     next(event for event in events if event.get("iteration") == 0)
     events.close()
-    protocols, original = [], stage.validation_accuracy
+    protocols, original = [], tuning.validation_accuracy
     monkeypatch.setattr(
-        stage, "validation_accuracy", lambda who, *a: (protocols.append(who.protocol), original(who, *a))[1]
+        tuning, "validation_accuracy", lambda who, *a: (protocols.append(who.protocol), original(who, *a))[1]
     )
     longer = run.open_run(tiny(evaluation={"epochs": 5}), tmp_path, job.experts_folder)
     run_to_completion(stage.distil(longer))
@@ -291,7 +291,7 @@ def test_sets_are_evaluated_on_the_way_by_the_step_size_that_suits_them(tmp_path
     chosen = run.open_run(tiny(evaluation={"step_size": "chosen"}), tmp_path, job.experts_folder)
     distilled = run_to_completion(stage.distil(chosen))
     assert len(found) == 3 * 4  # none after those of iterations 0, 3 and 6
-    log = record._history(tmp_path)[1]["evaluated"]
+    log = record.history(tmp_path)[1]["evaluated"]
     best = [max(found[i : i + 4], key=lambda pair: pair[1]) for i in (0, 4, 8)]
     assert [entry["accuracy"] for entry in log] == [accuracy for _, accuracy in best]
     kept = (0, 3, 6).index(distilled.provenance["iteration"])
@@ -314,7 +314,7 @@ def test_a_later_stage_begins_at_the_set_of_the_one_before(tmp_path, finished):
     assert [line["stage"] for line in lines] == ["datm"] * 6 + ["rat-bptt"] * 2
     assert [line["iteration"] for line in lines] == list(range(8))
     assert "steps_taken" in lines[-1]
-    results = run_to_completion(record.evaluate(both))
+    results = run_to_completion(record.evaluate(both, load(both.folder)))
     assert [entry["name"] for entry in results["stages"]] == ["datm", "rat-bptt"]
     assert "steps the student has taken" in run_page.write(tmp_path).read_text().lower()
 
@@ -324,7 +324,7 @@ def test_a_method_without_experts_trains_none(tmp_path, method):
     small = {"rat-bptt": {"iterations": 2, "window": 2, "unroll": 3, "real_batch": 50}}
     job = go(tiny(method, **{name: values for name, values in small.items() if name == method}), tmp_path)
     assert not (tmp_path / "experts").exists()
-    results = run_to_completion(record.evaluate(job))
+    results = run_to_completion(record.evaluate(job, load(job.folder)))
     assert set(results["accuracy"]) == {"distilled", "random", "full"}
     assert results["seconds"]["experts"] is None
     run_page.write(tmp_path)
@@ -384,6 +384,7 @@ def test_distilled_digits_are_worth_more_than_random_ones(tmp_path):
         "expert": {"count": 3, "epochs": 12}, "datm": {"iterations": 40}, "evaluations": 2,
         "evaluation": {"protocol": "quick", "seeds": 3, "full_seeds": 0},
     })  # fmt: skip
-    found = run_to_completion(record.evaluate(go(short, tmp_path)))["accuracy"]
+    job = go(short, tmp_path)
+    found = run_to_completion(record.evaluate(job, load(job.folder)))["accuracy"]
     assert found["distilled"]["mean"] > found["random"]["mean"] + 0.08
     assert found["distilled"]["mean"] > found["random_soft"]["mean"] + 0.03
