@@ -1,32 +1,44 @@
 """Decoded images, kept for the next time by what their files were."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from potstill.data.split import Content, Split
+from potstill.data.reading import Content
+from potstill.data.split import Part, Split
 from potstill.store import Made, once
 
-
-def stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What tells that files are still the same: paths, sizes and times."""
-    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
-def cached(identity: Any, resize: int | None, column: str | None, read: Callable[[], Content]) -> Content:
-    """What ``read`` gives, or what it gave before for files of the same identity, size and column."""
+def stamps(files: Iterable[Path]) -> list[tuple[str, str, int, int]]:
+    """What tells that files are still the same: names, what they link to, sizes and times.
+
+    To be taken of all files that are opened, for what is not stamped may change unnoticed.
+    """
+    found = []
+    for file in files:
+        stat = file.stat()
+        found.append((str(file.absolute()), str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def cached(identity: Any, read: Callable[[], Content]) -> Content:
+    """What ``read`` gives, or what it gave before for the same identity (JSON-like)."""
 
     def make() -> Made:
-        classes, parts = read()
+        made = read()
         tensors = {
-            f"{part}.{name}": getattr(split, name) for part, split in parts.items() for name in ("images", "labels")
+            f"{part}.{name}": getattr(split, name)
+            for part, split in made.parts.items()
+            for name in ("images", "labels")
         }
-        return tensors, {"classes": list(classes)}
+        return tensors, {"classes": list(made.classes), "notes": list(made.notes)}
 
-    tensors, header = once("data", [identity, resize, column], make)
+    tensors, header = once("images", identity, make)
     parts = {
         part: Split(tensors[f"{part}.images"], tensors[f"{part}.labels"])
-        for part in ("train", "test")
+        for part in PARTS
         if f"{part}.labels" in tensors
     }
-    return tuple(header["classes"]), parts
+    return Content(tuple(header["classes"]), parts, tuple(header["notes"]))

@@ -1,11 +1,18 @@
-"""Images with their labels, and the names under which they come in parts."""
+"""Images with their labels, and the words by which a file or folder tells which part of a dataset it is."""
 
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
 
 from torch import Tensor
 
-TRAIN, TEST, VALIDATION = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
+Part = Literal["train", "validation", "test"]
+_WORDS: dict[Part, str] = {  # what tells apart comes first: "train-jobs/test" is for testing
+    "test": "t10k|test|tests|testing|testset|testdata|holdout",
+    "validation": "val|valid|validation|valset|dev|devel|eval|evaluation",
+    "train": "train|training|trainset|traindata",
+}
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,13 @@ class Split:
         return Split(self.images[rows], self.labels[rows])
 
 
-Content = tuple[tuple[str, ...], dict[str, Split]]
-"""What a source holds: the names of its classes, and its parts "train" and perhaps "test"."""
+def part_of(name: str) -> Part | None:
+    """The part that the words of a name tell; None where none does."""
+    words = re.findall("t10k|[a-z]+", name.lower())
+    return next((part for part, known in _WORDS.items() if any(re.fullmatch(known, word) for word in words)), None)
 
 
-def split_of(name: str) -> str:
-    """The split that the words of a file's name tell; training where none does."""
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    splits = {"train": TRAIN, "test": TEST, "validation": VALIDATION}
-    return next((split for split, names in splits.items() if words & set(names)), "train")
+def part_of_path(path: PurePath) -> Part | None:
+    """The part that a path tells: its own name before its folders', and nearer folders before farther ones."""
+    names = (path.name.split(".")[0], *reversed(path.parent.parts))
+    return next((part for name in names if (part := part_of(name)) is not None), None)

@@ -98,7 +98,8 @@ def prepare_problem(settings: Settings) -> Problem:
     return prepare(
         settings.dataset, settings.network, ipc=settings.ipc, transform=settings.transform, device=settings.device,
         precision=settings.precision, validation=settings.validation, resize=settings.resize,
-        label_column=settings.label_column,
+        label_column=settings.label_column, image_column=settings.image_column, classes=settings.classes,
+        skip_unreadable=settings.skip_unreadable,
     )  # fmt: skip
 
 

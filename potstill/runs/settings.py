@@ -33,8 +33,8 @@ class Shared:
     """What all methods share, from data to report."""
 
     dataset: str = "digits"
-    """"digits" (embedded), a folder of class folders, a folder of Parquet or .npz files, an .npz file, or the name
-    of a Hugging Face dataset."""
+    """"digits" (embedded), a folder (of class folders, of images with a table of labels, of Parquet, .npz, IDX, CIFAR
+    or .tar files), an .npz or .csv file, or the name of a Hugging Face dataset."""
     ipc: int = 1
     """Synthetic images per class."""
     method: tuple[str, ...] = ("datm",)
@@ -61,7 +61,13 @@ class Shared:
     resize: int | None = None
     """Resize the shorter side to this many pixels and crop the centre, for images of mixed sizes."""
     label_column: str | None = None
-    """Label column of a Parquet or Hugging Face dataset; None: the one class-label column, or "label"."""
+    """Label column of a table with several; None: the one class-label column, or "label"."""
+    image_column: str | None = None
+    """Image column of a table with several; None: the only one."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes to read; by default all."""
+    skip_unreadable: bool = False
+    """Leave images out that cannot be decoded, and say which; by default the first one stops the run."""
     validation: float = 0.1
     """Fraction of the training images kept aside to choose checkpoints."""
     evaluations: int = 5

@@ -1,5 +1,6 @@
 """Data, transform and network on a device: what every stage works on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -65,12 +66,13 @@ class Problem:
 def prepare(
     dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: Literal["auto", "zca", "standardise"] = "auto",
     device: str = "auto", precision: str = "auto", validation: float = 0.1, resize: int | None = None,
-    label_column: str | None = None,
+    label_column: str | None = None, image_column: str | None = None, classes: Sequence[str] = (),
+    skip_unreadable: bool = False,
 ) -> Problem:  # fmt: skip
     """Read the data, fit the transform and build the network.
 
     Args:
-        dataset: "digits", a folder, an .npz file or a Hugging Face name.
+        dataset: "digits", a folder, a file or a Hugging Face name; see :func:`potstill.data.dataset.load`.
         network: the network that experts and students share; its depth may follow from the images.
         ipc: images that every class must have for training.
         transform: "auto", "zca" or "standardise".
@@ -78,12 +80,18 @@ def prepare(
         precision: of convolutions and activations; "auto" for what suits the device.
         validation: fraction of the training images kept aside.
         resize: pixels of the shorter side, for images of mixed sizes.
-        label_column: of a Parquet or Hugging Face dataset.
+        label_column: of a table with several.
+        image_column: of a table with several.
+        classes: names of those to read; by default all.
+        skip_unreadable: leave images out that cannot be decoded.
 
     Raises:
         PotstillError: whatever is wrong with the data, the device or the sizes.
     """
-    data = datasets.load(dataset, validation=validation, resize=resize, label_column=label_column)
+    data = datasets.load(
+        dataset, validation=validation, resize=resize, label_column=label_column, image_column=image_column,
+        classes=classes, skip_unreadable=skip_unreadable,
+    )  # fmt: skip
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
     if int(counts.min()) < ipc:
         raise PotstillError(
