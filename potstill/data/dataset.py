@@ -25,6 +25,8 @@ from potstill.store import cache_folder
 
 __all__ = ["Dataset", "Split", "cache_folder", "load"]
 
+OPTIONS = ("validation", "resize", "label_column", "image_column", "classes", "skip_unreadable")
+"""Settings of a run that say how its data are read: the arguments of :func:`load`."""
 TEST_PART = 0.2  # taken from the training images where a dataset brings no test images
 TEXTS = (".txt", *annotations.ENDINGS)  # files that tell labels or names
 logger = logging.getLogger(__name__)
@@ -104,12 +106,11 @@ def _read(source: str, how: Reading) -> tuple[str, Content]:
         _refuse(how, "the digits", "resize", "label_column", "image_column", "skip_unreadable")
         return source, _digits()
     if path.is_dir():
-        root = path.absolute()
-        opened, read = _folder(root, how)
-        identity = [str(root), stamps(opened), asdict(how)]
+        opened, read = _folder(path, how)
+        identity = [str(path.absolute()), stamps(opened), asdict(how)]
         return path.resolve().name, cached(identity, lambda: content(read(), how))
     if path.exists():
-        opened, read = _file(path.absolute(), how)
+        opened, read = _file(path, how)
         return path.stem, cached([stamps(opened), asdict(how)], lambda: content(read(), how))
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.suffix in (".npz", ".csv"):
         raise PotstillError(f"{source}: there is no such file or folder; check the path.")

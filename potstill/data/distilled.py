@@ -321,9 +321,7 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             "was distilled from (--dataset, or potstill.load(path, dataset=...))."
         )
     config = header["provenance"]["config"]
-    found = datasets.load(
-        str(dataset), validation=config["validation"], resize=config["resize"], label_column=config["label_column"]
-    )
+    found = datasets.load(str(dataset), **{name: config[name] for name in datasets.OPTIONS if name in config})
     if found.fingerprint != header["provenance"]["dataset"]["fingerprint"]:
         raise PotstillError(
             f"{dataset}: is not the data {path} was distilled from (fingerprint {found.fingerprint}, not "

@@ -224,7 +224,7 @@ def _labelled(
     unknown = sorted(child.name for child in folder.bearing if child.name not in names.values())
     if unknown:
         raise PotstillError(f"{folder.path}: class {unknown[0]!r} has no folder in {train}; rename or remove it.")
-    return [((str(image), image), child.name) for child in folder.bearing for image in child.all_images]
+    return [((readable(image), image), child.name) for child in folder.bearing for image in child.all_images]
 
 
 def _listed(folder: Folder, names: dict[str, str]) -> list[tuple[tuple[str, Path], str]]:
@@ -242,7 +242,7 @@ def _listed(folder: Folder, names: dict[str, str]) -> list[tuple[tuple[str, Path
         if name not in at or label not in names:
             what = f"class {label!r} has no folder" if name in at else f"there is no file {name!r}"
             raise PotstillError(f"{path}, line {number}: {what}; mend the line, or remove it.")
-        found.append(((str(at[name]), at[name]), names[label]))
+        found.append(((readable(at[name]), at[name]), names[label]))
     return found
 
 

@@ -140,8 +140,10 @@ def _decode_one(name: str, source: Path | bytes, resize: int | None, remarks: Re
             image.load()
             upright: Any = ImageOps.exif_transpose(image)
             converted = _eight_bits(upright, name, remarks)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise Unreadable(name, str(error).replace(repr(source), "it") if isinstance(source, Path) else error) from error
+    except UnidentifiedImageError as error:
+        raise Unreadable(name, "of no known format") from error
+    except Image.DecompressionBombError as error:
+        raise Unreadable(name, error) from error
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError) as error:
         raise Unreadable(name, error or type(error).__name__) from error
     except (MemoryError, RuntimeError, ArithmeticError, AttributeError, AssertionError) as error:  # of damaged headers

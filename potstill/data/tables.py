@@ -59,9 +59,7 @@ def _by_part(root: Path, files: Sequence[Path]) -> dict[Part, list[Path]]:
 
 def references(root: Path, files: Sequence[Path], stamps: Any) -> list[Path]:
     """Image files of the folder that rows of the tables name, so that a change of theirs is noticed."""
-    return [
-        Path(path) for path in store.once_json("references", [str(root), stamps], lambda: _named(root, files))["paths"]
-    ]
+    return [Path(path) for path in store.once_json("references", stamps, lambda: _named(root, files))["paths"]]
 
 
 def _named(root: Path, files: Sequence[Path]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,23 @@ def axes(x: str, y: str, height: float = 2.9, title: str | None = None) -> tuple
 
 
 def svg(figure: Any) -> str:
-    """A figure as a data URI that holds its own fonts' outlines."""
-    return data_uri(render(figure, "svg"), "image/svg+xml")
+    """A figure as a data URI that holds its own fonts' outlines; the browser's fonts where ours lack a script."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message="(?s)Glyph")
+        content = render(figure, "svg")
+    if caught:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s)Glyph")
+            content = render(figure, "svg", fonttype="none")
+    return data_uri(content, "image/svg+xml")
 
 
-def render(figure: Any, kind: str) -> bytes:
-    """The bytes of a figure as "svg" or "png", the same every time."""
+def render(figure: Any, kind: str, fonttype: str = "path") -> bytes:
+    """The bytes of a figure as "svg" or "png", the same every time; letters as outlines ("path") or text ("none")."""
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "potstill"}):
+    with matplotlib.rc_context({"svg.hashsalt": "potstill", "svg.fonttype": fonttype}):
         figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 

@@ -228,8 +228,8 @@ def _labels_figure(distilled: Distilled) -> str:
     shown = plot.imshow(soft.numpy(), cmap="Greens", vmin=0, vmax=1, aspect="auto")
     plot.grid(visible=False)
     if len(names) <= MOST_NAMES:
-        plot.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        plot.set_yticks(range(len(names)), names)
+        plot.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+        plot.set_yticks(range(len(names)), names, parse_math=False)  # a name may hold dollars
     figure.colorbar(shown, ax=plot, label="probability")
     return svg(figure)
 

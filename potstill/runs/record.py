@@ -85,6 +85,7 @@ def summary(
     spent = sum(record["seconds"] for record in searches.values()) + distilled.provenance.get("choosing_seconds", 0.0)
     return {
         "dataset": problem.dataset.name,
+        "data_notes": list(problem.dataset.notes),
         "ipc": settings.ipc,
         "method": list(settings.method),
         "stages": [told(method, stage) for method, stage in zip(settings.methods, settings.stages, strict=True)],
@@ -160,5 +161,6 @@ def upgrade(results: dict[str, Any]) -> dict[str, Any]:
     stages = [told(method, stage) for method, stage in zip(settings.methods, settings.stages, strict=True)]
     return {
         **results, "method": list(settings.method), "stages": stages, "validation": results["judged"], "measured": {},
+        "data_notes": [],
         "config": as_dict(settings),
     }  # fmt: skip

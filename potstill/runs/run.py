@@ -24,6 +24,7 @@ from typing import Any
 from potstill import files, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives, eager
+from potstill.data.dataset import OPTIONS
 from potstill.data.distilled import FILE
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
@@ -97,9 +98,7 @@ def prepare_problem(settings: Settings) -> Problem:
     """Data, transform and network of some settings."""
     return prepare(
         settings.dataset, settings.network, ipc=settings.ipc, transform=settings.transform, device=settings.device,
-        precision=settings.precision, validation=settings.validation, resize=settings.resize,
-        label_column=settings.label_column, image_column=settings.image_column, classes=settings.classes,
-        skip_unreadable=settings.skip_unreadable,
+        precision=settings.precision, reading={name: getattr(settings, name) for name in OPTIONS},
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Data, transform and network on a device: what every stage works on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -65,9 +65,7 @@ class Problem:
 
 def prepare(
     dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: Literal["auto", "zca", "standardise"] = "auto",
-    device: str = "auto", precision: str = "auto", validation: float = 0.1, resize: int | None = None,
-    label_column: str | None = None, image_column: str | None = None, classes: Sequence[str] = (),
-    skip_unreadable: bool = False,
+    device: str = "auto", precision: str = "auto", reading: Mapping[str, Any] | None = None,
 ) -> Problem:  # fmt: skip
     """Read the data, fit the transform and build the network.
 
@@ -78,20 +76,12 @@ def prepare(
         transform: "auto", "zca" or "standardise".
         device: "auto", or a name of PyTorch's.
         precision: of convolutions and activations; "auto" for what suits the device.
-        validation: fraction of the training images kept aside.
-        resize: pixels of the shorter side, for images of mixed sizes.
-        label_column: of a table with several.
-        image_column: of a table with several.
-        classes: names of those to read; by default all.
-        skip_unreadable: leave images out that cannot be decoded.
+        reading: further arguments of :func:`potstill.data.dataset.load`.
 
     Raises:
         PotstillError: whatever is wrong with the data, the device or the sizes.
     """
-    data = datasets.load(
-        dataset, validation=validation, resize=resize, label_column=label_column, image_column=image_column,
-        classes=classes, skip_unreadable=skip_unreadable,
-    )  # fmt: skip
+    data = datasets.load(dataset, **(reading or {}))
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
     if int(counts.min()) < ipc:
         raise PotstillError(
