@@ -1,8 +1,15 @@
 """The exception that reaches users, a value, the reason it cannot be used, and the remedy; and its one special kind."""
 
+import re
+
 
 class PotstillError(ValueError):
     """Something the user can mend.  The message is a whole sentence; the command line prints it and exits with 1."""
+
+    def __init__(self, message: str) -> None:
+        """Messages quote what libraries and names of files say: on one line, and in characters that can be printed."""
+        printable = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(re.sub(r"\s*[\r\n]\s*", " ", printable.strip()))
 
 
 class Diverged(PotstillError):

@@ -73,6 +73,8 @@ def _pairs(
         for holds_images, known in ((True, IMAGES), (False, LABELS)):
             if (key := next((name for name in known if name in lower), None)) is not None:
                 found.setdefault(part, {})[holds_images] = lower[key]
+    if any(array.ndim == 0 for pair in found.values() for array in pair.values()):
+        raise PotstillError(f"{file}: holds single values where images or labels should be; give arrays.")
     if list(found.get("test", ())) == [True]:  # images without labels
         found["test"][False] = np.full(len(found["test"][True]), -1)
     lacking = next((own for own, pair in found.items() if len(pair) < 2), None)

@@ -143,13 +143,16 @@ def truncate_metrics(path: Path, iteration: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl."""
+    """The whole lines of metrics.jsonl, up to one that is damaged."""
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or not isinstance(line.get("iteration"), int):
+            break
+        lines.append(line)
     return lines
 
 

@@ -1,0 +1,1 @@
+"""Whatever people bring: files and settings made at random, a few in every run of the tests, many by `make fuzz`."""
