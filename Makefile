@@ -1,11 +1,13 @@
 # make run    set up, then distil the embedded dataset: experts, distilling, evaluation, report
 # make test   set up, then the tests       make lint   ruff and mypy       make bench   speed and memory
+# make fuzz   100,000 damaged or odd inputs (CASES)        make soak   200 kills, 2000 iterations
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+CASES  ?= 100000
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench fuzz soak clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +29,12 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m bench $(ARGS)
+
+fuzz: $(VENV)/installed
+	POTSTILL_FUZZ=$(CASES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+soak: $(VENV)/installed
+	$(BIN)/python -m bench.soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) runs

@@ -16,6 +16,8 @@ from potstill.networks.layers import Layer, layers_of, lowered
 
 CPU = torch.device("cpu")
 
+MOST_IMAGES, MOST_PIXELS = 500, 500 * 32 * 32  # that are predicted at once
+
 
 @dataclass(frozen=True)
 class FlatNetwork:
@@ -161,9 +163,10 @@ def initial(config: NetworkConfig, shape: architectures.Shape, classes: int, see
 
 @torch.no_grad()
 def predict(
-    network: FlatNetwork, theta: Tensor, images: Tensor, buffers: Tensor | None = None, batch: int = 500
+    network: FlatNetwork, theta: Tensor, images: Tensor, buffers: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    """Outputs (N, K) of the network in evaluation mode, ``batch`` images at once."""
+    """Outputs (N, K) of the network in evaluation mode, in batches whose memory does not grow with the images' size."""
+    batch = max(1, min(MOST_IMAGES, MOST_PIXELS // (images.shape[2] * images.shape[3])))
     return torch.cat([network(theta, part, buffers, training=False) for part in images.split(batch)])
 
 

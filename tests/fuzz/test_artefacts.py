@@ -54,8 +54,14 @@ def check(finished, name, data, outcome, read, equal):
 @cases(0.06)
 @given(data=st.data())
 def test_sets(finished, outcome, data):
-    check(finished, distilled.FILE, data, outcome, lambda: distilled.load(finished),
-          lambda a, b: same((a.images, a.targets, a.labels), (b.images, b.targets, b.labels)) and a.recipe == b.recipe)
+    check(
+        finished,
+        distilled.FILE,
+        data,
+        outcome,
+        lambda: distilled.load(finished),
+        lambda a, b: same((a.images, a.targets, a.labels), (b.images, b.targets, b.labels)) and a.recipe == b.recipe,
+    )
 
 
 @cases(0.06)
@@ -74,8 +80,14 @@ def test_experts(finished, outcome, data):
 @cases(0.06)
 @given(data=st.data())
 def test_checkpoints(finished, outcome, data):
-    check(finished, stage.CHECKPOINT, data, outcome, lambda: state.load_state(finished / stage.CHECKPOINT, CPU),
-          lambda a, b: same(a[0].variables.values(), b[0].variables.values()) and a[1] == b[1])
+    check(
+        finished,
+        stage.CHECKPOINT,
+        data,
+        outcome,
+        lambda: state.load_state(finished / stage.CHECKPOINT, CPU),
+        lambda a, b: same(a[0].variables.values(), b[0].variables.values()) and a[1] == b[1],
+    )
 
 
 @cases(0.03)

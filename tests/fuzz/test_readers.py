@@ -31,8 +31,10 @@ def encoded(mode="RGB", kind="PNG", size=(6, 5), seed=0):
     return buffer.getvalue()
 
 
-IMAGES = [encoded(), encoded("L"), encoded("RGBA"), encoded("P"), encoded(kind="JPEG"), encoded("I;16", size=(6, 5)),
-          encoded(size=(4, 4)), encoded(kind="GIF"), encoded("CMYK", "TIFF"), encoded("1"), encoded(kind="BMP")]  # fmt: skip
+IMAGES = [
+    encoded(), encoded("L"), encoded("RGBA"), encoded("P"), encoded(kind="JPEG"), encoded("I;16"), encoded(size=(4, 4)),
+    encoded(kind="GIF"), encoded("CMYK", "TIFF"), encoded("1"), encoded(kind="BMP"),
+]  # fmt: skip
 image_bytes = st.one_of(
     st.sampled_from(IMAGES[:1] * 6 + IMAGES), st.sampled_from(IMAGES).flatmap(damaged), st.binary(max_size=40)
 )
@@ -77,7 +79,9 @@ def place():
 
 # --- folders -------------------------------------------------------------------------------------------------------
 
-folder_names = st.sampled_from(["train", "test", "val", "cat", "dog", "images", "n01", ".hidden", "training_set", "a$b"])
+folder_names = st.sampled_from(
+    ["train", "test", "val", "cat", "dog", "images", "n01", ".hidden", "training_set", "a$b"]
+)
 file_names = st.sampled_from(["0.png", "1.PNG", "2.jpeg", "3.tif", "._4.png", "5.txt", "6.gif", "7", "8.webp"])
 trees = st.dictionaries(
     st.lists(folder_names, max_size=3).flatmap(lambda parts: file_names.map(lambda name: "/".join([*parts, name]))),
@@ -147,7 +151,9 @@ dtypes = st.one_of(
     hnp.unicode_string_dtypes(max_len=3), hnp.complex_number_dtypes(),
 )  # fmt: skip
 arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
-array_names = st.sampled_from(["images", "labels", "x_train", "y_train", "x_test", "y_test", "classes", "data", "Y", "q"])
+array_names = st.sampled_from(
+    ["images", "labels", "x_train", "y_train", "x_test", "y_test", "classes", "data", "Y", "q"]
+)
 
 
 @cases(0.15)
@@ -198,9 +204,9 @@ def test_pickles_are_never_read(place, outcome, data):
         content = data.draw(st.sampled_from([
             pickle.dumps(Bomb(here.path / "witness")), npz(images=held, labels=np.arange(2)),
         ]).flatmap(lambda whole: st.one_of(st.just(whole), damaged(whole))))  # fmt: skip
-        (here.data / data.draw(st.sampled_from(["train.npz", "data_batch_1", "train.parquet", "train.tar"]))).write_bytes(
-            content
-        )
+        (
+            here.data / data.draw(st.sampled_from(["train.npz", "data_batch_1", "train.parquet", "train.tar"]))
+        ).write_bytes(content)
         with outcome():
             load(str(here.data))
 

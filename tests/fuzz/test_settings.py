@@ -15,12 +15,12 @@ from potstill.methods import METHODS
 from potstill.runs.settings import as_dict, check, configure, from_dict
 from tests.fuzz.cases import cases
 
+ODD = ["auto", "datm", "learned", "zca", 0, -1, 1.5, float("nan"), float("inf"), b"x", object]
 values = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=5),
-        st.sampled_from(["auto", "datm", "learned", "zca", 0, -1, 1.5, float("nan"), float("inf"), b"x", object]),
-    ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=5),
+              st.sampled_from(ODD)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.tuples(inner, inner),
+                            st.dictionaries(st.text(max_size=3), inner, max_size=2)),
     max_leaves=4,
 )  # fmt: skip
 
@@ -32,7 +32,9 @@ def paths(plain, prefix=()):
 
 
 SETTINGS = {
-    method: [path[1:] if path[0] == "stages" else path for path in paths(as_dict(configure(changes={"method": method})))]
+    method: [
+        path[1:] if path[0] == "stages" else path for path in paths(as_dict(configure(changes={"method": method})))
+    ]
     for method in METHODS
 }
 
@@ -53,7 +55,8 @@ def test_in_python(outcome, data, method):
         found = configure("digits", 1, changes={"method": method, **changes})
         check(found)
         plain = as_dict(found)
-        assert "NaN" not in json.dumps(plain) and "Infinity" not in json.dumps(plain)
+        assert "NaN" not in json.dumps(plain)
+        assert "Infinity" not in json.dumps(plain)
         assert from_dict(json.loads(json.dumps(plain))) == found, "what is stored is what was asked for"
 
 

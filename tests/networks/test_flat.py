@@ -67,6 +67,23 @@ def test_features_are_what_the_last_linear_layer_is_given(name, norm):
         assert float(gradient.abs().sum()) > 0
 
 
+def test_images_are_predicted_in_batches_by_their_size(monkeypatch):
+    """Else memory grows with the size of the images: 2.9 GB for 500 of 224×224."""
+    network = flat.flat_network(NetworkConfig(width=4, depth=1), SHAPE, 3)
+    theta, images, seen = network.fresh(0), torch.randn(10, *SHAPE), []
+    whole = type(network).__call__
+
+    def noted(self, theta, x, *more, **how):
+        seen.append(len(x))
+        return whole(self, theta, x, *more, **how)
+
+    monkeypatch.setattr(flat, "MOST_PIXELS", 4 * SHAPE[1] * SHAPE[2])
+    monkeypatch.setattr(type(network), "__call__", noted)
+    found = flat.predict(network, theta, images)
+    assert seen == [4, 4, 2]
+    assert torch.allclose(found, network(theta, images, training=False), atol=1e-6)
+
+
 @pytest.mark.parametrize("norm", get_args(Norm))
 def test_a_module_of_its_own_predicts_the_same(norm):
     network = flat.flat_network(NetworkConfig(width=8, depth=2, norm=norm), SHAPE, 10)
