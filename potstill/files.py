@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -94,7 +95,28 @@ def _alive(pid: int) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (as_json(value, indent=2) + "\n").encode())
+
+
+def as_json(value: Any, **how: Any) -> str:
+    """JSON that every reader takes: numbers that are not finite, which it has no word for, are null.
+
+    Names of files that are not UTF-8 are escaped.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, **how)
+    except ValueError:
+        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **how)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _finite(value: Any) -> Any:
+    """A plain value with None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:
@@ -216,7 +238,7 @@ def save(
         name: [_digest(row) for row in t] if name in by_row else _digest(t) for name, t in whole.items()
     }  # fmt: skip
     given = {name: value for name, value in header.items() if name != "header_checksum"}  # as of another file
-    text = json.dumps({**own, **given, **own}, ensure_ascii=False)
+    text = as_json({**own, **given, **own})
     sealed = f'{text[:-1]}, "header_checksum": "{_hash(text)}"}}'
     write_bytes(path, serialise(whole, metadata={_HEADER: sealed}))
 

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from potstill import bounds
 from potstill.cli.commands import COMMANDS
 from potstill.errors import PotstillError
+from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
 from potstill.runs import settings
 from potstill.runs.recipes import load_recipe
@@ -28,7 +30,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     """
     kind = COMMANDS[name]
     if "settings" not in kind.__dataclass_fields__:
-        return tyro.cli(kind, args=arguments, prog=f"potstill {name}")
+        return _checked(tyro.cli(kind, args=arguments, prog=f"potstill {name}"))
     given = first_pass(arguments, kind)
     if given.preset and HELP & set(arguments) and given.dataset is None:
         given.dataset = "digits"  # only asking
@@ -46,7 +48,18 @@ def parse(name: str, arguments: list[str]) -> Any:
     stages = tuple(getattr(command, attribute(method)) for method in given.method)
     whole = Settings(**vars(command.settings), stages=stages)
     own = {item.name: getattr(command, item.name) for item in fields(kind)}
-    return kind(**{**own, "settings": whole})
+    return _checked(kind(**{**own, "settings": whole}))
+
+
+def _checked(command: Any) -> Any:
+    """The command, its values held to their bounds; those of its settings are held to theirs where a run begins."""
+    for name, hint in bounds.hints_of(type(command)).items():
+        value = getattr(command, name)
+        if isinstance(value, EvaluationConfig):  # whose flags have no prefix
+            bounds.check(value)
+        elif name != "settings":
+            bounds.fit(value, hint, name)
+    return command
 
 
 def _by_recipe(given: argparse.Namespace, only_asking: bool) -> Settings:

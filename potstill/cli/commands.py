@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from potstill.bounds import Count, Fraction, Rate, Whole
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.networks.architectures import Architecture, Norm
 from potstill.runs.settings import Settings
@@ -42,7 +43,7 @@ class Run:
     """A recipe to run, by its name or its file: the settings of a cell as it was run here, which other flags change."""
     record: Path | None = None
     """Write the results, with the recipe and the commit, to this file as well; a small set lies beside it."""
-    minutes: float | None = None
+    minutes: Rate | None = None
     """Stop after so many minutes; the same command continues."""
     tiny: bool = False
     """The same job in a few seconds, to see that it runs; what it gives means nothing."""
@@ -89,9 +90,9 @@ class Evaluate:
     """Folder of the experts, for the control with soft labels; None: beside the set, if they are there."""
     network: Architecture | None = None
     """Network to train; None: the one the set was made with."""
-    width: int | None = None
+    width: Count | None = None
     """Its width, where it has one."""
-    depth: int | None = None
+    depth: Count | None = None
     """Its depth, where it has one."""
     norm: Norm | None = None
     """Its normalisation."""
@@ -118,7 +119,7 @@ class Show:
     """A distilled.safetensors, or the folder of a run."""
     out: Path = Path("images.png")
     """The picture to write."""
-    most: int = 10
+    most: Count = 10
     """Images of each class to draw."""
     dataset: str | None = None
     """The data it was distilled from; only a compact file needs it."""
@@ -153,11 +154,11 @@ class Stages:
     """
 
     settings: Settings = field(default_factory=Settings)
-    ipcs: tuple[int, ...] = (1, 10, 30)
+    ipcs: tuple[Count, ...] = (1, 10, 30)
     """Images per class to try."""
-    starts: tuple[int, ...] | None = None
+    starts: tuple[Whole, ...] | None = None
     """First start epoch of each range; None: an early, a middle and the last one."""
-    width: int = 3
+    width: Count = 3
     """Start epochs in a range."""
     out: Path | None = None
     """Folder of the exploration; None: runs/DATASET-stages."""
@@ -184,7 +185,7 @@ class Windows:
 
     settings: Settings = field(default_factory=Settings)
     preset: Preset = None
-    count: int = 5
+    count: Count = 5
     """Ranges of start epochs chosen by hand."""
     out: Path | None = None
     """Folder of the exploration; None: runs/DATASET-ipcN-windows."""
@@ -195,9 +196,9 @@ class Lossless:
     """Find the smallest set that trains as well as the full data: doubling, then bisection, over resumable runs."""
 
     settings: Settings = field(default_factory=Settings)
-    most: int | None = None
+    most: Count | None = None
     """Images per class at which to give up; None: half of the smallest class."""
-    margin: float = 0.0
+    margin: Fraction = 0.0
     """How much accuracy may be lost, as a fraction of 1; 0: none that is significant."""
     out: Path | None = None
     """Folder of the search; None: runs/DATASET-lossless."""

@@ -130,6 +130,7 @@ def _help(group: str = "") -> int:
 
 
 def _run(command: Run) -> None:
+    _check_ending("record", command.record, ".json")
     asked = recipes.tiny(command.settings) if command.tiny else command.settings
     folder = command.out or _folder(asked, command.recipe, command.tiny)
     ran_from = commit()  # before the hours in which another may be checked out
@@ -219,9 +220,6 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _check_evaluate(command: Evaluate) -> None:
-    for name in ("width", "depth"):
-        if (value := getattr(command, name)) is not None and value < 1:
-            raise PotstillError(f"{name} {value}: at least 1 is needed; raise --{name}.")
     if command.experts is not None and not (command.experts / trajectories.MANIFEST).exists():
         raise PotstillError(
             f"{command.experts}: holds no experts (no {trajectories.MANIFEST}); give their folder, or leave --experts "
@@ -241,6 +239,7 @@ def _report(command: Report) -> None:
 
 
 def _show(command: Show) -> None:
+    _check_ending("out", command.out, ".png")
     distilled = load(command.path, command.dataset)
     image = grid(distilled.pixels, distilled.labels, command.most)
     files.write_bytes(command.out, png(image))
@@ -284,8 +283,6 @@ def _ablations(command: Ablations) -> None:
 
 
 def _windows(command: Windows) -> None:
-    if command.count < 1:
-        raise PotstillError(f"--count {command.count}: at least 1 range of start epochs is needed to compare with.")
     cells = search.cells(command.settings, command.count)
     folder = command.out or Path("runs") / f"{_name(command.settings)}-ipc{command.settings.ipc}-windows"
     _explored(search.STUDY, cells, folder)
@@ -334,6 +331,12 @@ def _opened(asked: Settings, folder: Path, experts_folder: Path | None) -> Itera
         stages = " then ".join(asked.method)
         say(f"{folder}: {asked.dataset}, {asked.ipc} images per class, {stages}, seed {asked.seed}")
         yield run
+
+
+def _check_ending(flag: str, path: Path | None, ending: str) -> None:
+    """Refuse a file whose name promises another format, before any work."""
+    if path is not None and path.suffix.lower() != ending:
+        raise PotstillError(f"--{flag} {path}: is written as {ending}; let its name end so.")
 
 
 def _folder(asked: Settings, recipe: str | None = None, tiny: bool = False) -> Path:

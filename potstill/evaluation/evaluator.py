@@ -3,18 +3,18 @@
 Whatever networks train on, distilled or real, is a :class:`TrainingSet`, and one function trains on all of them.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from potstill import seeds
+from potstill import bounds, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile, choose_precision
+from potstill.bounds import Count, Positive
 from potstill.data.augment import Operation
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
@@ -159,11 +159,9 @@ def train(
         >>> predicted = network(distilled.transform(uint8_images)).argmax(1)
     """
     protocol = PROTOCOLS["standard"]
-    epochs = protocol.epochs if epochs is None else epochs
-    if epochs < 1:
-        raise PotstillError(f"epochs {epochs}: a network trains for at least 1; raise it.")
-    if step_size is not None and not 0 < step_size < math.inf:
-        raise PotstillError(f"step_size {step_size}: SGD takes a positive, finite one; leave it out for the set's own.")
+    epochs = bounds.fit(protocol.epochs if epochs is None else epochs, Count, "epochs")
+    step_size, seed = bounds.fit(step_size, Positive | None, "step_size"), bounds.fit(seed, int, "seed")
+    device = bounds.fit(device, str | None, "device")
     c, h, w = distilled.images.shape[1:]
     config = _network_config(network, NetworkConfig(**distilled.recipe["network"]))
     config = replace(config, depth=config.depth or depth_for(h, w))
@@ -183,10 +181,6 @@ def _network_config(network: NetworkConfig | str | None, own: NetworkConfig) -> 
     if network is None or network == own.name:
         return own
     if isinstance(network, NetworkConfig):
+        bounds.check(network, "network.")
         return network
-    if network not in get_args(Architecture):
-        raise PotstillError(
-            f"network {network!r}: is neither a NetworkConfig nor a name; choose among "
-            f"{', '.join(get_args(Architecture))}."
-        )
-    return NetworkConfig(name=network)  # type: ignore[arg-type]  # one of the names, as was just checked
+    return NetworkConfig(name=bounds.fit(network, Architecture, "network"))

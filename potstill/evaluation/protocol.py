@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from potstill import bounds
+from potstill.bounds import Count, Whole
 from potstill.data.augment import Operation
-from potstill.errors import PotstillError
 from potstill.training.sgd import Recipe
 
 ProtocolName = Literal["quick", "standard", "paper"]
@@ -23,17 +24,17 @@ class EvaluationConfig:
     protocol: ProtocolName = "standard"
     """quick: 300 epochs, 2 networks; standard: 1000 epochs, 5 networks, chosen on validation data;
     paper: best of periodic test evaluations of one network, only to compare with published tables."""
-    seeds: int | None = None
+    seeds: Count | None = None
     """Fresh networks per figure; omitted: the protocol's."""
-    epochs: int | None = None
+    epochs: Count | None = None
     """Epochs on a synthetic set; omitted: the protocol's."""
     step_size: Literal["learned", "chosen"] = "learned"
     """Step size of networks trained on the set. learned: the student's own, as published; chosen: on validation images,
     between that one and smaller ones, for a student walks a few epochs of plain SGD and a network a thousand with
     momentum. The set carries it."""
-    full_epochs: int | None = None
+    full_epochs: Count | None = None
     """Epochs of the full-set control; omitted: the protocol's."""
-    full_seeds: int | None = None
+    full_seeds: Whole | None = None
     """Networks of the full-set control; omitted: as many as for the others; 0 leaves this control out."""
 
 
@@ -81,15 +82,6 @@ def protocol_of(config: EvaluationConfig) -> Protocol:
     Raises:
         PotstillError: fewer than one network or epoch, or fewer than no network of the full-set control.
     """
+    bounds.check(config, "evaluation.")
     changes = {name: getattr(config, name) for name in ("seeds", "epochs", "full_epochs")}
-    for name, value in changes.items():
-        if value is not None and value < 1:
-            flag = name.replace("_", "-")
-            raise PotstillError(f"evaluation.{name} {value}: at least 1 is needed; raise --evaluation.{flag}.")
-    if config.full_seeds is not None and config.full_seeds < 0:
-        raise PotstillError(
-            f"evaluation.full_seeds {config.full_seeds}: a number of networks cannot be negative; give 0 to leave the "
-            "full-set control out."
-        )
-    given = {name: value for name, value in changes.items() if value is not None}
-    return replace(PROTOCOLS[config.protocol], **given)
+    return replace(PROTOCOLS[config.protocol], **{name: value for name, value in changes.items() if value is not None})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import unroll
+from potstill.bounds import Count, Fraction, Positive, Rate, Whole
 from potstill.data import augment
 from potstill.data import labels as kinds
 from potstill.data.augment import Operation
@@ -34,6 +35,7 @@ from potstill.methods.method import (
     Probe,
     Start,
     Variables,
+    below,
     targets_of,
 )
 from potstill.methods.outer import Rule
@@ -53,25 +55,25 @@ REFINING_STEP = 0.25  # of the scale-free rates, where a set is refined by SGD
 class RatBptt:
     """Random truncated backpropagation through time."""
 
-    iterations: int = 1000
+    iterations: Count = 1000
     """Outer iterations (published: tens of thousands, until stopped)."""
-    unroll: int = 200
+    unroll: Count = 200
     """Steps that a student takes at most (T)."""
-    window: int = 60
+    window: Count = 60
     """The last of them, which are differentiated (W)."""
     place: Literal["random", "end"] = "random"
     """random: the window ends after W to T steps, drawn anew for each pass over the real images; end: after T."""
-    pool: int = 0
+    pool: Whole = 0
     """Students that continue from iteration to iteration, one in turn; 0: a fresh one each time, as published."""
-    batch_size: int = 100
+    batch_size: Count = 100
     """Synthetic images an inner step; all of them where the set is smaller."""
-    real_batch: int = 5000
+    real_batch: Count = 5000
     """Real images whose loss is lowered."""
     augment_real: bool = True
     """Augment the real images as well."""
     inner: Literal["adam", "sgd"] = "adam"
     """Optimiser of the students. sgd trains by the set's own step size, which is learned."""
-    inner_step_size: float | None = None
+    inner_step_size: Positive | None = None
     """Step size of the students. None: 0.001 for adam; for sgd that of the set, else 0.01."""
     initial: Literal["noise", "random"] = "noise"
     """Begin with noise or with random real images; a later stage begins with the set of the stage before."""
@@ -79,19 +81,19 @@ class RatBptt:
     """raw: weights of the log-probabilities, at least 0, whose sum is learned too; logits: soft labels; hard: fixed."""
     outer: Literal["adam", "sgd"] = "adam"
     """Optimiser of the set."""
-    lr_images: float | None = None
+    lr_images: Rate | None = None
     """Outer rate of the images. None: for adam that by which a step moves them by 5.5 % of their size, as published;
     for sgd measured, for a first step of a little over one per cent."""
-    lr_labels: float | None = None
+    lr_labels: Rate | None = None
     """Outer rate of the labels. None: 0.001 for adam, else measured."""
-    lr_step_size: float | None = None
+    lr_step_size: Rate | None = None
     """Outer rate of the students' step size, with sgd inside. None: measured."""
-    clip: float | None = 2.0
+    clip: Positive | None = 2.0
     """The images' gradient is cut to this many times the moving average of its norm. None: never."""
-    cooldown: float = 0.0
+    cooldown: Fraction = 0.0
     """Last fraction of the iterations over which the outer rates fall to nothing."""
-    threshold: float = float("inf")
-    """Losses above this, in units of what guessing gives, are not stepped on."""
+    threshold: Rate | None = None
+    """Losses above this, in units of what guessing gives, are not stepped on. None: all are."""
 
 
 MEASURED = ("lr_images", "lr_labels", "lr_step_size")
@@ -103,7 +105,7 @@ def check(settings: RatBptt, method: str, augmented: tuple[Operation, ...]) -> N
     Raises:
         PotstillError: with the value, the reason and the remedy.
     """
-    if not 0 < settings.window <= settings.unroll:
+    if settings.window > settings.unroll:
         raise PotstillError(
             f"window {settings.window}: is among the {settings.unroll} steps of a student; lower --{method}.window, or "
             f"raise --{method}.unroll."
@@ -184,7 +186,7 @@ def real_loss(
     real, truth = _real_batch(ctx, settings, draws)
     loss = mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
     value = float(loss.detach())
-    accept = math.isfinite(value) and not value > settings.threshold
+    accept = math.isfinite(value) and below(value, settings.threshold)
     if not settings.pool:
         return Outcome(loss, metrics={"steps_taken": taken}, accept=accept or not math.isfinite(value))
     number = iteration % settings.pool

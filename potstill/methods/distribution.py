@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from potstill.bounds import Count, Fraction, Rate
 from potstill.data import augment
 from potstill.methods import initial
 from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, nothing
@@ -16,13 +17,13 @@ from potstill.methods.outer import Rule
 class Dm:
     """Distribution matching."""
 
-    iterations: int = 20_000
+    iterations: Count = 20_000
     """Outer iterations, each with a fresh network."""
-    real_batch: int = 256
+    real_batch: Count = 256
     """Real images of each class an iteration; all of them where a class has fewer."""
-    lr_images: float = 1.0
+    lr_images: Rate = 1.0
     """Outer learning rate of the images."""
-    cooldown: float = 0.0
+    cooldown: Fraction = 0.0
     """Last fraction of the iterations over which the rate falls to nothing; 0 keeps it, as published."""
     initial: Literal["random", "noise"] = "random"
     """Begin with random real images, or with noise."""

@@ -196,6 +196,11 @@ def targets_of(variables: Variables, labels: Tensor, classes: int) -> Tensor:
     return one_hot(labels, classes)
 
 
+def below(loss: float, threshold: float | None) -> bool:
+    """Whether a loss is stepped on: not above a threshold.  One that is not a number is the loop's to undo."""
+    return threshold is None or not loss > threshold
+
+
 def nothing(variables: Variables) -> Tensor:
     """The part of a process that has no work in an iteration: 0, with a gradient of 0 in every variable."""
     return sum((0.0 * x.sum() for x in variables.values()), torch.zeros((), device=variables["images"].device))

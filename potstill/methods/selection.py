@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from potstill.bounds import Whole
 from potstill.methods import initial
 from potstill.methods.method import Begun, Context, Experts, Method, Start
 
@@ -20,7 +21,7 @@ class Random:
 class Herding:
     """Images whose mean feature stays near that of their class."""
 
-    expert: int = 0
+    expert: Whole = 0
     """The expert whose last features (the input of the last layer) are compared."""
 
 

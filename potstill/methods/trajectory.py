@@ -14,13 +14,25 @@ import torch
 from torch import Tensor
 
 from potstill.adjoint.unroll import InnerStep, unroll
+from potstill.bounds import Count, Fraction, Positive, Rate, Whole
 from potstill.data import augment
 from potstill.data import labels as kinds
 from potstill.data.augment import Operation
 from potstill.data.labels import Kind
 from potstill.errors import PotstillError
 from potstill.methods import initial, start_epochs
-from potstill.methods.method import Begun, Context, Experts, Inner, Outcome, Start, Variables, nothing, targets_of
+from potstill.methods.method import (
+    Begun,
+    Context,
+    Experts,
+    Inner,
+    Outcome,
+    Start,
+    Variables,
+    below,
+    nothing,
+    targets_of,
+)
 from potstill.methods.outer import Rule
 from potstill.methods.soft_labels import mean_logits
 from potstill.methods.start_epochs import StartEpochs
@@ -34,48 +46,48 @@ INNER_STEPS, EXPERT_EPOCHS, STEP_SIZE = 40, 2, 0.01  # where neither a cell nor 
 class Datm:
     """Difficulty-aligned trajectory matching."""
 
-    iterations: int = 1000
+    iterations: Count = 1000
     """Outer iterations, each one segment of one expert."""
-    start_epochs: tuple[int, int] | None = None
+    start_epochs: tuple[Whole, Whole] | None = None
     """The difficulty: the first start epoch (T minus), and one past the last (T plus). None: found by measuring which
     part of the trajectories a set of this size can follow."""
-    opening: tuple[int, int] | None = None
+    opening: tuple[Whole, Whole] | None = None
     """One past the last start epoch at iteration 0 (T), and the iterations over which it grows to T plus. None: all
     start epochs from the beginning."""
-    inner_steps: int | None = None
+    inner_steps: Count | None = None
     """Steps the student takes (N). None: measured together with the start epochs, else 40."""
-    expert_epochs: int | None = None
+    expert_epochs: Count | None = None
     """Epochs of the expert that those steps should cover (M). None: measured with the start epochs, else 2."""
-    batch_size: int = 100
+    batch_size: Count = 100
     """Synthetic images an inner step; all of them where the set is smaller."""
-    step_size: float | None = None
+    step_size: Positive | None = None
     """Initial value of the learned inner step size. None: measured with the start epochs, else 0.01."""
-    lr_images: float | None = None
+    lr_images: Rate | None = None
     """Outer learning rate of the images. None: measured, so that a first step moves them by a twentieth of their
     size."""
-    lr_logits: float | None = None
+    lr_logits: Rate | None = None
     """Outer learning rate of the label logits. None: measured, for a first step of a two-hundredth."""
-    lr_step_size: float | None = None
+    lr_step_size: Rate | None = None
     """Outer learning rate of the inner step size; 0 keeps it fixed. None: measured, for a first step of a fiftieth."""
-    cooldown: float | None = None
+    cooldown: Fraction | None = None
     """Last fraction of the iterations over which the outer rates fall to nothing; 0 keeps them, as published. Helps
     where iterations are few and rates high: at a constant rate the images end in its noise. None: a half."""
     flip: bool = False
     """Match each expert as often mirrored left to right, which makes two of one at no expense; where flip is an
     augmentation."""
-    threshold: float = 1.0
-    """Matching losses above this are not stepped on."""
+    threshold: Rate | None = 1.0
+    """Matching losses above this are not stepped on. None: all are."""
     initial: Literal["correct", "random"] = "correct"
     """Begin with real images that the first expert classifies correctly, or with any."""
     labels: Literal["learned", "soft", "hard"] = "learned"
     """learned: soft labels of the experts, then learned; soft: the same, kept fixed; hard: one class each, fixed."""
-    label_experts: int | None = None
+    label_experts: Count | None = None
     """Experts whose logits start the labels: the mean of those that are right. None: all experts."""
     adjoint: Literal["exact", "direct", "frozen"] = "exact"
     """Gradient of the unroll: exact in constant memory, the whole graph, or TESLA's approximation."""
-    average: float = 0.0
+    average: Fraction = 0.0
     """Decay of a moving average of the images, which then is the result (FTD); 0: the images themselves."""
-    rho: float | None = None
+    rho: Rate | None = None
     """Radius of the experts' flat recipe (FTD). None: what --expert.rho says."""
 
 
@@ -83,12 +95,12 @@ class Datm:
 class Mtt(Datm):
     """Trajectory matching with hard labels, from any real images."""
 
-    iterations: int = 5000
-    cooldown: float | None = 0.0
-    threshold: float = float("inf")
+    iterations: Count = 5000
+    cooldown: Fraction | None = 0.0
+    threshold: Rate | None = None
     initial: Literal["correct", "random"] = "random"
     labels: Literal["learned", "soft", "hard"] = "hard"
-    rho: float | None = 0.0
+    rho: Rate | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Tesla(Mtt):
     """Trajectory matching in constant memory by a gradient that leaves out how later weights depend on earlier
     images."""
 
-    iterations: int = 10_000
+    iterations: Count = 10_000
     adjoint: Literal["exact", "direct", "frozen"] = "frozen"
 
 
@@ -104,8 +116,8 @@ class Tesla(Mtt):
 class Ftd(Mtt):
     """Trajectory matching of flat experts; the result is a moving average of the images."""
 
-    average: float = 0.9995
-    rho: float | None = 0.01
+    average: Fraction = 0.9995
+    rho: Rate | None = 0.01
 
 
 Trajectory = Datm
@@ -149,12 +161,6 @@ def check(settings: Trajectory, method: str, augmented: tuple[Operation, ...]) -
         )
     if settings.flip and "flip" not in augmented:
         raise PotstillError("flip: the experts see no mirrored images; leave it out, or augment by flip.")
-    if settings.cooldown is not None and not 0 <= settings.cooldown <= 1:
-        raise PotstillError(f"cooldown {settings.cooldown}: a fraction of the iterations, from 0 to 1.")
-    if settings.step_size is not None and settings.step_size <= 0:
-        raise PotstillError(
-            f"step_size {settings.step_size}: the inner step size is positive; raise --{method}.step-size."
-        )
 
 
 def needs(settings: Trajectory) -> Experts:
@@ -247,7 +253,7 @@ def matching_loss(
         micro_batch=ctx.micro_batch,
     )  # fmt: skip
     loss = (theta - end).square().sum() / (begin - end).square().sum()
-    return Outcome(loss, metrics=metrics, accept=not float(loss.detach()) > settings.threshold)
+    return Outcome(loss, metrics=metrics, accept=below(float(loss.detach()), settings.threshold))
 
 
 def draw_steps(ctx: Context, batch_size: int, count: int, n: int, draws: torch.Generator) -> list[InnerStep]:

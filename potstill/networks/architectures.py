@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from potstill.bounds import Count
 from potstill.errors import PotstillError
 from potstill.networks import functional
 from potstill.networks.functional import Residual
@@ -28,9 +29,9 @@ class NetworkConfig:
 
     name: Architecture = "convnet"
     """Architecture; the experts and the evaluation use it unless told otherwise."""
-    width: int = 128
+    width: Count = 128
     """Channels of a ConvNet block, or hidden units of the MLP; the other networks have their published widths."""
-    depth: int | None = None
+    depth: Count | None = None
     """Blocks of the ConvNet, each halving the image; omitted: 3 for 32 pixels, 4 for 64, 5 for 128, 2 for fewer."""
     norm: Norm = "instance"
     """Normalisation; "batch" keeps running statistics, which are stored with the trajectories."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill import bounds
 from potstill.data.distilled import Distilled
 from potstill.runs.run import opened, train_experts
 from potstill.runs.settings import configure
@@ -34,8 +35,9 @@ def distill(
     Example:
         >>> distilled = potstill.distill("digits", ipc=1, out="runs/mine", datm={"iterations": 50})
     """
-    settings = configure(None if dataset is None else str(dataset), ipc, preset, {**changes, "method": method})
-    with opened(settings, Path(out), Path(experts) if experts else None) as run:
+    settings = configure(dataset, ipc, preset, {**changes, "method": method})
+    folder, store = bounds.fit(out, Path, "out"), bounds.fit(experts, Path | None, "experts")
+    with opened(settings, folder, store) as run:
         run_to_completion(train_experts(run), progress)
         return run_to_completion(distil(run), progress)
 

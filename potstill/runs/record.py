@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,11 +140,11 @@ def truncate_metrics(path: Path, iteration: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["iteration"] < iteration]
-    files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    files.write_bytes(path, "".join(files.as_json(line) + "\n" for line in kept).encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl, up to one that is damaged."""
+    """The whole lines of metrics.jsonl, up to one that is damaged; what was not finite is not a number."""
     lines: list[dict[str, Any]] = []
     for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -152,7 +153,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             break
         if not isinstance(line, dict) or not isinstance(line.get("iteration"), int):
             break
-        lines.append(line)
+        lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
 
 

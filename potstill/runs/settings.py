@@ -7,11 +7,14 @@ iteration.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal
 
-from potstill import files
+from potstill import bounds, files
+from potstill.bounds import Count, Part, Rate, Whole
 from potstill.data.augment import DSA, Operation
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
@@ -35,7 +38,7 @@ class Shared:
     dataset: str = "digits"
     """"digits" (embedded), a folder (of class folders, of images with a table of labels, of Parquet, .npz, IDX, CIFAR
     or .tar files), an .npz or .csv file, or the name of a Hugging Face dataset."""
-    ipc: int = 1
+    ipc: Count = 1
     """Synthetic images per class."""
     method: tuple[str, ...] = ("datm",)
     """How to distil; `potstill methods` lists all. Several are stages: each begins at the set of the one before."""
@@ -51,14 +54,14 @@ class Shared:
     units for it and the network is large enough to gain, else float32."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the inner step; auto: where the job is long enough to repay the minute it takes."""
-    micro_batch: int | None = None
+    micro_batch: Count | None = None
     """Images differentiated at once; None: chosen for the device.  Changes memory and speed, not the result."""
     transform: Literal["auto", "zca", "standardise"] = "auto"
     """Whitening of the pixels, fitted on the training images and stored with the set; auto: ZCA up to 4096 values an
     image, per-channel standardising beyond."""
     augment: tuple[Operation, ...] = DSA
     """Operations of differentiable siamese augmentation; one of them is drawn for each batch."""
-    resize: int | None = None
+    resize: Count | None = None
     """Resize the shorter side to this many pixels and crop the centre, for images of mixed sizes."""
     label_column: str | None = None
     """Label column of a table with several; None: the one class-label column, or "label"."""
@@ -68,15 +71,15 @@ class Shared:
     """Names of the classes to read; by default all."""
     skip_unreadable: bool = False
     """Leave images out that cannot be decoded, and say which; by default the first one stops the run."""
-    validation: float = 0.1
+    validation: Part = 0.1
     """Fraction of the training images kept aside to choose checkpoints."""
-    evaluations: int = 5
+    evaluations: Count = 5
     """How often, evenly spaced, the set is evaluated on validation images; the best one is kept."""
     keep: Literal["best", "last"] = "best"
     """The set that becomes the result: the best one on validation images, the initial one included, or the last one."""
-    snapshots: int = 10
+    snapshots: Whole = 10
     """How often, evenly spaced, some images are kept to show how they change; 0 keeps none."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: Rate = 60.0
     """Seconds between checkpoints."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     expert: ExpertConfig = field(default_factory=ExpertConfig)
@@ -211,7 +214,7 @@ def _ipc_of(preset: str | None) -> int:
 
 
 def configure(
-    dataset: str | None = None, ipc: int | None = None, preset: str | None = None,
+    dataset: str | Path | None = None, ipc: int | None = None, preset: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Settings:  # fmt: skip
     """The defaults, with changes: fields of :class:`Shared`, and of each stage under its name, nested ones as mappings.
@@ -219,44 +222,56 @@ def configure(
     Example:
         >>> configure("digits", 1, changes={"method": ("datm",), "datm": {"iterations": 50}, "seed": 3})
     """
-    changes = dict(changes or {})
+    changes, told = dict(changes or {}), bounds.hints_of(Shared)
     method = changes.pop("method", ("datm",))
-    method = (method,) if isinstance(method, str) else tuple(method)
-    settings = defaults(dataset, ipc, method, preset, changes.get("start"))
+    method = bounds.fit((method,) if isinstance(method, str) else method, told["method"], "method")
+    source = bounds.fit(dataset, str | None, "dataset")
+    ipc = bounds.fit(ipc, told["ipc"] | None, "ipc")
+    preset = bounds.fit(preset, str | None, "preset")
+    settings = defaults(source, ipc, method, preset, bounds.fit(changes.get("start"), told["start"], "start"))
     own = {name.replace("-", "_"): number for number, name in enumerate(method)}
     stages = list(settings.stages)
     for name in [name for name in changes if name.replace("-", "_") in own]:
         number = own[name.replace("-", "_")]
-        stages[number] = _changed_field(stages[number], changes.pop(name), name)
+        stages[number] = _changed_stage(stages[number], changes.pop(name), name)
     for name in changes:
         if name.replace("_", "-") in METHODS:
             raise PotstillError(f"{name}: is not among the stages {' '.join(method)}; add it to method.")
     return replace(changed(settings, changes), stages=tuple(stages))
 
 
-def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """A dataclass with some fields changed; nested ones by mappings of their own fields.
+def changed(settings: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass with some fields changed, each brought to its type; nested ones by mappings of their own fields.
+
+    ``prefix`` stands before the fields' names in messages.
 
     Raises:
-        PotstillError: there is no such field (all are named), or a nested one was given a plain value.
+        PotstillError: there is no such field (all are named), a nested one was given a plain value, or a value is of
+            another type or outside its bounds.
     """
-    names = [item.name for item in dataclasses.fields(settings) if item.name != "stages"]
+    hints = {name: hint for name, hint in bounds.hints_of(type(settings)).items() if name != "stages"}
+    fitted = {}
     for name, value in changes.items():
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, 1)
             hint = f"did you mean {near[0]}? All: " if near else "choose among "
-            raise PotstillError(f"{name}: no such setting; {hint}{', '.join(names)}.")
-        settings = replace(settings, **{name: _changed_field(getattr(settings, name), value, name)})
-    return settings
+            raise PotstillError(f"{prefix}{name}: no such setting; {hint}{', '.join(hints)}.")
+        old = getattr(settings, name)
+        if dataclasses.is_dataclass(old):
+            fitted[name] = _changed_stage(old, value, f"{prefix}{name}")
+        else:
+            fitted[name] = bounds.fit(value, hints[name], f"{prefix}{name}")
+    return replace(settings, **fitted)
 
 
-def _changed_field(old: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(old) and not isinstance(value, type(old)):
-        if not isinstance(value, Mapping):
-            fields = ", ".join(item.name for item in dataclasses.fields(old))
-            raise PotstillError(f"{name} {value!r}: holds several settings; give a mapping of {fields}.")
-        return changed(old, value)
-    return tuple(value) if isinstance(value, list) else value
+def _changed_stage(old: Any, value: Any, name: str) -> Any:
+    """A nested dataclass with the changes of a mapping, or one given whole in its place."""
+    if isinstance(value, type(old)):
+        return value
+    if not isinstance(value, Mapping):
+        fields = ", ".join(item.name for item in dataclasses.fields(old))
+        raise PotstillError(f"{name} {value!r}: holds several settings; give a mapping of {fields or 'nothing'}.")
+    return changed(old, value, f"{name}.")
 
 
 def changes_between(given: Any, base: Any) -> dict[str, Any]:
@@ -294,10 +309,10 @@ def as_dict(settings: Settings) -> dict[str, Any]:
 def from_dict(plain: Mapping[str, Any]) -> Settings:
     """Settings from what :func:`as_dict` gave, of this version or an older one."""
     plain = dict(upgrade(plain))
-    stages = plain.pop("stages")
+    stages = {name: _without_infinity(values) for name, values in plain.pop("stages").items()}
     method = tuple(stages)
     settings = changed(Settings(method=method), {**plain, "method": method})
-    own = (_changed_field(METHODS[name].settings(), values, name) for name, values in stages.items())
+    own = (_changed_stage(METHODS[name].settings(), values, name) for name, values in stages.items())
     return replace(settings, stages=tuple(own))
 
 
@@ -325,6 +340,11 @@ def upgrade(plain: Mapping[str, Any]) -> Mapping[str, Any]:
             "window": distil["inner_steps"], "batch_size": distil["batch_size"], "cooldown": distil["cooldown"],
         }  # fmt: skip
     return {**old, **shared, "method": list(stages), "stages": stages}
+
+
+def _without_infinity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stage stored when "no threshold" was an infinite one, which JSON has no word for."""
+    return {name: None if value == math.inf else value for name, value in values.items()}
 
 
 _SHARED_BEFORE = ("evaluations", "keep", "snapshots", "checkpoint_seconds", "micro_batch")
@@ -372,12 +392,10 @@ def check(settings: Settings) -> None:
     """
     from potstill.evaluation.protocol import protocol_of
 
+    bounds.check(settings)
     check_methods(settings.method)
-    _check_values(settings, "")
     for method, stage in zip(settings.methods, settings.stages, strict=True):
-        _check_values(stage, f"{method.name}.")
-        if method.iterations(stage) < 1 and method.loss is not None:
-            raise PotstillError(f"{method.name}.iterations 0: at least 1 is needed; raise --{method.name}.iterations.")
+        bounds.check(stage, f"{method.name}.")
         method.check(stage, method.name, settings.augment)
     for number, method in enumerate(settings.methods):
         if method.loss is None and (number or settings.start):
@@ -386,26 +404,3 @@ def check(settings: Settings) -> None:
             )
     if protocol_of(settings.evaluation).selection == "test" and settings.evaluation.step_size == "chosen":
         raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
-
-
-AT_LEAST_ONE = (
-    "ipc", "iterations", "inner_steps", "expert_epochs", "batch_size", "evaluations", "count", "epochs", "width",
-    "depth", "micro_batch", "label_experts", "resize", "real_batch", "window", "unroll",
-)  # fmt: skip
-
-
-def _check_values(settings: Any, prefix: str) -> None:
-    """Refuse counts below 1, and values outside the choices of a field (which the command line refuses itself)."""
-    hints = get_type_hints(type(settings))
-    for name, value in vars(settings).items():
-        if dataclasses.is_dataclass(value):
-            _check_values(value, f"{prefix}{name}.")
-        if name in AT_LEAST_ONE and isinstance(value, int) and value < 1:
-            flag = f"{prefix}{name}"
-            hint = "raise" if name not in ("micro_batch", "resize", "label_experts") else "leave out or raise"
-            raise PotstillError(f"{flag} {value}: at least 1 is needed; {hint} --{flag.replace('_', '-')}.")
-        several = get_origin(hints[name]) is tuple
-        kind = get_args(hints[name])[0] if several and get_args(hints[name]) else hints[name]
-        for one in value if several else (value,):
-            if get_origin(kind) is Literal and one not in get_args(kind):
-                raise PotstillError(f"{prefix}{name} {one!r}: choose among {', '.join(get_args(kind))}.")

@@ -1,7 +1,6 @@
 """Distilling, stage after stage: begin, measure what is open, iterate, choose the best set, leave checkpoints."""
 
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -117,7 +116,7 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
         yield from _evaluate_if_due(session)
     with (run.folder / record.METRICS).open("a") as lines:
         for reached, metrics in loop.iterate(method, ctx, session.settings.stages[number], session.state):
-            lines.write(json.dumps({"stage": method.name, **metrics}) + "\n")
+            lines.write(files.as_json({"stage": method.name, **metrics}) + "\n")
             lines.flush()
             session.state = reached
             if session.due(run.settings.snapshots):
@@ -126,6 +125,12 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
             if time.monotonic() - session.saved > run.settings.checkpoint_seconds:
                 session.save()
             yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
+    in_vain = session.state.refused + session.state.undone
+    if 0 < session.state.iteration == in_vain:
+        logger.warning(
+            "%s: none of its %d iterations was stepped on, their losses were above the threshold or not finite: the "
+            "set is still its start. Give more iterations, or other settings.", method.name, in_vain,
+        )  # fmt: skip
 
 
 def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:

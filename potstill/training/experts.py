@@ -18,6 +18,7 @@ from torch import Tensor
 from potstill import files
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile
+from potstill.bounds import Count, Positive, Rate
 from potstill.data.augment import Operation
 from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
@@ -38,17 +39,17 @@ IN_TRAINING = "expert in training"
 class ExpertConfig:
     """Training on the real data, for the methods that need experts."""
 
-    count: int = 10
+    count: Count = 10
     """Number of experts."""
-    epochs: int = 30
+    epochs: Count = 30
     """Epochs each expert trains; the last one labels the images that start the synthetic set."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Real images a step."""
-    step_size: float = 0.01
+    step_size: Positive = 0.01
     """Step size of the experts' SGD."""
-    rho: float = 0.0
+    rho: Rate = 0.0
     """Radius of the flat recipe (FTD's adaptive GSAM; published: 0.01); 0 trains by plain SGD."""
-    alpha: float = 0.3
+    alpha: Rate = 0.3
     """Weight of GSAM's orthogonal part; unused when rho is 0."""
     storage: Literal["float32", "float16"] = "float32"
     """Precision of the snapshots on disk."""

@@ -52,6 +52,12 @@ def test_run_again_continues_at_once(finished, capsys):
     assert (finished / "distilled.safetensors").read_bytes() == before
 
 
+def test_a_set_that_was_never_stepped_on_is_said_to_be_its_start(tmp_path, capsys):
+    code, _, err = call(capsys, "run", *SMALL, "--datm.threshold", "1e-9", "--out", tmp_path / "run")
+    assert code == 0
+    assert "none of its 4 iterations was stepped on" in err
+
+
 def test_stages_one_at_a_time(finished, tmp_path, capsys):
     code, out, _ = call(capsys, "experts", *SMALL, "--out", tmp_path / "experts")
     assert (code, "2 experts" in out) == (0, True)
@@ -150,7 +156,24 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["explore", "stages", "--starts", "0", "40"], ["begins between 0 and 26", "raise --expert.epochs"]),
     (["explore", "ablations", "--ipc", "0"], ["ipc 0", "raise --ipc"]),
     (["lossless", "--ipc", "5", "--most", "2"], ["--most 2", "raise it"]),
-    (["lossless", "--most", "0"], ["--most 0", "raise it"]),
+    (["lossless", "--most", "0"], ["most 0", "raise --most"]),
+    (["lossless", "--margin", "nan"], ["margin nan", "a finite number is needed"]),
+    (["explore", "windows", "--count", "0"], ["count 0", "raise --count"]),
+    (["explore", "stages", "--ipcs", "1", "-1"], ["ipcs -1", "raise --ipcs"]),
+    (["run", "--minutes", "nan"], ["minutes nan", "a finite number is needed"]),
+    (["run", "--minutes", "-3"], ["minutes -3", "cannot be negative"]),
+    (["run", "--datm.lr-images", "inf"], ["datm.lr_images inf", "correct --datm.lr-images"]),
+    (["run", "--datm.threshold", "-1"], ["datm.threshold -1.0", "cannot be negative"]),
+    (["run", "--expert.rho", "nan"], ["expert.rho nan"]),
+    (["run", "--validation", "1"], ["validation 1.0", "between 0 and 1"]),
+    (["run", "--checkpoint-seconds", "-1"], ["checkpoint_seconds -1.0"]),
+    (["run", "--snapshots", "-1"], ["snapshots -1"]),
+    (["run", "--method", "rat-bptt", "--rat-bptt.clip", "0"], ["rat-bptt.clip 0.0", "above 0"]),
+    (["evaluate", "/nowhere.safetensors", "--seeds", "0"], ["seeds 0", "raise --seeds"]),
+    (["evaluate", "/nowhere.safetensors", "--width", "0"], ["width 0", "raise --width"]),
+    (["show", "/nowhere.safetensors", "--most", "0"], ["most 0", "raise --most"]),
+    (["show", "/nowhere.safetensors", "--out", "x.jpg"], ["--out x.jpg", ".png"]),
+    (["run", "--record", "x.txt"], ["--record x.txt", ".json"]),
     (["lossless", "--most", "5000"], ["--most 5000", "lower it"]),
     (["distill", "--experts", "/nowhere"], ["holds no experts"]),
 ])  # fmt: skip

@@ -69,7 +69,7 @@ def test_a_validation_accuracy_is_of_the_split_it_is_asked_for(setting, monkeypa
     seen = []
     monkeypatch.setattr(Evaluator, "accuracy", lambda self, *a: seen.append(a[-1]) or 0.25 * len(seen))
     assert validation_accuracy(evaluator, given) == 0.375  # the mean of two networks
-    validation_accuracy(evaluator, given, "test")
+    validation_accuracy(replace(evaluator, protocol=replace(evaluator.protocol, selection="test")), given)
     assert [on is problem.val for on in seen] == [True, True, False, False]
     assert seen[2] is problem.test
 
@@ -133,13 +133,16 @@ def test_train_takes_a_step_size_and_a_network_by_name(setting, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs 0: a network trains for at least 1"),
+        ({"epochs": 0}, "epochs 0: at least 1 is needed"),
         ({"epochs": -1}, "epochs -1: "),
-        ({"step_size": 0.0}, "step_size 0.0: .* positive"),
-        ({"step_size": -1.0}, "step_size -1.0: .* positive"),
-        ({"step_size": float("nan")}, "step_size nan: .* positive"),
-        ({"network": "resnet19"}, "network 'resnet19': .* choose among convnet, resnet18"),
-        ({"network": torch.nn.Linear(2, 2)}, "network Linear.*: is neither a NetworkConfig nor a name"),
+        ({"epochs": 2.5}, "epochs 2.5: is a float, where a whole number is needed"),
+        ({"seed": "x"}, "seed 'x': is a str"),
+        ({"device": 7}, "device 7: is a int, where text is needed"),
+        ({"step_size": 0.0}, "step_size 0.0: a number above 0 is needed"),
+        ({"step_size": -1.0}, "step_size -1.0: a number above 0 is needed"),
+        ({"step_size": float("nan")}, "step_size nan: a finite number is needed"),
+        ({"network": "resnet19"}, "network 'resnet19': choose among convnet, resnet18"),
+        ({"network": torch.nn.Linear(2, 2)}, "network Linear.*: choose among convnet"),
     ],
 )
 def test_train_refuses_what_means_nothing(setting, changes, message):

@@ -26,7 +26,7 @@ def test_a_configuration_changes_a_protocol():
     [
         ({"seeds": 0}, r"evaluation\.seeds 0: at least 1 is needed; raise --evaluation\.seeds"),
         ({"full_epochs": -1}, r"evaluation\.full_epochs -1: at least 1 is needed; raise --evaluation\.full-epochs"),
-        ({"full_seeds": -1}, r"evaluation\.full_seeds -1: .* give 0 to leave"),
+        ({"full_seeds": -1}, r"evaluation\.full_seeds -1: cannot be negative; raise --evaluation\.full-seeds"),
     ],
 )
 def test_nonsense_is_refused(changes, message):

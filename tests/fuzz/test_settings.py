@@ -60,8 +60,8 @@ def test_in_python(outcome, data, method):
         assert from_dict(json.loads(json.dumps(plain))) == found, "what is stored is what was asked for"
 
 
-FLAGS = ["--ipc", "--seed", "--method", "--datm.iterations", "--datm.lr-images", "--evaluation.epochs", "--out", "--tiny",
-         "--expert.count", "--preset", "--recipe", "--nonsense", "-x", "--help"]  # fmt: skip
+FLAGS = ["--ipc", "--seed", "--method", "--datm.iterations", "--datm.lr-images", "--evaluation.epochs", "--out",
+         "--tiny", "--expert.count", "--preset", "--recipe", "--nonsense", "-x", "--help"]  # fmt: skip
 words = st.one_of(
     st.sampled_from(FLAGS), st.sampled_from(["1", "-1", "nan", "datm", "dm", "cifar10-ipc1", "auto", "", "None"]),
     st.text(max_size=6),
