@@ -21,6 +21,7 @@ from potstill.data.labels import Kind, TargetKind
 from potstill.data.pictures import grid, png
 from potstill.data.transform import Transform
 from potstill.errors import PotstillError
+from potstill.process import own_state
 
 __all__ = ["FILE", "KIND", "Distilled", "check", "decode", "grid", "load", "png", "upgrade"]
 
@@ -64,6 +65,7 @@ class Distilled:
         return kinds.convert(self.targets, self.kind, self.labels, len(self.classes), "logits")
 
     @property
+    @own_state()
     def soft_labels(self) -> Tensor:
         """Class probabilities (n, K) of the slots."""
         return kinds.probabilities(self.targets, self.kind, self.labels, len(self.classes))
@@ -77,6 +79,7 @@ class Distilled:
         """The images that networks train on (n · pictures², C, H, W), those of a slot in a row."""
         return decode(self.images, self.pictures)
 
+    @own_state()
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) and their targets (N, K), ready to train on; N = n · pictures².
 
@@ -105,6 +108,7 @@ class Distilled:
         rows = TensorDataset(*self.tensors())
         return DataLoader(rows, batch_size=batch_size, shuffle=shuffle, collate_fn=collate, **options)
 
+    @own_state()
     def save(self, path: str | Path, compact: bool = False) -> None:
         """Write one self-describing file, atomically.
 
@@ -134,6 +138,7 @@ class Distilled:
         check(tensors, header)
         files.save(Path(path), KIND, tensors, header)
 
+    @own_state()
     def export(self, path: str | Path) -> None:
         """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
 
@@ -159,6 +164,7 @@ class Augmenting:
 
     operations: tuple[Operation, ...]
 
+    @own_state()
     def __call__(self, rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Images (b, C, H, W) and their targets (b, ...)."""
         images, targets = torch.stack([image for image, _ in rows]), torch.stack([target for _, target in rows])
@@ -183,6 +189,7 @@ def decode(images: Tensor, pictures: int) -> Tensor:
     return F.interpolate(tiles.reshape(-1, c, height, width), (h, w), mode="bilinear")
 
 
+@own_state()
 def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
     """Read a distilled set, from its file or from the folder of its run.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from potstill.errors import PotstillError
+from potstill.process import own_state
 from potstill.store import once
 
 VERSION = 1  # of the fit; raised by hand whenever a change of the code changes what it gives
@@ -38,6 +39,7 @@ class Transform:
     basis: Tensor | None = None  # zca: (C·H·W, r) eigenvectors U in columns, r ≤ C·H·W
     shape: tuple[int, int, int] | None = None  # (C, H, W) of the images it was fitted on, where that is known
 
+    @own_state()
     def __call__(self, pixels: Tensor | np.ndarray) -> Tensor:
         """Whitened float32 images (N, C, H, W) from pixels (N, C, H, W).
 
@@ -54,6 +56,7 @@ class Transform:
     def __repr__(self) -> str:
         return f"Transform({self.kind}, fitted on {_axes(self.shape)})" if self.shape else f"Transform({self.kind})"
 
+    @own_state()
     def invert(self, images: Tensor) -> Tensor:
         """Pixels in about [0, 1] from whitened images; learned images may leave that range."""
         return self._map(images, inverse=True)

@@ -23,6 +23,7 @@ from potstill.networks import flat
 from potstill.networks.architectures import Architecture, NetworkConfig, depth_for
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import LabelKind
+from potstill.process import own_state
 from potstill.training.problem import Problem, Whitened, choose_device
 from potstill.training.sgd import Recipe, run_to_end, sgd
 
@@ -134,6 +135,7 @@ def validation_accuracy(evaluator: Evaluator, training_set: TrainingSet) -> floa
     return sum(found) / len(found)
 
 
+@own_state()
 def train(
     distilled: Distilled, network: NetworkConfig | str | None = None, *, seed: int = 0, epochs: int | None = None,
     step_size: float | None = None, device: str | None = None,

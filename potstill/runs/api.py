@@ -6,11 +6,13 @@ from typing import Any
 
 from potstill import bounds
 from potstill.data.distilled import Distilled
+from potstill.process import own_state
 from potstill.runs.run import opened, train_experts
 from potstill.runs.settings import configure
 from potstill.runs.stage import distil
 
 
+@own_state()
 def distill(
     dataset: str | Path | None = None, ipc: int | None = None, *, out: str | Path, method: str | Sequence[str] = "datm",
     preset: str | None = None, experts: str | Path | None = None,
