@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,14 +25,12 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from potstill.errors import PotstillError
+from potstill.version import VERSION
 
-try:
-    VERSION = metadata.version("potstill")
-except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-    VERSION = "0.2.0"
 FORMAT = 2  # of the files written here; raised whenever an older version could not read them
 _HEADER = "potstill"
 _SEAL = re.compile(r', "header_checksum": "([0-9a-f]{16})"}$')  # the last field: the checksum of the text without it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCK, _HOLDER = ".lock", ".lock.json"
 
 Upgrade = Callable[[dict[str, Any], int], dict[str, Any]]
@@ -61,15 +58,35 @@ def write_bytes(path: Path, payload: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             raise
-        raise PotstillError(
-            f"{path}: no room for {len(payload) / 1e6:.1f} MB ({error.strerror}); nothing was half-written. "
-            "Free some space or choose another --out, then give the same command again to continue."
-        ) from error
+        raise _no_room(path, len(payload), error) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to the end of a file.
+
+    Raises:
+        PotstillError: there is no room for it.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise _no_room(path, len(text), error) from error
+
+
+def _no_room(path: Path, count: int, error: OSError) -> PotstillError:
+    amount = f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count} bytes"
+    return PotstillError(
+        f"{path}: no room for {amount} ({error.strerror}); nothing was half-written. Free some space or choose another "
+        "--out, then give the same command again to continue."
+    )
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -123,12 +140,28 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        PotstillError: it is damaged.
+        PotstillError: it is damaged, or was written by a newer potstill (see :func:`stamped`).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PotstillError(f"{path}: not valid JSON ({error}); delete it or restore it from a copy.") from error
+        raise PotstillError(f"{path}: not valid JSON ({error}); restore it from a copy.") from error
+    number = found.get("format") if isinstance(found, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise _too_new(path, found.get("version"), number)
+    return found
+
+
+def stamped(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping to be written as JSON, with the version that writes it and the format that a reader must know."""
+    return {"version": VERSION, "format": FORMAT, **value}
+
+
+def _too_new(path: Path, version: Any, number: int) -> PotstillError:
+    return PotstillError(
+        f"{path}: was written by potstill {version} in format {number}, which this one ({VERSION}, format {FORMAT}) "
+        "cannot read; install a newer potstill."
+    )
 
 
 # --- one at a time -------------------------------------------------------------------------------------------------
@@ -344,10 +377,7 @@ def _header(path: Path, kind: str, file: Any, upgrade: Upgrade | None) -> dict[s
     if of_kind != kind:
         raise PotstillError(f"{path}: holds a potstill {of_kind}; expected a {kind}.")
     if number > FORMAT:
-        raise PotstillError(
-            f"{path}: was written by potstill {header.get('version')} in format {number}, which this one ({VERSION}, "
-            f"format {FORMAT}) cannot read; install a newer potstill."
-        )
+        raise _too_new(path, header.get("version"), number)
     if number > 1 and (seal is None or set(header["checksums"]) != set(file.keys())):
         raise PotstillError(f"{path}: damaged: its tensors are not those of its header; copy the file again.")
     return upgrade(header, number) if upgrade else header

@@ -1,11 +1,17 @@
 """The state of the process that called: gradients off, another default type, autocast.  None of it reaches a result."""
 
 import contextlib
+import functools
+import logging
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 
 import torch
 
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 _inside = 0  # calls that now need float32 as default type
 _outside = torch.float32  # the default type of those who called
@@ -19,6 +25,7 @@ def own_state() -> Iterator[None]:
     by ``autocast``, and tensors are made on the CPU unless told otherwise.  The default type is one for all threads: it
     is given back when the last call has ended, in whatever order they do.
     """
+    find_compiler_cache()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_float32())
         stack.enter_context(torch.inference_mode(False))
@@ -46,3 +53,26 @@ def _float32() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 torch.set_default_dtype(_outside)
+
+
+@functools.cache
+def find_compiler_cache() -> None:
+    """Give PyTorch's compiler a temporary cache where its own cannot be written: it would not even be imported."""
+    folder = os.environ.get(COMPILER_CACHE)
+    if folder is None:
+        return  # its default lies among temporary files
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        kept = tempfile.TemporaryDirectory(prefix="potstill-compiled-")  # until the process ends
+        os.environ[COMPILER_CACHE] = kept.name
+        _temporary.append(kept)
+        logger.warning(
+            "%s: what is compiled is not kept for the next time (%s); set %s to a folder that can be written to.",
+            folder, error.strerror, COMPILER_CACHE,
+        )  # fmt: skip
+
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []

@@ -22,12 +22,35 @@ logger = logging.getLogger(__name__)
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and a header."""
 T = TypeVar("T")
+ENDINGS = (".safetensors", ".json")
+KINDS = {
+    "images": "decoded images", "zca": "whitening", "networks": "accuracies of networks trained for figures",
+    "references": "images that tables point at",
+}  # fmt: skip
 _unwritable: set[Path] = set()  # folders of which it was said that nothing can be kept there: once, not each time
 
 
 def cache_folder() -> Path:
     """Where decoded arrays, whitening and control results are kept: $POTSTILL_CACHE, or ~/.cache/potstill."""
     return Path(os.environ.get("POTSTILL_CACHE", "~/.cache/potstill")).expanduser()
+
+
+def kept() -> dict[str, tuple[int, int]]:
+    """Entries and bytes by kind, the largest first."""
+    found = {}
+    for kind in KINDS:
+        sizes = [path.stat().st_size for path in (cache_folder() / kind).glob("*") if path.suffix in ENDINGS]
+        if sizes:
+            found[kind] = (len(sizes), sum(sizes))
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+def clear() -> None:
+    """Delete what is kept; what another process makes at this moment stays."""
+    for kind in KINDS:
+        for path in (cache_folder() / kind).glob("*"):
+            if path.suffix in ENDINGS:
+                path.unlink(missing_ok=True)
 
 
 def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:

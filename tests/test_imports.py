@@ -22,7 +22,7 @@ ROOMS = (
     "studies",
     "cli",
 )
-GROUND = {"errors", "bounds", "process", "seeds", "files", "machine", "store"}
+GROUND = {"version", "errors", "bounds", "process", "seeds", "files", "machine", "store"}
 FACES = {"", "__main__"}  # what users import and run: hands names on
 HEAVY = {
     "datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "scipy", "PIL", "pandas", "tensorboard",

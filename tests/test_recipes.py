@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import potstill
-from potstill.cli import main
+from potstill.cli import main, runners
 from potstill.errors import PotstillError
 from potstill.methods import published
 from potstill.runs import recipes, settings
@@ -77,7 +77,7 @@ def test_the_values_of_the_cpu_recipe_of_cifar10():
 
 def test_flags_change_a_recipe(monkeypatch):
     seen = []
-    monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
+    monkeypatch.setitem(runners.RUNNERS, runners.Run, seen.append)
     flags = "--recipe cifar10-ipc1-cpu --dataset mine --method datm --datm.iterations 7".split()
     assert main.main(["run", *flags]) == 0
     given = seen[0].settings

@@ -3,7 +3,6 @@ chosen.
 """
 
 import argparse
-import difflib
 from dataclasses import field, fields, make_dataclass
 from typing import Annotated, Any
 
@@ -138,9 +137,3 @@ def none_for_auto(flag: str, value: str) -> str:
     """``auto`` for what is measured, as people write it, is None."""
     owner = flag.removeprefix("--").partition(".")[0]
     return "None" if value == "auto" and owner in METHODS and "." in flag else value
-
-
-def suggestion(name: str) -> str:
-    """The command that was probably meant, as a question; empty where none is near."""
-    near = difflib.get_close_matches(name, COMMANDS, 1)
-    return f" Did you mean {near[0]}?" if near else ""

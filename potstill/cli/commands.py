@@ -212,8 +212,16 @@ class Forecast:
     preset: Preset = None
 
 
+@dataclass(frozen=True)
+class Cache:
+    """Say what is kept from earlier work (decoded images, whitening, accuracies of networks), or delete it."""
+
+    clear: bool = False
+    """Delete it; whatever is asked for next is made again."""
+
+
 COMMANDS: dict[str, type[Any]] = {
     "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
     "show": Show, "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
-    "explore windows": Windows, "lossless": Lossless,
+    "explore windows": Windows, "lossless": Lossless, "cache": Cache,
 }  # fmt: skip

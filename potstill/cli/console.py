@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from potstill import store
+from potstill.cli.terminal import err, out, say
 from potstill.errors import PotstillError
+from potstill.evaluation.statistics import difference
 from potstill.methods import published
 from potstill.methods.method import Cell, Method
 from potstill.report import figures, study_page
@@ -19,21 +21,8 @@ from potstill.report.study_page import Study
 from potstill.runs import api
 
 T = TypeVar("T")
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 PLAIN_SECONDS = 15.0  # between lines of progress where the output is no terminal
-
-
-def say(text: str) -> None:
-    """Print text as it stands: a path may hold what rich takes for markup."""
-    out.print(text, markup=False, soft_wrap=True)
-
-
-def fail(sentence: str) -> int:
-    """Print one sentence as an error; returns the exit code."""
-    err.print("[bold red]error:[/] ", end="")
-    err.print(sentence, markup=False, soft_wrap=True)
-    return 1
 
 
 class ConsoleHandler(logging.Handler):
@@ -73,10 +62,38 @@ def print_results(results: dict[str, Any]) -> None:
             figure = results["accuracy"][name]
             low_high = figure["ci95"]
             shown = f"{low_high[0]:.1%} to {low_high[1]:.1%}" if low_high else "one network: none"
-            table.add_row(label, f"{figure['mean']:.1%}", shown, str(len(figure["per_seed"])))
+            networks = str(len(figure["per_seed"]))
+            if count := results.get("kept", {}).get(name):
+                networks += f" ({count} kept)"
+            table.add_row(label, f"{figure['mean']:.1%}", shown, networks)
     out.print(table)
+    _print_gain(results)
+    if results.get("kept"):
+        say("kept: the accuracy of the same network on the same images, from an earlier evaluation (`potstill cache`)")
     if protocol["selection"] == "test":
         out.print("protocol paper: chosen on the test set, only to compare with published tables")
+
+
+def _print_gain(results: dict[str, Any]) -> None:
+    """What the set gives beyond real images, and which state of it that is."""
+    accuracy, chosen = results["accuracy"], results["chosen"]
+    parts = []
+    if {"distilled", "random"} <= accuracy.keys():
+        found = difference(accuracy["distilled"], accuracy["random"])
+        spread = f" ({found['ci95'][0]:+.1%} to {found['ci95'][1]:+.1%})" if found["ci95"] else ""
+        parts.append(f"{100 * found['mean']:+.1f} points over random images{spread}")
+    if results["iterations"].get("iteration"):
+        parts.append(f"the set of iteration {chosen['iteration']} of {results['iterations']['iteration']}")
+    say("; ".join(parts))
+
+
+def print_cache(folder: Path, kinds: Mapping[str, tuple[int, int]]) -> None:
+    """What is kept from earlier work: entries and bytes of each kind."""
+    table = Table("kept", "entries", "size", "what it is", title=str(folder))
+    for kind, (entries, size_of) in kinds.items():
+        table.add_row(kind, str(entries), size(size_of), store.KINDS.get(kind, ""))
+    out.print(table)
+    say("Nothing here is ever needed: `potstill cache --clear` deletes it, and what is asked for is made again.")
 
 
 def print_study(study: Study, record: dict[str, Any], folder: Path) -> None:

@@ -95,7 +95,7 @@ def _is_run(path: Path) -> bool:
         told = files.read_json(path / "config.json")
     except PotstillError:
         return False
-    return isinstance(told, dict) and told.keys() == {"version", "config"}
+    return isinstance(told, dict) and told.keys() - {"format"} == {"version", "config"}
 
 
 # --- classes and parts ---------------------------------------------------------------------------------------------

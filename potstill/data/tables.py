@@ -1,8 +1,9 @@
 """Parquet files and Hugging Face datasets, both through the package ``datasets``."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from potstill.errors import PotstillError
 
 log = logging.getLogger(__name__)
 IMAGES = ("image", "img", "pixel_values", "picture")
+PATIENCE_SECONDS = 5.0  # until the hub answers
 LABELS = ("label", "labels", "class", "target")
 
 
@@ -110,9 +112,10 @@ def load_hub(name: str) -> tuple[Any, Any]:
         PotstillError: it cannot be found or reached.
     """
     datasets = _library(name)
-    log.info("%s is no folder or file here: asking Hugging Face for it", name)  # offline it tries for half a minute
+    log.info("%s is no folder or file here: asking Hugging Face for it", name)
     try:
-        table = datasets.load_dataset(name)
+        with _offline(not _answers(name)):
+            table = datasets.load_dataset(name)
     except Exception as error:  # not found, offline, gated, or needing a configuration: the library's words say which
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PotstillError(
@@ -120,6 +123,37 @@ def load_hub(name: str) -> tuple[Any, Any]:
             "check the spelling and the network, or download it and give the folder."
         ) from error
     return table, [(key, table[key]._fingerprint) for key in table]
+
+
+def _answers(name: str) -> bool:
+    """Whether the hub answers at all, which the library finds out in half a minute of trying again."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE_SECONDS)
+    except huggingface_hub.errors.HfHubHTTPError:  # it answers: no such dataset, gated
+        return True
+    except Exception as error:  # of the library beneath, which has changed: the hub is not reached
+        log.info("Hugging Face is not reached (%s): only what was fetched before is there", error)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """The libraries take what they fetched before, and ask nobody."""
+    import datasets
+    import huggingface_hub
+
+    places = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place, was in zip(places, before, strict=True):
+        place.HF_HUB_OFFLINE = was or wanted
+    try:
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = was
 
 
 def read_hub(name: str, table: Any, how: Reading) -> Found:

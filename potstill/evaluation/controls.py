@@ -91,7 +91,8 @@ def evaluate(
 
     Returns:
         {"accuracy": {"distilled": a figure of :func:`~potstill.evaluation.statistics.interval`, "random": ...,
-        "random_soft": ..., "full": ...}, "seconds": what the training of all these networks took, when they were
+        "random_soft": ..., "full": ...}, "kept": how many networks of each were kept from an earlier evaluation, where
+        any were, "seconds": what the training of all these networks took, when they were
         trained}.  Controls that are left out are missing; every event names them under "left_out".
     """
     problem, protocol = evaluator.problem, evaluator.protocol
@@ -106,19 +107,21 @@ def evaluate(
         return evaluator.accuracy(series.training_set(number), series.epochs, seed, problem.test)
 
     accuracy: dict[str, Any] = {}
+    kept = dict.fromkeys(names, 0)
     done, seconds = 0, 0.0
     for series in compared:
         values = []
         for number in range(series.count):
             yield {**event, "done": done, "set": series.name, "network": number}
             identity = [*common, series.epochs, *series.identity, number]
-            value, spent = _once(identity, functools.partial(accuracy_of, series, number))
+            value, spent, was_kept = _once(identity, functools.partial(accuracy_of, series, number))
             values.append(value)
             seconds += spent
+            kept[series.name] += was_kept
             done += 1
         accuracy[series.name] = interval(values)
     yield {**event, "done": done}
-    return {"accuracy": accuracy, "seconds": seconds}
+    return {"accuracy": accuracy, "kept": {name: count for name, count in kept.items() if count}, "seconds": seconds}
 
 
 def _common_identity(evaluator: Evaluator) -> list[Any]:
@@ -138,13 +141,16 @@ def _identity(training_set: TrainingSet) -> list[Any]:
     return ["distilled", contents, *kind]
 
 
-def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float]:
-    """A network's accuracy and the seconds it took, computed once and kept by fingerprint."""
+def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float, bool]:
+    """A network's accuracy and the seconds it took, computed once and kept by fingerprint; and whether it was kept."""
+    kept_before = True
 
     def make() -> dict[str, Any]:
+        nonlocal kept_before
+        kept_before = False
         began = time.perf_counter()
         accuracy = compute()
         return {"accuracy": accuracy, "seconds": time.perf_counter() - began}
 
     kept = store.once_json("networks", identity, make)
-    return kept["accuracy"], kept["seconds"]
+    return kept["accuracy"], kept["seconds"], kept_before

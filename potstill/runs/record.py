@@ -84,7 +84,7 @@ def summary(
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
     searches = log.get("measured", {})
     spent = sum(record["seconds"] for record in searches.values()) + distilled.provenance.get("choosing_seconds", 0.0)
-    return {
+    return files.stamped({
         "dataset": problem.dataset.name,
         "data_notes": list(problem.dataset.notes),
         "ipc": settings.ipc,
@@ -93,6 +93,7 @@ def summary(
         "network": who.config.name,
         "protocol": dataclasses.asdict(who.protocol),
         "accuracy": accuracy,
+        "kept": found["kept"],
         "recovered": accuracy["distilled"]["mean"] / full if full else None,
         "images": n,
         "full_images": len(problem.dataset.train.labels),
@@ -114,8 +115,7 @@ def summary(
         "config": as_dict(settings),
         "dataset_fingerprint": problem.dataset.fingerprint,
         "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
-        "version": files.VERSION,
-    }
+    })  # fmt: skip
 
 
 def told(method: Method, stage: Any) -> dict[str, Any]:

@@ -13,8 +13,9 @@ runs/NAME/
   report.html              all of it to look at
 """
 
+import contextlib
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -38,6 +39,7 @@ from potstill.training.experts import ExpertConfig
 from potstill.training.problem import Problem, prepare
 from potstill.training.trajectories import Trajectories
 
+CONFIG = "config.json"
 logger = logging.getLogger(__name__)
 
 
@@ -109,8 +111,28 @@ def opened(settings: Settings, folder: Path, experts_folder: Path | None = None)
     Raises:
         PotstillError: another process works in the folder (it is named).
     """
-    with files.locked(folder, "a run"):
-        yield open_run(settings, folder, experts_folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with files.locked(folder, "a run"):
+            yield open_run(settings, folder, experts_folder)
+    except BaseException:
+        _leave_as_found(folder, made)
+        raise
+
+
+def _leave_as_found(folder: Path, made: Sequence[Path]) -> None:
+    """Take away a folder that a run made and left with nothing but its settings, and the empty ones above it.
+
+    Args:
+        folder: the run's.
+        made: those that were not there before, innermost first.
+    """
+    with contextlib.suppress(OSError):
+        if made and {path.name for path in folder.iterdir()} <= {"config.json", ".lock"}:
+            for path in folder.iterdir():
+                path.unlink()
+            for path in made:
+                path.rmdir()
 
 
 def open_run(settings: Settings, folder: Path, experts_folder: Path | None = None) -> Run:
@@ -121,22 +143,36 @@ def open_run(settings: Settings, folder: Path, experts_folder: Path | None = Non
             version that is unfinished, or the settings contradict themselves.
     """
     check(settings)
-    path = folder / "config.json"
     files.clear_leftovers(folder)
-    if path.exists() and any((folder / name).exists() for name in ("checkpoint.safetensors", FILE)):
-        found = files.read_json(path)["config"]
-        if "stages" not in found and not (folder / "results.json").exists():
-            raise PotstillError(
-                f"{folder}: holds an unfinished run of an older potstill, whose checkpoint this one cannot continue; "
-                f"give another --out, and take its experts along by --experts {experts_folder or folder / 'experts'}."
-            )
-        if lines := conflicts(from_dict(found), settings):
-            raise PotstillError(
-                f"{folder}: holds a run that differs in {'; '.join(lines)}. Give the same settings to continue it, or "
-                "another --out."
-            )
-    files.write_json(path, {"version": files.VERSION, "config": as_dict(settings)})
-    return Run(settings, folder, experts_folder or folder / "experts")
+    store = experts_folder or folder / "experts"
+    if begun := [name for name in ("checkpoint.safetensors", FILE) if (folder / name).exists()]:
+        _check_continues(folder, begun, settings, store)
+    files.write_json(folder / CONFIG, files.stamped({"config": as_dict(settings)}))
+    return Run(settings, folder, store)
+
+
+def _check_continues(folder: Path, begun: Sequence[str], settings: Settings, experts_folder: Path) -> None:
+    """Refuse to continue a run of other settings, of settings that are not known, or of an older version."""
+    path = folder / CONFIG
+    if not path.exists():
+        raise PotstillError(
+            f"{folder}: holds {' and '.join(begun)} of a run whose settings are gone ({CONFIG}); restore it, "
+            f"delete {'that' if len(begun) == 1 else 'those'} too, or give another --out."
+        )
+    told = files.read_json(path)
+    found = told.get("config") if isinstance(told, dict) else None
+    if not isinstance(found, dict):
+        raise PotstillError(f"{path}: holds no settings; restore it from a copy, or give another --out.")
+    if "stages" not in found and not (folder / "results.json").exists():
+        raise PotstillError(
+            f"{folder}: holds an unfinished run of an older potstill, whose checkpoint this one cannot continue; "
+            f"give another --out, and take its experts along by --experts {experts_folder}."
+        )
+    if lines := conflicts(from_dict(found), settings):
+        raise PotstillError(
+            f"{folder}: holds a run that differs in {'; '.join(lines)}. Give the same settings to continue it, or "
+            "another --out."
+        )
 
 
 # --- experts -------------------------------------------------------------------------------------------------------

@@ -98,6 +98,11 @@ def _resume(run: Run) -> Session:
                 f"{run.folder}: was begun with other experts: {'; '.join(lines)}. Give the same --experts, or another "
                 "--out."
             )
+        if not (run.folder / FILE).exists() and log.evaluated:
+            logger.warning(
+                "%s: is gone; the last state is evaluated and written again, whatever came before it", run.folder / FILE
+            )
+            log = replace(log, evaluated=())
     record.truncate_metrics(run.folder / record.METRICS, reached.total if reached else 0)
     return Session(run, run.evaluator(Protocol(**log.protocol)), log, reached)
 
@@ -114,17 +119,15 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
     if session.state.iteration == 0 and method.open_fields(asked):
         yield from _measure(session, method, ctx, asked)
         yield from _evaluate_if_due(session)
-    with (run.folder / record.METRICS).open("a") as lines:
-        for reached, metrics in loop.iterate(method, ctx, session.settings.stages[number], session.state):
-            lines.write(files.as_json({"stage": method.name, **metrics}) + "\n")
-            lines.flush()
-            session.state = reached
-            if session.due(run.settings.snapshots):
-                _snapshot(session)
-            yield from _evaluate_if_due(session)
-            if time.monotonic() - session.saved > run.settings.checkpoint_seconds:
-                session.save()
-            yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
+    for reached, metrics in loop.iterate(method, ctx, session.settings.stages[number], session.state):
+        files.append(run.folder / record.METRICS, files.as_json({"stage": method.name, **metrics}) + "\n")
+        session.state = reached
+        if session.due(run.settings.snapshots):
+            _snapshot(session)
+        yield from _evaluate_if_due(session)
+        if time.monotonic() - session.saved > run.settings.checkpoint_seconds:
+            session.save()
+        yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
     in_vain = session.state.refused + session.state.undone
     if 0 < session.state.iteration == in_vain:
         logger.warning(

@@ -94,7 +94,7 @@ def explore(
 def common_fields(results: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """What every study's record tells beside its cells."""
     told = {name: results[name] for name in ("dataset", "protocol", "network", "environment")}
-    return {**told, "config": as_dict(settings), "version": files.VERSION}
+    return files.stamped({**told, "config": as_dict(settings)})
 
 
 def check_honest(settings: Settings) -> None:

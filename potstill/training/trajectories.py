@@ -95,7 +95,7 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> tup
                 "train the experts in another folder, or with --expert.keep-all."
             )
         return tuple(found["epochs"])
-    manifest = {"kind": "trajectories", "version": files.VERSION, "identity": identity, "epochs": list(epochs)}
+    manifest = files.stamped({"kind": "trajectories", "identity": identity, "epochs": list(epochs)})
     files.write_json(path, manifest)
     return tuple(epochs)
 

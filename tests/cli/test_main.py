@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from potstill.cli import main
+from potstill.cli import main, runners
+from potstill.cli.commands import COMMANDS
 from potstill.data.distilled import load
 from potstill.methods import METHODS
 
@@ -117,7 +118,7 @@ def test_forecast(capsys):
     assert all(word in out for word in ("experts", "distilling", "evaluation", "in all", "peak memory"))
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name, capsys):
     code, out, _ = call(capsys, *name.split(), "--help")
     assert code == 0
@@ -207,7 +208,7 @@ def test_out_of_memory_is_said(capsys, monkeypatch):
         def fail(_, error=error):
             raise error
 
-        monkeypatch.setitem(main._RUNNERS, main.Run, fail)
+        monkeypatch.setitem(runners.RUNNERS, runners.Run, fail)
         code, _, err = call(capsys, "run")
         assert (code, "out of memory; lower" in err) == (1, True)
 
@@ -250,7 +251,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(finished, tmp_path, capsys, mon
 def test_flags_do_what_they_say(monkeypatch):
     """Trap 9 of the public code: `--flag False` parsed as true."""
     seen = []
-    monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
+    monkeypatch.setitem(runners.RUNNERS, runners.Run, seen.append)
     assert main.main(["run", "--expert.no-keep-all", "--seed", "7", "--device", "cpu"]) == 0
     assert main.main(["run", "--expert.keep-all", "--preset", "cifar10-ipc10", "--dataset", "mine", "--ipc", "20"]) == 0
     assert main.main(["run", "--expert.keep-all", "False"]) == 2
@@ -267,14 +268,14 @@ def test_flags_do_what_they_say(monkeypatch):
 ])  # fmt: skip
 def test_start_epochs_are_found_unless_they_are_given_or_tuned(flags, start, monkeypatch):
     seen = []
-    monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
+    monkeypatch.setitem(runners.RUNNERS, runners.Run, seen.append)
     assert main.main(["run", *flags]) == 0
     assert seen[0].settings.stages[0].start_epochs == start
 
 
 def test_every_stage_has_flags_of_its_own(monkeypatch):
     seen = []
-    monkeypatch.setitem(main._RUNNERS, main.Run, seen.append)
+    monkeypatch.setitem(runners.RUNNERS, runners.Run, seen.append)
     assert (
         main.main("run --method datm rat-bptt --datm.iterations 7 --rat-bptt.window 9 --rat-bptt.lr-images 3".split())
         == 0

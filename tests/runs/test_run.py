@@ -388,3 +388,32 @@ def test_distilled_digits_are_worth_more_than_random_ones(tmp_path):
     found = run_to_completion(record.evaluate(job, load(job.folder)))["accuracy"]
     assert found["distilled"]["mean"] > found["random"]["mean"] + 0.08
     assert found["distilled"]["mean"] > found["random_soft"]["mean"] + 0.03
+
+
+def test_a_set_that_was_deleted_is_written_again_from_the_checkpoint(tmp_path, caplog):
+    given = tiny(("datm",), keep="last")
+    go(given, tmp_path / "run")
+    first = load(tmp_path / "run")
+    (tmp_path / "run" / "distilled.safetensors").unlink()
+    with caplog.at_level("WARNING", "potstill"):
+        go(given, tmp_path / "run")
+    assert torch.equal(first.images, load(tmp_path / "run").images)
+    assert "distilled.safetensors: is gone" in caplog.text
+
+
+def test_a_run_whose_settings_are_gone_is_not_continued_under_others(tmp_path):
+    go(tiny(("datm",)), tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(PotstillError, match="of a run whose settings are gone .config.json.; restore it"):
+        go(tiny(("datm",), seed=1), tmp_path / "run")
+
+
+def test_files_of_a_newer_potstill_are_refused(tmp_path):
+    go(tiny(("datm",)), tmp_path / "run")
+    for name in ("config.json", "experts/manifest.json"):
+        path = tmp_path / "run" / name
+        kept = path.read_text()
+        files.write_json(path, {**files.read_json(path), "version": "9.0", "format": files.FORMAT + 1})
+        with pytest.raises(PotstillError, match="written by potstill 9.0 in format .* install a newer potstill"):
+            go(tiny(("datm",)), tmp_path / "run")
+        path.write_text(kept)

@@ -1,0 +1,307 @@
+"""What each command does: chooses paths, and hands the work to the stages."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from potstill import files
+from potstill.adjoint import engine
+from potstill.cli.arguments import parse
+from potstill.cli.commands import (
+    Ablations,
+    Cache,
+    Distill,
+    Evaluate,
+    Experts,
+    Export,
+    Forecast,
+    Lossless,
+    Methods,
+    Report,
+    Run,
+    Show,
+    Stages,
+    Windows,
+)
+from potstill.cli.console import (
+    deadline,
+    duration,
+    print_cache,
+    print_method,
+    print_methods,
+    print_results,
+    print_study,
+    progress,
+    set_up_logging,
+    size,
+    tensorboard,
+)
+from potstill.cli.terminal import out, say
+from potstill.data.distilled import FILE, grid, load, png
+from potstill.errors import PotstillError
+from potstill.evaluation import tuning
+from potstill.evaluation.evaluator import evaluator_for
+from potstill.evaluation.protocol import protocol_of, selecting
+from potstill.machine import commit
+from potstill.methods import METHODS
+from potstill.methods.method import Experts as AllExperts
+from potstill.networks.architectures import NetworkConfig
+from potstill.process import find_compiler_cache
+from potstill.report import run_page
+from potstill.report.study_page import Study
+from potstill.runs import forecast, recipes, record, settings, stage
+from potstill.runs import run as runs
+from potstill.runs.settings import Settings
+from potstill.store import cache_folder, clear, kept
+from potstill.studies import ablations, lossless, search, start_epochs
+from potstill.studies import cells as cells_of
+from potstill.studies.cells import Cell
+from potstill.training import experts, trajectories
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Parse a command's arguments, and do what they say."""
+    engine.keep_freed_memory()
+    set_up_logging()
+    find_compiler_cache()
+    command = parse(name, arguments)
+    RUNNERS[type(command)](command)
+
+
+# --- the commands --------------------------------------------------------------------------------------------------
+
+
+def _run(command: Run) -> None:
+    _check_ending("record", command.record, ".json")
+    asked = recipes.tiny(command.settings) if command.tiny else command.settings
+    folder = command.out or _folder(asked, command.recipe, command.tiny)
+    ran_from = commit()  # before the hours in which another may be checked out
+    with _opened(asked, folder, command.experts) as run:
+        with progress(tensorboard(command.tensorboard, folder), deadline(command.minutes)) as show:
+            show(runs.train_experts(run))
+            distilled = show(stage.distil(run))
+            results = show(record.evaluate(run, distilled))
+        page = run_page.write(folder)
+    if command.record:
+        recipes.write_record(command.record, command.recipe or folder.name, ran_from, results, distilled)
+    print_results(results)
+    say(f"\nthe set    {folder / FILE}\nthe page   {page}")
+    say(f'train on it in Python:  network = potstill.train(potstill.load("{folder}"))')
+
+
+def _methods(command: Methods) -> None:
+    if command.name is None:
+        print_methods(METHODS)
+    else:
+        settings.check_methods((command.name,))
+        print_method(METHODS[command.name])
+
+
+def _experts(command: Experts) -> None:
+    folder = command.out or Path("experts") / _name(command.settings)
+    settings.check(command.settings)
+    needed = runs.expert_needs(command.settings) or AllExperts()
+    problem = runs.prepare_problem(command.settings)
+    with progress() as show:
+        show(runs.train_all(command.settings, problem, folder, needed))
+    store = trajectories.open_store(folder)
+    mean = sum(store.accuracies) / len(store)
+    say(f"{len(store)} experts in {folder}, {mean:.1%} right on validation images")
+
+
+def _distill(command: Distill) -> None:
+    folder = command.out or _folder(command.settings)
+    with _opened(command.settings, folder, command.experts) as run:  # noqa: SIM117
+        with progress(tensorboard(command.tensorboard, folder)) as show:
+            distilled = show(stage.distil(run))
+    chosen = distilled.provenance
+    say(
+        f"{len(distilled)} images in {folder / FILE}, of iteration {chosen['iteration']}: "
+        f"{chosen['chosen_with_accuracy']:.1%} on {chosen['chosen_on']} images. Test it by `potstill evaluate`.",
+    )
+
+
+def _evaluate(command: Evaluate) -> None:
+    distilled = load(command.path, command.dataset)
+    if protocol_of(command.evaluation).selection == "test":
+        raise PotstillError(
+            "protocol paper: it chooses the set on test data while distilling, so a finished set cannot be evaluated "
+            "by it; give it to `potstill run`, or evaluate by --protocol standard."
+        )
+    asked = replace(
+        settings.from_dict(distilled.provenance["config"]), evaluation=command.evaluation, device=command.device
+    )
+    asked = replace(asked, dataset=command.dataset or asked.dataset)
+    _check_evaluate(command)
+    problem = runs.prepare_problem(asked)
+    if problem.dataset.fingerprint != distilled.provenance["dataset"]["fingerprint"]:
+        raise PotstillError(
+            f"{asked.dataset}: is not the data this set was distilled from (fingerprint "
+            f"{problem.dataset.fingerprint}, not {distilled.provenance['dataset']['fingerprint']}); give the original "
+            "data by --dataset."
+        )
+    problem = replace(problem, transform=distilled.transform)
+    network = _chosen_network(command, problem.network_config)
+    who = evaluator_for(problem, network, protocol_of(command.evaluation), asked.augment)
+    folder = command.path if command.path.is_dir() else command.path.parent
+    run = runs.Run(asked, folder, command.experts or folder / "experts")
+    store = trajectories.find(run.experts_folder, experts.subject(problem))
+    with progress() as show:
+        if command.evaluation.step_size == "chosen":
+            chooser = replace(who, protocol=selecting(asked.evaluation))
+            event = {"stage": "evaluation", "done": 0, "total": 1}
+            distilled = show(tuning.choose_step_size(chooser, distilled, "chosen", event))
+        tried = bool(distilled.provenance.get("step_sizes"))
+        asked = replace(asked, evaluation=replace(asked.evaluation, step_size="chosen" if tried else "learned"))
+        found = show(record.evaluate_set(who, distilled, asked, store))
+    results = record.summary(replace(run, settings=asked), who, distilled, found, store)
+    print_results(results)
+    if command.json:
+        files.write_json(command.json, results)
+        say(f"figures    {command.json}")
+
+
+def _check_evaluate(command: Evaluate) -> None:
+    if command.experts is not None and not (command.experts / trajectories.MANIFEST).exists():
+        raise PotstillError(
+            f"{command.experts}: holds no experts (no {trajectories.MANIFEST}); give their folder, or leave --experts "
+            "out to do without the control with soft labels."
+        )
+
+
+def _chosen_network(command: Evaluate, own: NetworkConfig) -> NetworkConfig:
+    """The network of the command line, or the set's own with what the flags change."""
+    base = own if command.network in (None, own.name) else NetworkConfig(name=command.network or own.name)
+    changes = {name: getattr(command, name) for name in ("width", "depth", "norm")}
+    return replace(base, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _report(command: Report) -> None:
+    say(f"the page   {run_page.write(command.run)}")
+
+
+def _show(command: Show) -> None:
+    _check_ending("out", command.out, ".png")
+    distilled = load(command.path, command.dataset)
+    image = grid(distilled.pixels, distilled.labels, command.most)
+    files.write_bytes(command.out, png(image))
+    n, c, h, w = distilled.images.shape
+    mean = float(distilled.soft_labels.max(1).values.mean())
+    learned = "none" if distilled.step_size is None else f"{distilled.step_size:.4f}"
+    say(
+        f"{n} images of {w}×{h} pixels, {'grey' if c == 1 else 'colour'}, {len(distilled.classes)} classes; from "
+        f"{distilled.provenance['dataset']['name']}, iteration {distilled.provenance['iteration']}; labels: "
+        f"{distilled.kind}, step size: {learned}; {distilled.transform.kind}; mean largest label {mean:.2f}",
+    )
+    say(f"picture    {command.out}")
+
+
+def _export(command: Export) -> None:
+    load(command.path, command.dataset).export(command.out)
+    say(f"written    {command.out}")
+
+
+def _forecast(command: Forecast) -> None:
+    settings.check(command.settings)
+    with out.status("timing a few steps of each stage ..."):
+        found = forecast.forecast(command.settings)
+    table = Table("", "time", "disk", title=f"{command.settings.dataset}, {command.settings.ipc} images per class")
+    for name in ("experts", "distilling", "evaluation"):
+        table.add_row(name, duration(found["seconds"][name]), size(found["disk_bytes"].get(name, 0)))
+    table.add_row("[bold]in all[/]", duration(sum(found["seconds"].values())), size(sum(found["disk_bytes"].values())))
+    out.print(table)
+    out.print(f"peak memory about {size(found['memory_bytes'])} on {found['device']}; {found['engine']}")
+
+
+def _stages(command: Stages) -> None:
+    cells = start_epochs.cells(command.settings, command.ipcs, command.starts, command.width)
+    _explored(start_epochs.STUDY, cells, command.out or Path("runs") / f"{_name(command.settings)}-stages")
+
+
+def _ablations(command: Ablations) -> None:
+    cells = [ablations.base(command.settings)]
+    folder = command.out or Path("runs") / f"{_name(command.settings)}-ipc{command.settings.ipc}-ablations"
+    _explored(ablations.STUDY, cells, folder, lambda settled: ablations.cells(settled, command.parts))
+
+
+def _windows(command: Windows) -> None:
+    cells = search.cells(command.settings, command.count)
+    folder = command.out or Path("runs") / f"{_name(command.settings)}-ipc{command.settings.ipc}-windows"
+    _explored(search.STUDY, cells, folder)
+
+
+def _explored(
+    study: Study, cells: list[Cell], folder: Path, following: Callable[[Settings], list[Cell]] | None = None
+) -> None:  # fmt: skip
+    for cell in cells:
+        settings.check(cell.settings)
+    say(f"{folder}: {len(cells)} runs")
+    with progress() as show:
+        found = show(cells_of.explore(study.kind, cells, folder, following))
+    print_study(study, found, folder)
+
+
+def _lossless(command: Lossless) -> None:
+    asked = lossless.with_full_control(command.settings)
+    settings.check(asked)
+    folder = command.out or Path("runs") / f"{_name(asked)}-lossless"
+    smallest = runs.prepare_problem(asked).smallest_class
+    most = smallest // 2 if command.most is None else command.most
+    if most > smallest:
+        raise PotstillError(f"--most {most}: the smallest class has {smallest} training images; lower it.")
+    if most < asked.ipc:
+        raise PotstillError(f"--most {most}: is less than --ipc {asked.ipc}, where the search begins; raise it.")
+    say(f"{folder}: from {asked.ipc} to at most {most} images per class")
+    with progress() as show:
+        found = show(lossless.search(asked, folder, most, command.margin))
+    print_study(lossless.STUDY, found, folder)
+
+
+def _cache(command: Cache) -> None:
+    if command.clear:
+        clear()
+    print_cache(cache_folder(), kept())
+
+
+RUNNERS: dict[type[Any], Callable[[Any], None]] = {
+    Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Report: _report,
+    Show: _show, Export: _export, Forecast: _forecast, Stages: _stages, Ablations: _ablations, Windows: _windows,
+    Lossless: _lossless, Cache: _cache,
+}  # fmt: skip
+
+
+# --- what they share -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(asked: Settings, folder: Path, experts_folder: Path | None) -> Iterator[runs.Run]:
+    with runs.opened(asked, folder, experts_folder) as run:
+        stages = " then ".join(asked.method)
+        say(f"{folder}: {asked.dataset}, {asked.ipc} images per class, {stages}, seed {asked.seed}")
+        yield run
+
+
+def _check_ending(flag: str, path: Path | None, ending: str) -> None:
+    """Refuse a file whose name promises another format, before any work."""
+    if path is not None and path.suffix.lower() != ending:
+        raise PotstillError(f"--{flag} {path}: is written as {ending}; let its name end so.")
+
+
+def _folder(asked: Settings, recipe: str | None = None, tiny: bool = False) -> Path:
+    """Where a run goes for which no folder was named."""
+    own = Path(recipe).stem if recipe else f"{_name(asked)}-ipc{asked.ipc}{_suffix(asked)}"
+    return Path("runs") / f"{own}{'-tiny' if tiny else ''}"
+
+
+def _suffix(asked: Settings) -> str:
+    """What tells the folder of another method from that of the default one."""
+    return "" if asked.method == Settings().method else "-" + "-".join(asked.method)
+
+
+def _name(asked: Settings) -> str:
+    """A folder's name for a dataset."""
+    return Path(asked.dataset).stem if Path(asked.dataset).exists() else asked.dataset.replace("/", "-")
