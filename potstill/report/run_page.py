@@ -69,6 +69,7 @@ def _row(name: str, results: dict[str, Any]) -> dict[str, Any]:
         "interval": f"{low_high[0]:.1%} to {low_high[1]:.1%}" if low_high else "–",
         "std": f"{figure['std']:.1%}" if figure["std"] is not None else "–",
         "seeds": len(figure["per_seed"]),
+        "kept": results.get("kept", {}).get(name, 0),
     }
 
 

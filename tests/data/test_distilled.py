@@ -179,6 +179,8 @@ def test_what_is_no_set_is_refused_when_saved_and_when_read(distilled, tmp_path,
     with pytest.raises(PotstillError, match=words):
         wrong.save(tmp_path / "refused.safetensors")
     assert not list(tmp_path.iterdir())
+    if str(change.get("step_size")) == "nan":
+        return  # which no file can hold
     with monkeypatch.context() as unchecked:
         unchecked.setattr(module, "check", lambda tensors, header: None)
         wrong.save(tmp_path / "wrong.safetensors")
