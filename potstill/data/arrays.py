@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from potstill.data.pixels import claimed
-from potstill.data.reading import Found, Raw, numbered
+from potstill.data.reading import Found, Raw
 from potstill.data.split import Part, part_of_path
 from potstill.errors import PotstillError
 
@@ -44,7 +44,7 @@ def read(root: Path, files: Sequence[Path]) -> Found:
                 raise PotstillError(
                     f"{file}: a second file of {part} images beside {parts[part].where}; join them into one .npz."
                 )
-            parts[part] = Raw(images, numbered(labels), str(file))
+            parts[part] = Raw(images, labels.tolist(), str(file))
             names[part] = None if classes is None else [str(name) for name in classes.reshape(-1).tolist()]
     if "train" not in parts:
         raise PotstillError(f"{root}: no training arrays; expected train.npz or x_train and y_train.")

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
 from potstill.data import pixels
 from potstill.data.classes import Labels, number
@@ -83,8 +82,3 @@ def content(found: Found, how: Reading) -> Content:
                 remarks.add("grey images became colour, as others are", raw.where, len(split))
                 parts[part] = replace(split, images=split.images.expand(-1, 3, -1, -1).contiguous())
     return Content(classes, parts, (*found.notes, *notes, *remarks.sentences()))
-
-
-def numbered(labels: np.ndarray) -> list[object]:
-    """An array of labels as plain values."""
-    return torch.from_numpy(labels).tolist() if labels.dtype.kind in "iu" and labels.ndim == 1 else labels.tolist()

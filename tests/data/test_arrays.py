@@ -66,3 +66,12 @@ def test_a_header_that_claims_more_than_memory_holds(tmp_path):
 def test_a_part_that_is_not_whole(tmp_path):
     np.savez(tmp_path / "x.npz", x_train=pixels(40), x_test=pixels(4), y_test=np.arange(4))
     refused(tmp_path / "x.npz", "expected images and labels, or x_train and y_train")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_labels_and_pixels_of_either_byte_order(tmp_path, order):
+    images = (np.arange(40 * 16) % 60000).reshape(40, 4, 4).astype(f"{order}u2")
+    np.savez(tmp_path / "x.npz", images=images, labels=(np.arange(40) % 2).astype(f"{order}i4"))
+    found = load(str(tmp_path / "x.npz"))
+    assert found.classes == ("0", "1")
+    assert found.train.images.float().mean() < 2  # of 65535
