@@ -142,7 +142,7 @@ def lossless_digits(out: Path) -> Generator[dict[str, Any], None, dict[str, Any]
     """From one image per class to half of the smallest class."""
     given = configure("digits", 1)
     share_experts(given, out)
-    return lossless.search(given, out, 57, 0.0)
+    return lossless.search(given, out, 57, 0.01)
 
 
 def digits(ipc: int) -> Settings:

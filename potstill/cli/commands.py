@@ -198,8 +198,8 @@ class Lossless:
     settings: Settings = field(default_factory=Settings)
     most: Count | None = None
     """Images per class at which to give up; None: half of the smallest class."""
-    margin: Fraction = 0.0
-    """How much accuracy may be lost, as a fraction of 1; 0: none that is significant."""
+    margin: Fraction = 0.01
+    """How much accuracy may be lost, as a fraction of 1: the 95 % interval of the loss must end below it."""
     out: Path | None = None
     """Folder of the search; None: runs/DATASET-lossless."""
 

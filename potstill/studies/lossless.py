@@ -1,7 +1,7 @@
 """The smallest set that trains as well as the full data, found by bisection over resumable runs.
 
-"As well" is that the full set's figure is not significantly higher (Welch's 95 % interval of the difference reaches
-0), or, where a margin is given, that it is higher by no more than that.
+"As well" is that the full set is shown to be better by no more than a margin: Welch's 95 % interval of the difference
+ends below it.  That no difference was found shows nothing, for the fewer networks there are the less is found.
 """
 
 from collections.abc import Callable, Generator
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
+from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Event
+from potstill.evaluation.protocol import protocol_of
 from potstill.evaluation.statistics import difference
 from potstill.report.figures import COLOURS, NAMES, axes
 from potstill.report.study_page import Record, Study, Table, percent
@@ -34,6 +36,7 @@ def search(
         The record, also in out/lossless.json; "ipc" is None where even ``most`` loses.
     """
     check_honest(given)
+    _check_networks(given)
     yield from train_experts(Run(_sized(given, given.ipc), out, out / "experts"))
     cells: dict[int, dict[str, Any]] = {}
 
@@ -66,11 +69,19 @@ def _sized(given: Settings, ipc: int) -> Settings:
     return keep_all(replace(at_size(given, ipc), expert=given.expert))
 
 
+def _check_networks(given: Settings) -> None:
+    """Refuse figures of one network, which have no interval."""
+    seeds = protocol_of(given.evaluation).seeds
+    for name, count in (("seeds", seeds), ("full_seeds", given.evaluation.full_seeds or seeds)):
+        if count < 2:
+            raise PotstillError(
+                f"evaluation.{name} {count}: that nothing is lost is shown by an interval over networks; give 2 or more."
+            )
+
+
 def is_lossless(lost: dict[str, Any], margin: float) -> bool:
-    """Whether the full set is better by no more than the margin; without one, not significantly better."""
-    if margin > 0 or lost["ci95"] is None:
-        return lost["mean"] <= margin
-    return lost["ci95"][0] <= 0
+    """Whether the full set is better by no more than the margin, with all of the interval."""
+    return lost["ci95"] is not None and lost["ci95"][1] <= margin
 
 
 def bisect(loses: Callable[[int], Generator[Event, None, bool]], least: int, most: int) -> Generator[Event, None, Any]:
@@ -142,14 +153,10 @@ def summary(record: Record) -> str:
     if found is None:
         return f"None up to {max(cells)} images per class: every set loses"
     of, lost = f"of about {record['full_per_class']:.0f}", cells[found]["lost"]
-    if record["margin"]:
-        how = f"within the margin of {100 * record['margin']:.1f}"
-    elif lost["ci95"] is None:
-        how = "of too few networks for an interval"
-    else:
-        how = "not significant" if lost["ci95"][1] >= 0 else "significantly less"
-    text = f"{found} images per class {of} train as well as the full set"
-    text = f"{text}, which is {percent(lost, '+')} points above them: {how}"
+    text = (
+        f"{found} images per class {of} train as well as the full set, which is {percent(lost, '+')} points above them"
+    )
+    text = f"{text}: within the margin of {100 * record['margin']:.1f}"
     smaller = [ipc for ipc in cells if ipc < found]
     return f"{text}; {max(smaller)} lose {percent(cells[max(smaller)]['lost'])} points" if smaller else text
 
