@@ -75,7 +75,7 @@ def _check_networks(given: Settings) -> None:
     for name, count in (("seeds", seeds), ("full_seeds", given.evaluation.full_seeds or seeds)):
         if count < 2:
             raise PotstillError(
-                f"evaluation.{name} {count}: that nothing is lost is shown by an interval over networks; give 2 or more."
+                f"evaluation.{name} {count}: an interval over networks shows that nothing is lost; give 2 or more."
             )
 
 
@@ -153,10 +153,8 @@ def summary(record: Record) -> str:
     if found is None:
         return f"None up to {max(cells)} images per class: every set loses"
     of, lost = f"of about {record['full_per_class']:.0f}", cells[found]["lost"]
-    text = (
-        f"{found} images per class {of} train as well as the full set, which is {percent(lost, '+')} points above them"
-    )
-    text = f"{text}: within the margin of {100 * record['margin']:.1f}"
+    above = f"{percent(lost, '+')} points above them: within the margin of {100 * record['margin']:.1f}"
+    text = f"{found} images per class {of} train as well as the full set, which is {above}"
     smaller = [ipc for ipc in cells if ipc < found]
     return f"{text}; {max(smaller)} lose {percent(cells[max(smaller)]['lost'])} points" if smaller else text
 
