@@ -5,7 +5,15 @@ from typing import Any
 from potstill.methods.trajectory import span_of
 from potstill.report.study_page import Record, Study, Table, compared_with_the_first, percent
 from potstill.runs.settings import Settings, defaults
-from potstill.studies.cells import Cell, epochs_text, keep_all, start_epochs_of, trajectory_of, with_first
+from potstill.studies.cells import (
+    Cell,
+    epochs_text,
+    keep_all,
+    start_epochs_of,
+    trajectory_of,
+    validation_of,
+    with_first,
+)
 
 AUTO = "auto"
 
@@ -36,14 +44,21 @@ def _compared(record: Record) -> tuple[Table, Any]:
     return compared_with_the_first(record, names, title, "start epochs", "over those found")
 
 
+def best_of(cells: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The best cell, and the images that say so: those for validation, except in records that do not hold them."""
+    if all(validation_of(cell) for cell in cells):
+        return "validation", max(cells, key=lambda cell: max(entry["accuracy"] for entry in validation_of(cell)))
+    return "test", max(cells, key=lambda cell: cell["accuracy"]["distilled"]["mean"])
+
+
 def summary(record: Record) -> str:
-    """What was found against the best of the others."""
+    """What was found against the best of the others, as validation images choose it."""
     found, *others = record["cells"]
-    best = max(others, key=lambda cell: cell["accuracy"]["distilled"]["mean"])
+    on, best = best_of(others)
     published = " (published)" if best["window"].startswith("published") else ""
     return (
         f"Found: epochs {epochs_text(*start_epochs_of(found))}, "
-        f"{100 * found['accuracy']['distilled']['mean']:.1f} %; best by hand: epochs "
+        f"{100 * found['accuracy']['distilled']['mean']:.1f} %; best by hand on {on} images: epochs "
         f"{epochs_text(*start_epochs_of(best))}{published}, a difference of {percent(best['over_base'], '+')} points"
     )
 

@@ -52,22 +52,20 @@ def cells(given: Settings, ipcs: Sequence[int], starts: Sequence[int] | None, wi
 
 
 def table(record: Record) -> Table:
-    """The best range of each size is marked."""
+    """The best range of each size on validation images is marked."""
     header = [
         "images per class", "start epochs", "random", "random, soft labels", "distilled", "gain over random",
         "on validation images",
     ]  # fmt: skip
-    rows = []
+    rows, best = [], _best(record)
     for cell in record["cells"]:
         accuracy, validation = cell["accuracy"], validation_of(cell)
-        fair = [c for c in record["cells"] if c["ipc"] == cell["ipc"] and not c["diverged"]]
-        best = max((c["accuracy"]["distilled"]["mean"] for c in fair), default=None)
         soft = percent(accuracy["random_soft"]) if "random_soft" in accuracy else "–"
         texts = [
             str(cell["ipc"]), _epochs(cell), percent(accuracy["random"]), soft, percent(accuracy["distilled"]),
             percent(cell["gain"], "+"), f"{100 * validation[-1]['accuracy']:.1f}" if validation else "–",
         ]  # fmt: skip
-        rows.append({"cells": texts, "best": not cell["diverged"] and accuracy["distilled"]["mean"] == best})
+        rows.append({"cells": texts, "best": best.get(cell["ipc"]) is cell})
     return header, rows
 
 
@@ -98,14 +96,25 @@ def figure(record: Record) -> Any:
 
 
 def summary(record: Record) -> str:
-    """The best range of each size, in a sentence."""
+    """The best range of each size on validation images with its gain on test images, in a sentence."""
+    words = [
+        f"epochs {_epochs(cell)} at {ipc} (gain {percent(cell['gain'], '+')})" for ipc, cell in _best(record).items()
+    ]
+    if not words:
+        return "No start epochs could be matched"
+    return f"Best matched, by validation images: {', '.join(words)} images per class"
+
+
+def _best(record: Record) -> dict[int, dict[str, Any]]:
+    """By images per class, the range whose last set is best on validation images: test images choose nothing."""
     best: dict[int, dict[str, Any]] = {}
     for cell in record["cells"]:
-        ipc = cell["ipc"]
-        if not cell["diverged"] and (ipc not in best or cell["gain"]["mean"] > best[ipc]["gain"]["mean"]):
-            best[ipc] = cell
-    words = [f"epochs {_epochs(cell)} at {ipc}" for ipc, cell in best.items()]
-    return f"Best matched: {', '.join(words)} images per class" if words else "No start epochs could be matched"
+        found = validation_of(cell)
+        if found and not cell["diverged"]:
+            before = best.get(cell["ipc"])
+            if before is None or found[-1]["accuracy"] > validation_of(before)[-1]["accuracy"]:
+                best[cell["ipc"]] = cell
+    return best
 
 
 def pictures(record: Record, out: Path) -> list[dict[str, Any]]:

@@ -323,7 +323,9 @@ def test_explore_stages_and_ablations_print_what_they_found(few, tmp_path, capsy
         capsys, "explore", "stages", *flags, "--ipcs", "1", "2", "--width", "1", "--starts", "0", "2", "--out", tmp_path
     )
     assert code == 0
-    assert all(words in out for words in ("gain", "Best matched: epochs", "stages.html", "stages.png"))
+    assert all(
+        words in out for words in ("gain", "Best matched, by validation images: epochs", "stages.html", "stages.png")
+    )
     assert (tmp_path / "stages.html").is_file()
     code, out, _ = call(capsys, "explore", "ablations", *flags, "--out", tmp_path)
     assert code == 0

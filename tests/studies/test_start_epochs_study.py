@@ -100,7 +100,7 @@ def test_the_page_says_what_was_found(explored):
     out, _, record = explored
     text = study_page.write(start_epochs.STUDY, record, out).read_text()
     assert "Which part of the path to match: digits" in text
-    assert "Best matched: epochs" in text
+    assert "Best matched, by validation images: epochs" in text
     assert text.count('type="range"') == 2  # a slider a size
     assert text.count('class="sequence"') == 4  # early and late
     assert (out / "stages.png").read_bytes().startswith(b"\x89PNG")
