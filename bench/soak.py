@@ -30,10 +30,10 @@ from potstill.data.distilled import FILE
 from potstill.machine import commit, environment
 
 RUN = shlex.split(
-    "run --method datm rat-bptt --network.width 8 --expert.count 2 --expert.epochs 6 --checkpoint-seconds 0.2 "
-    "--compile no --datm.iterations 60 --datm.start-epochs 0 2 --datm.expert-epochs 1 --datm.inner-steps 10 "
-    "--rat-bptt.iterations 30 --rat-bptt.unroll 20 --rat-bptt.window 8 --rat-bptt.real-batch 100 "
-    "--evaluation.protocol quick --evaluation.epochs 20 --evaluation.full-epochs 1"
+    "run --method datm rat-bptt --network.width 8 --expert.count 2 --expert.epochs 4 --checkpoint-seconds 0.2 "
+    "--compile no --datm.iterations 40 --datm.start-epochs 0 2 --datm.expert-epochs 1 --datm.inner-steps 5 "
+    "--rat-bptt.iterations 20 --rat-bptt.unroll 10 --rat-bptt.window 4 --rat-bptt.real-batch 100 "
+    "--evaluation.protocol quick --evaluation.epochs 5 --evaluation.full-epochs 1"
 )
 LEFT = (FILE, "metrics.jsonl")  # what must be the same, byte for byte
 EVERY = 100  # iterations between two looks at the memory
