@@ -7,12 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 
 from potstill import store
 from potstill.cli.terminal import err, out, say
 from potstill.errors import PotstillError
+from potstill.evaluation.protocol import described
 from potstill.evaluation.statistics import difference
 from potstill.methods import published
 from potstill.methods.method import Cell, Method
@@ -22,6 +31,7 @@ from potstill.runs import api
 
 T = TypeVar("T")
 
+WIDE = 125  # columns from which on there is room for everything
 PLAIN_SECONDS = 15.0  # between lines of progress where the output is no terminal
 
 
@@ -55,7 +65,7 @@ def size(count: float) -> str:
 def print_results(results: dict[str, Any]) -> None:
     """The figures of a run as a table."""
     protocol = results["protocol"]
-    title = f"{results['dataset']}, {results['ipc']} images per class, {results['network']}, {protocol['name']}"
+    title = f"{results['dataset']}, {results['ipc']} images per class, {results['network']}, {described(protocol)}"
     table = Table("trained on", "accuracy", "95 % interval", "networks", title=title)
     for name, label in figures.NAMES.items():
         if name in results["accuracy"]:
@@ -184,11 +194,9 @@ def deadline(minutes: float | None) -> Watcher | None:
 @contextmanager
 def progress(*watchers: Watcher | None) -> Any:
     """A function that runs a stage to its end and shows how far it is, with the time left; others may watch."""
-    columns = (
-        TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[detail]}"),
-    )  # fmt: skip
-    live = Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=120)
+    live = Progress(
+        *_columns(err.width), console=err, disable=not err.is_terminal, speed_estimate_period=120, expand=True
+    )
 
     def show(events: Generator[dict[str, Any], None, T]) -> T:
         bar = live.add_task("starting", total=None, detail="reading the data")
@@ -208,6 +216,21 @@ def progress(*watchers: Watcher | None) -> Any:
 
     with live:
         yield show
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Stage, bar, count and time left stay whole however narrow the terminal; what is told besides gives way."""
+
+    def whole(least: int) -> Column:
+        return Column(no_wrap=True, min_width=least)
+
+    passed = [TimeElapsedColumn(table_column=whole(7))] if width >= WIDE else []
+    return [
+        TextColumn("{task.description}", table_column=whole(10)), BarColumn(40 if width >= WIDE else 12),
+        MofNCompleteColumn(table_column=whole(9)), *passed, TextColumn("left", table_column=whole(4)),
+        TimeRemainingColumn(elapsed_when_finished=False, table_column=whole(7)),
+        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+    ]  # fmt: skip
 
 
 class _PlainLines:

@@ -4,9 +4,9 @@ The recipe is that of DATM's published code (Guo et al., ICLR 2024): batches of 
 and a step size that falls tenfold past half of the epochs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from potstill import bounds
 from potstill.bounds import Count, Whole
@@ -64,6 +64,14 @@ PROTOCOLS = {
     "standard": Protocol("standard", epochs=1001, full_epochs=50, seeds=5),
     "paper": Protocol("paper", epochs=1001, full_epochs=50, seeds=1, selection="test"),
 }
+
+
+def described(told: Mapping[str, Any]) -> str:
+    """A protocol, as a record tells it, in words: its name, and what was changed in it."""
+    named = asdict(PROTOCOLS[told["name"]])
+    units = {"epochs": "epochs", "full_epochs": "epochs on the full set", "seeds": "networks"}
+    changed = [f"{unit} {told[name]}" for name, unit in units.items() if told[name] != named[name]]
+    return f"{told['name']} with {', '.join(changed)}" if changed else told["name"]
 
 
 def selecting(config: EvaluationConfig) -> Protocol:

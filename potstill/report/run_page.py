@@ -8,6 +8,7 @@ import torch
 from potstill import files
 from potstill.data.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
+from potstill.evaluation.protocol import described
 from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page, svg
 from potstill.runs import snapshots
 from potstill.runs.record import METRICS, read_metrics, upgrade
@@ -36,6 +37,7 @@ def write(folder: Path) -> Path:
     text = page(
         "report",
         results=results,
+        protocol=described(results["protocol"]),
         rows=[_row(name, results) for name in NAMES if name in results["accuracy"]],
         accuracy_figure=_accuracy_figure(results),
         panels=[panel for stage in results["stages"] for panel in _panels(stage, metrics, len(results["stages"]))],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
+from potstill.evaluation.protocol import described
 from potstill.report.figures import COLOURS, axes, page, render, svg
 from potstill.report.run_page import flatten
 
@@ -43,7 +44,8 @@ def write(study: Study, record: Record, out: Path) -> Path:
     text = page(
         "study", record=record, header=header, rows=rows, figure=svg(drawn), notes=_notes(record),
         patterns=study.pictures(record, out), settings=sorted(flatten(record["config"]).items()),
-        title=study.title(record), caption=study.caption, chosen=study.chosen(record), summary=study.summary(record),
+        protocol=described(record["protocol"]), title=study.title(record), caption=study.caption,
+        chosen=study.chosen(record), summary=study.summary(record),
     )  # fmt: skip
     files.write_bytes(out / f"{study.kind}.html", text.encode())
     return out / f"{study.kind}.html"

@@ -159,6 +159,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def upgrade(results: dict[str, Any]) -> dict[str, Any]:
     """results.json of a run of 0.1.0 as of today."""
+    results = {"kept": {}, **results}
     if "stages" in results:
         return results
     settings = from_dict(results["config"])

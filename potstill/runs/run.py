@@ -40,6 +40,7 @@ from potstill.training.problem import Problem, prepare
 from potstill.training.trajectories import Trajectories
 
 CONFIG = "config.json"
+LITTLE = 0.1  # of the way from guessing to always right
 logger = logging.getLogger(__name__)
 
 
@@ -236,7 +237,19 @@ def train_experts(run: Run) -> Generator[Event, None, Trajectories | None]:
     there = None if own else trajectories.find(run.experts_folder)
     if there is None or len(there) < settings.expert.count:
         yield from train_all(settings, run.problem, run.experts_folder, run.needs)
+    if run.experts is not None:
+        _warn_of_guessing(run.experts, len(run.problem.dataset.classes), run.experts_folder)
     return run.experts
+
+
+def _warn_of_guessing(experts: Trajectories, classes: int, folder: Path) -> None:
+    """Say so where experts have learned next to nothing: a set that follows them cannot teach more."""
+    mean, chance = sum(experts.accuracies) / len(experts), 1 / classes
+    if mean < chance + LITTLE * (1 - chance):
+        logger.warning(
+            "%s: the experts are right on %.1f %% of the validation images, where guessing gives %.1f; raise "
+            "--expert.epochs or --expert.step-size, or look at the data.", folder, 100 * mean, 100 * chance,
+        )  # fmt: skip
 
 
 def train_all(

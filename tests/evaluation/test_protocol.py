@@ -1,9 +1,11 @@
 """Protocols: the published recipe, what a configuration changes, and what is refused."""
 
+from dataclasses import asdict
+
 import pytest
 
 from potstill.errors import PotstillError
-from potstill.evaluation.protocol import PROTOCOLS, EvaluationConfig, protocol_of
+from potstill.evaluation.protocol import PROTOCOLS, EvaluationConfig, described, protocol_of
 
 
 def test_standard_is_the_published_recipe():
@@ -32,3 +34,9 @@ def test_a_configuration_changes_a_protocol():
 def test_nonsense_is_refused(changes, message):
     with pytest.raises(PotstillError, match=message):
         protocol_of(EvaluationConfig(**changes))
+
+
+def test_a_protocol_that_was_cut_says_so():
+    assert described(asdict(PROTOCOLS["standard"])) == "standard"
+    cut = protocol_of(EvaluationConfig(epochs=2, seeds=1))
+    assert described(asdict(cut)) == "standard with epochs 2, networks 1"
