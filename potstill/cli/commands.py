@@ -134,6 +134,9 @@ class Export:
     out: Path
     """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours, clipped to 8 bits), or
     a new folder of class folders (the same)."""
+    rescale: bool = False
+    """Pictures hold the whole range of values, in other colours, instead of being clipped; the scale stands beside
+    them: a value of 0 is the first, 255 the second number."""
     dataset: str | None = None
     """The data it was distilled from; only a compact file needs it."""
 

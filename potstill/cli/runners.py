@@ -201,7 +201,7 @@ def _show(command: Show) -> None:
 
 
 def _export(command: Export) -> None:
-    load(command.path, command.dataset).export(command.out)
+    load(command.path, command.dataset).export(command.out, command.rescale)
     say(f"written    {command.out}")
 
 

@@ -139,12 +139,13 @@ class Distilled:
         files.save(Path(path), KIND, tensors, header)
 
     @own_state()
-    def export(self, path: str | Path) -> None:
+    def export(self, path: str | Path, rescale: bool = False) -> None:
         """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
 
         ``.npz`` keeps everything exactly (transformed images, labels, transform).  The others hold pictures of 8 bits
         in true colours: learned values outside of that range are clipped, which costs accuracy, and a log line says
-        how many.  A folder's ``soft_labels.json`` names its classes and files.
+        how many.  With ``rescale`` pictures hold the whole range of values instead, in other colours; the scale stands
+        beside them.  A folder's ``soft_labels.json`` names its classes and files.
 
         Raises:
             PotstillError: another ending, or a folder that holds other files.
@@ -153,7 +154,15 @@ class Distilled:
         soft_labels, labels = (self._by_picture(tensor.cpu()) for tensor in of_slots)
         targets = None if self.targets is None else self._by_picture(self.targets.cpu())
         content = export.Content(
-            self.decoded().cpu(), targets, self.kind, soft_labels, labels, self.classes, self.step_size, self.transform
+            self.decoded().cpu(),
+            targets,
+            self.kind,
+            soft_labels,
+            labels,
+            self.classes,
+            self.step_size,
+            self.transform,
+            rescale,
         )
         export.write(content, Path(path))
 

@@ -1,7 +1,8 @@
 """A synthetic set for other tools: arrays, Parquet, a folder of class folders, one picture.
 
 Only ``.npz`` is exact.  Pictures hold whole numbers from 0 to 255 in true colours, and learned images leave that range:
-of a set of CIFAR-10 whitened by ZCA 77 % of the values were clipped, and networks came to 23 instead of 48 %.
+of a set of CIFAR-10 whitened by ZCA 77 % of the values were clipped, and networks came to 23 instead of 48 %.  Rescaled
+pictures hold the whole range, rounded to one of 256 values.
 """
 
 import io
@@ -11,10 +12,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from potstill import files
@@ -42,17 +45,32 @@ class Content:
     classes: tuple[str, ...]
     step_size: float | None
     transform: Transform
+    rescale: bool = False  # pictures hold the whole range of values, and say what it is
+
+    @cached_property
+    def values(self) -> Tensor:
+        """True colours (N, C, H, W) float32, where pictures hold 0 to 1."""
+        return self.transform.invert(self.images)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """What the pictures' 0 and 255 stand for."""
+        return (float(self.values.min()), float(self.values.max())) if self.rescale else (0.0, 1.0)
 
     @property
     def pixels(self) -> Tensor:
-        """True colours (N, C, H, W) uint8, clipped."""
-        return self.transform.pixels(self.images)
+        """Pictures (N, C, H, W) uint8: true colours, clipped, or rescaled so that nothing is."""
+        if not self.rescale:
+            return self.transform.pixels(self.images)
+        low, high = self.scale
+        return ((self.values - low) * (255 / max(high - low, 1e-12))).round().clamp(0, 255).to(torch.uint8)
 
     @property
     def clipped(self) -> float:
-        """Fraction of values that lie outside of what pictures can hold, by more than rounding."""
-        values = self.transform.invert(self.images) * 255
-        return float(((values < -0.5) | (values > 255.5)).float().mean())
+        """Fraction of values that lie outside of what the pictures can hold, by more than rounding."""
+        low, high = self.scale
+        margin = (high - low) / 510
+        return float(((self.values < low - margin) | (self.values > high + margin)).float().mean())
 
 
 def write(content: Content, path: Path) -> None:
@@ -94,15 +112,16 @@ def _say_what_was_clipped(content: Content, path: Path) -> None:
     if (fraction := content.clipped) > WORTH_SAYING:
         log.warning(
             "%s: %.0f %% of the values leave the range of pictures and are clipped, so networks learn less from it; "
-            "export to .npz to keep them", path, 100 * fraction,
+            "--rescale keeps them (in other colours), and .npz all of it exactly", path, 100 * fraction,
         )  # fmt: skip
 
 
 def _folder(content: Content, path: Path) -> None:
     """Class folders of PNG files, and beside them the soft labels with the names of their columns and rows.
 
-    ``soft_labels.json`` is {"classes": [K names], "folders": [K folder names], "rows": {file name: [K probabilities]}}.
-    Its columns follow "classes", whatever order another tool sorts the folders in.
+    ``soft_labels.json`` is {"classes": [K names], "folders": [K folder names], "scale": [low, high], "rows": {file
+    name: [K probabilities]}}.  Its columns follow "classes", whatever order another tool sorts the folders in.  Values
+    of 0 and 255 in a picture stand for low and high: 0 and 1, unless they were rescaled.
     """
     folders = folder_names(content.classes)
     names = [f"{folders[label]}/{number:05d}.png" for number, label in enumerate(content.labels.tolist())]
@@ -115,7 +134,8 @@ def _folder(content: Content, path: Path) -> None:
     for name, image in zip(names, content.pixels, strict=True):
         files.write_bytes(path / name, png(image))
     rows = dict(zip(names, content.soft_labels.tolist(), strict=True))
-    files.write_json(path / SOFT_LABELS, {"classes": list(content.classes), "folders": folders, "rows": rows})
+    told = {"classes": list(content.classes), "folders": folders, "scale": list(content.scale), "rows": rows}
+    files.write_json(path / SOFT_LABELS, told)
 
 
 def _arrays(content: Content) -> bytes:
@@ -129,14 +149,14 @@ def _arrays(content: Content) -> bytes:
     buffer = io.BytesIO()
     np.savez(
         buffer, images=content.images.numpy(), soft_labels=content.soft_labels.numpy(), kind=np.array(content.kind),
-        pixels=content.pixels.permute(0, 2, 3, 1).numpy(), labels=content.labels.numpy(),
+        pixels=content.transform.pixels(content.images).permute(0, 2, 3, 1).numpy(), labels=content.labels.numpy(),
         classes=np.array(content.classes), **{k: v for k, v in optional.items() if v is not None}, **transform,
     )  # fmt: skip
     return buffer.getvalue()
 
 
 def _parquet(content: Content) -> bytes:
-    """A table in the Hugging Face convention: image (PNG bytes), label, soft_label."""
+    """A table in the Hugging Face convention: image (PNG bytes), label, soft_label; its metadata hold the scale."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -151,7 +171,8 @@ def _parquet(content: Content) -> bytes:
         "label": {"names": list(content.classes), "_type": "ClassLabel"},
         "soft_label": {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"},
     }
-    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    told = {"huggingface": json.dumps({"info": {"features": features}}), "scale": json.dumps(content.scale)}
+    table = pa.table(columns).replace_schema_metadata(told)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()

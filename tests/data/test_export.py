@@ -155,3 +155,23 @@ def test_slots_of_several_pictures_are_exported_as_networks_see_them(distilled, 
     assert (len(rows), list(rows)[-1]) == (24, "c_d/00023.png")
     first = Image.open(io.BytesIO((tmp_path / "folder" / "a" / "00000.png").read_bytes()))
     assert first.size == (5, 6)
+
+
+@pytest.mark.parametrize("name", ["folder", "set.parquet"])
+def test_rescaled_pictures_hold_every_value_to_half_a_step(distilled, tmp_path, name, caplog):
+    wide = replace(distilled, images=distilled.images * 40)
+    with caplog.at_level(logging.WARNING, "potstill"):
+        wide.export(tmp_path / name, rescale=True)
+    assert "clipped" not in caplog.text
+    values = wide.transform.invert(wide.images)
+    if name == "folder":
+        told = json.loads((tmp_path / name / export.SOFT_LABELS).read_text())
+        (low, high), rows = told["scale"], [np.array(Image.open(tmp_path / name / row)) for row in told["rows"]]
+    else:
+        pq = pytest.importorskip("pyarrow.parquet")
+        table = pq.read_table(tmp_path / name)
+        low, high = json.loads(table.schema.metadata[b"scale"])
+        rows = [np.array(Image.open(io.BytesIO(cell["bytes"]))) for cell in table["image"].to_pylist()]
+    found = low + torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2) / 255 * (high - low)
+    assert (low, high) == pytest.approx((float(values.min()), float(values.max())))
+    assert float((found - values).abs().max()) <= (high - low) / 510 * 1.001
