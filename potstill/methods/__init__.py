@@ -1,9 +1,12 @@
 """The methods, each a value in one literal dict, by the name they have on the command line."""
 
 from potstill.methods.bptt import RAT_BPTT
+from potstill.methods.coverage import HERDING, K_CENTER, K_MEDOIDS, MODERATE
 from potstill.methods.distribution import DM
+from potstill.methods.glister import GLISTER
 from potstill.methods.method import Method
-from potstill.methods.selection import HERDING, RANDOM
+from potstill.methods.pruning import CCS, D2_PRUNING, EL2N, FORGETTING, GRAND, WINDOW
+from potstill.methods.selection import RANDOM
 from potstill.methods.trajectory_family import DATM, FTD, MTT, TESLA
 
 METHODS: dict[str, Method] = {
@@ -15,4 +18,14 @@ METHODS: dict[str, Method] = {
     "rat-bptt": RAT_BPTT,
     "random": RANDOM,
     "herding": HERDING,
+    "k-center": K_CENTER,
+    "k-means": K_MEDOIDS,
+    "moderate": MODERATE,
+    "forgetting": FORGETTING,
+    "el2n": EL2N,
+    "grand": GRAND,
+    "glister": GLISTER,
+    "ccs": CCS,
+    "d2": D2_PRUNING,
+    "window": WINDOW,
 }

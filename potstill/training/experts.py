@@ -227,8 +227,8 @@ def _save(
     storage: str,
 ) -> None:  # fmt: skip
     tensors = {
-        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], getattr(torch, storage)),
-        "buffers": trajectories.stack([buffers for _, buffers in snapshots.values()], torch.float32),
+        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], len(last), getattr(torch, storage)),
+        "buffers": trajectories.stack([b for _, b in snapshots.values()], len(last_buffers), torch.float32),
         "last": last,
         "last_buffers": last_buffers,
     }

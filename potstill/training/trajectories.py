@@ -50,6 +50,14 @@ class Trajectories:
         with files.opened(expert_path(self.folder, expert), "expert") as reader:
             return reader.tensor("last").float(), reader.tensor("last_buffers").float()
 
+    def snapshot(self, expert: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Parameters (P,) and buffers (B,) after so many epochs, float32."""
+        if epoch == self.identity["expert"]["epochs"]:
+            return self.last(expert)
+        with files.opened(expert_path(self.folder, expert), "expert") as reader:
+            row = self._row(epoch, reader.header.get("epochs", self.epochs))
+            return reader.row("theta", row).float(), reader.tensor("buffers")[row].float()
+
     def _row(self, epoch: int, kept: Sequence[int]) -> int:
         if epoch not in kept:
             raise PotstillError(
@@ -196,6 +204,11 @@ def _ranges(epochs: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)
 
 
-def stack(snapshots: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Snapshots as one tensor (S, P) of the stored precision; a copy, so training cannot write into it."""
+def stack(snapshots: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+    """Snapshots (P,) as one tensor (S, P) of the stored precision; a copy, so training cannot write into it.
+
+    There may be none, where only the experts at their end are needed; P is ``size``.
+    """
+    if not snapshots:
+        return torch.empty(0, size, dtype=dtype)
     return torch.stack([snapshot.detach().cpu().to(dtype) for snapshot in snapshots])
