@@ -4,6 +4,7 @@ from potstill.methods.bptt import RAT_BPTT
 from potstill.methods.coverage import HERDING, K_CENTER, K_MEDOIDS, MODERATE
 from potstill.methods.distribution import DM
 from potstill.methods.glister import GLISTER
+from potstill.methods.gradient import DC, DSA
 from potstill.methods.method import Method
 from potstill.methods.pruning import CCS, D2_PRUNING, EL2N, FORGETTING, GRAND, WINDOW
 from potstill.methods.selection import RANDOM
@@ -14,6 +15,8 @@ METHODS: dict[str, Method] = {
     "mtt": MTT,
     "tesla": TESLA,
     "ftd": FTD,
+    "dc": DC,
+    "dsa": DSA,
     "dm": DM,
     "rat-bptt": RAT_BPTT,
     "random": RANDOM,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.errors import PotstillError
 from potstill.methods.method import Context
 from potstill.methods.soft_labels import expert_logits
 
@@ -36,12 +37,35 @@ def correct_rows(ctx: Context) -> Tensor:
     return rows_by_class(labels, order[rank.argsort(stable=True)], ctx.ipc, ctx.classes)
 
 
-def noise(ctx: Context) -> Tensor:
-    """Images (n, C, H, W) of Gaussian noise, each scaled to norm 1 (RaT-BPTT)."""
+def tiles(ctx: Context, pictures: int) -> Tensor:
+    """Random real images (n, C, H, W), IPC of each class; or f × f of them side by side in a slot, each shrunk.
+
+    What :func:`~potstill.data.distilled.decode` takes apart again (IDC, section 3.2).
+    """
+    split, size = ctx.problem.train, ctx.problem.dataset.shape[1:]
+    if pictures == 1:
+        return split.images[random_rows(ctx)].clone()
+    many = rows_by_class(split.labels, _shuffled(ctx), ctx.ipc * pictures**2, ctx.classes)
+    own = split.labels[many].bincount(minlength=ctx.classes)
+    if int(own.min()) < ctx.ipc * pictures**2:
+        raise PotstillError(
+            f"pictures {pictures}: {ctx.ipc * pictures**2} images of each class are needed to begin with, and one has "
+            f"{int(own.min())}; lower it, or begin with noise."
+        )
+    h, w = (-(-side // pictures) for side in size)
+    small = F.interpolate(split.images[many], size=(h, w), mode="area")
+    grid = small.view(-1, pictures, pictures, small.shape[1], h, w).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(-1, small.shape[1], pictures * h, pictures * w)[:, :, : size[0], : size[1]].contiguous()
+
+
+def noise(ctx: Context, norm: float | None = NOISE_NORM) -> Tensor:
+    """Images (n, C, H, W) of Gaussian noise, each scaled to a norm (RaT-BPTT: 1); None: as drawn, of variance 1."""
     shape = (ctx.ipc * ctx.classes, *ctx.problem.dataset.shape)
     images = torch.randn(shape, generator=ctx.draws("noise"))
+    if norm is None:
+        return images.to(ctx.problem.device)
     norms = images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    return (NOISE_NORM * images / norms).to(ctx.problem.device)
+    return (norm * images / norms).to(ctx.problem.device)
 
 
 def labels_in_order(ctx: Context) -> Tensor:

@@ -168,6 +168,7 @@ class Method:
     needs: Callable[[Settings], Experts | None] = lambda settings: None
     inner: Callable[[Settings], Inner | None] = lambda settings: None
     kind: Callable[[Settings], Kind] = lambda settings: "hard"
+    pictures: Callable[[Settings], int] = lambda settings: 1  # f: a slot holds f × f of them
     loss_label: str = "loss"
     metrics: Mapping[str, str] = field(default_factory=dict)  # name → what the report writes at its axis
     check: Callable[[Settings, str, tuple[Operation, ...]], None] = lambda settings, name, augment: None

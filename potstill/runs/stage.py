@@ -276,6 +276,7 @@ def as_distilled(session: Session) -> Distilled:
         labels=reached.labels,
         step_size=start.step_size,
         rows=reached.rows,
+        pictures=settings.methods[reached.stage].pictures(settings.stages[reached.stage]),
         transform=run.problem.transform,
         classes=run.problem.dataset.classes,
         recipe={"network": dataclasses.asdict(run.problem.network_config), "augment": list(settings.augment)},
