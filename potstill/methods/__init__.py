@@ -3,6 +3,7 @@
 from potstill.methods.bptt import RAT_BPTT
 from potstill.methods.coverage import HERDING, K_CENTER, K_MEDOIDS, MODERATE
 from potstill.methods.distribution import DM
+from potstill.methods.frepo import FREPO
 from potstill.methods.glister import GLISTER
 from potstill.methods.gradient import DC, DSA
 from potstill.methods.method import Method
@@ -18,6 +19,7 @@ METHODS: dict[str, Method] = {
     "dc": DC,
     "dsa": DSA,
     "dm": DM,
+    "frepo": FREPO,
     "rat-bptt": RAT_BPTT,
     "random": RANDOM,
     "herding": HERDING,

@@ -1,6 +1,6 @@
 """Rules of the outer loop: how one named variable of a set moves along its gradient.
 
-SGD with momentum and Adam, with what the methods of the literature add: a variable that stays positive, one that is
+SGD with momentum, Adam and LAMB, with what the methods of the literature add: a variable that stays positive, one that is
 clamped from below, ascent, a norm clip against the gradient's own moving average, a moving average of the variable.
 """
 
@@ -27,9 +27,9 @@ class Rule:
     """
 
     lr: float
-    kind: Literal["sgd", "adam"] = "sgd"
+    kind: Literal["sgd", "adam", "lamb"] = "sgd"
     momentum: float = 0.0  # of SGD
-    betas: tuple[float, float] = (0.9, 0.999)  # of Adam
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam and LAMB
     positive: bool = False  # a scalar moves by the factor exp(−lr · v / x): to first order the same step, and never ≤ 0
     minimum: float | None = None  # clamped from below after each step
     ascend: bool = False  # climbs, where a method plays one variable against another
@@ -40,7 +40,7 @@ class Rule:
 
 def initial(rule: Rule, x: Tensor) -> Moments:
     """The moments of a variable before its first step."""
-    if rule.kind == "adam":
+    if rule.kind != "sgd":
         moments = {"first": torch.zeros_like(x), "second": torch.zeros_like(x), "steps": torch.zeros(())}
     else:
         moments = {"velocity": torch.zeros_like(x)}
@@ -64,8 +64,10 @@ def step(rule: Rule, x: Tensor, moments: Moments, gradient: Tensor, scale: float
         gradient = _clipped(rule.clip, gradient, moments)
     if rule.ascend:
         gradient = -gradient
-    if rule.kind == "adam":
+    if rule.kind != "sgd":
         direction = _adam(rule, gradient, moments)
+        if rule.kind == "lamb":  # a step of the variable's own size (You et al., ICLR 2020)
+            direction = direction * (x.norm() / direction.norm().clamp_min(EPSILON))
     else:
         direction = moments["velocity"] = rule.momentum * moments["velocity"] + gradient
     if rule.positive:

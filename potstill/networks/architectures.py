@@ -19,7 +19,7 @@ from potstill.networks.functional import Residual
 from potstill.networks.norm import InstanceNorm
 
 Shape = tuple[int, int, int]  # channels, height, width
-Architecture = Literal["convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp"]
+Architecture = Literal["convnet", "wide-convnet", "resnet18", "vgg11", "alexnet", "lenet", "mlp"]
 Norm = Literal["instance", "batch", "none"]
 
 
@@ -30,7 +30,8 @@ class NetworkConfig:
     name: Architecture = "convnet"
     """Architecture; the experts and the evaluation use it unless told otherwise."""
     width: Count = 128
-    """Channels of a ConvNet block, or hidden units of the MLP; the other networks have their published widths."""
+    """Channels of a ConvNet block (of the first one of a wide ConvNet, whose blocks double them), or hidden units of the
+    MLP; the other networks have their published widths."""
     depth: Count | None = None
     """Blocks of the ConvNet, each halving the image; omitted: 3 for 32 pixels, 4 for 64, 5 for 128, 2 for fewer."""
     norm: Norm = "instance"
@@ -95,12 +96,21 @@ def _features_of_zeros(features: nn.Sequential, shape: Shape) -> Tensor:
 
 def convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """Blocks of 3×3 convolution, norm, ReLU and pooling, then one linear layer (Gidaris and Komodakis, 2018)."""
+    return _blocks(config, shape, classes, widening=1)
+
+
+def wide_convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
+    """The same with twice as many channels in each block, as FRePo and RCIG use it (without norm; Zhou et al., 2022)."""
+    return _blocks(config, shape, classes, widening=2)
+
+
+def _blocks(config: NetworkConfig, shape: Shape, classes: int, widening: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    channels = shape[0]
+    channels, width = shape[0], config.width
     for _ in range(config.depth or depth_for(shape[1], shape[2])):
-        layers += [nn.Conv2d(channels, config.width, 3, padding=1), _norm(config.norm, config.width), nn.ReLU()]
+        layers += [nn.Conv2d(channels, width, 3, padding=1), _norm(config.norm, width), nn.ReLU()]
         layers += [_pool(config.pooling)]
-        channels = config.width
+        channels, width = width, width * widening
     return _with_head(nn.Sequential(*layers), shape, classes)
 
 
@@ -168,6 +178,7 @@ def resnet18(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential
 
 _CONSTRUCTORS: dict[str, Callable[[NetworkConfig, Shape, int], nn.Sequential]] = {
     "convnet": convnet,
+    "wide-convnet": wide_convnet,
     "resnet18": resnet18,
     "vgg11": vgg11,
     "alexnet": alexnet,

@@ -1,0 +1,29 @@
+"""Kernel ridge regression from the synthetic images to the real ones, and how sure learned labels should be."""
+
+import torch
+from torch import Tensor
+
+
+def predict(k_ts: Tensor, k_ss: Tensor, values: Tensor, ridge: float) -> Tensor:
+    """K_ts (K_ss + λ tr(K_ss)/n · I)⁻¹ y (N, K) in the precision of the kernels; differentiable in all of them.
+
+    Args:
+        k_ts: kernel of real by synthetic images (N, n).
+        k_ss: kernel of the synthetic images (n, n).
+        values: their targets y (n, K).
+        ridge: λ, relative to the mean of the diagonal.
+    """
+    n = len(k_ss)
+    regular = k_ss + ridge * k_ss.diagonal().mean() * torch.eye(n, dtype=k_ss.dtype, device=k_ss.device)
+    return k_ts @ torch.linalg.solve(regular, values.to(k_ss))
+
+
+def squared_error(predicted: Tensor, truth: Tensor) -> Tensor:
+    """½ Σ_k (predicted − truth)², mean over the images."""
+    return 0.5 * (predicted - truth).square().sum(1).mean()
+
+
+def unsureness(values: Tensor) -> Tensor:
+    """− mean min(largest − second largest, 1/K) of labels (n, K): falls as labels name one class (FRePo, its code)."""
+    first, second = values.topk(2, dim=1).values.T
+    return -(first - second).clamp_max(1 / values.shape[1]).mean()
