@@ -4,6 +4,7 @@ Zhou et al., "Dataset Distillation using Neural Feature Regression", NeurIPS 202
 derivative: the cheapest way to learn labels.
 """
 
+from collections import ChainMap
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,11 +75,8 @@ def begin(ctx: Context, settings: Frepo, start: Start | None) -> Begun:
 def _pool(ctx: Context, settings: Frepo) -> Memory:
     """Fresh networks whose lives are of different length, so that they are not replaced at once."""
     left = settings.life - torch.arange(settings.pool) * settings.life // settings.pool
-    return {
-        STEPS: torch.zeros_like(left),
-        LEFT: left,
-        **{k: v for number in range(settings.pool) for k, v in _fresh(ctx, number, -1).items()},
-    }
+    networks = [_fresh(ctx, number, -1) for number in range(settings.pool)]
+    return {STEPS: torch.zeros_like(left), LEFT: left, **dict(ChainMap(*networks))}
 
 
 def _fresh(ctx: Context, number: int, iteration: int) -> Memory:

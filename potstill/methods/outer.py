@@ -1,7 +1,7 @@
 """Rules of the outer loop: how one named variable of a set moves along its gradient.
 
-SGD with momentum, Adam and LAMB, with what the methods of the literature add: a variable that stays positive, one that is
-clamped from below, ascent, a norm clip against the gradient's own moving average, a moving average of the variable.
+SGD with momentum, Adam and LAMB, with what the methods of the literature add: a variable that stays positive, one that
+is clamped from below, ascent, a norm clip against the gradient's own moving average, a moving average of the variable.
 """
 
 import math

@@ -30,7 +30,7 @@ class NetworkConfig:
     name: Architecture = "convnet"
     """Architecture; the experts and the evaluation use it unless told otherwise."""
     width: Count = 128
-    """Channels of a ConvNet block (of the first one of a wide ConvNet, whose blocks double them), or hidden units of the
+    """Channels of a ConvNet block (of the first one where blocks double them: the wide ConvNet), or hidden units of the
     MLP; the other networks have their published widths."""
     depth: Count | None = None
     """Blocks of the ConvNet, each halving the image; omitted: 3 for 32 pixels, 4 for 64, 5 for 128, 2 for fewer."""
@@ -100,7 +100,7 @@ def convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
 
 
 def wide_convnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
-    """The same with twice as many channels in each block, as FRePo and RCIG use it (without norm; Zhou et al., 2022)."""
+    """The same with twice as many channels in each block; FRePo and RCIG use it without norm (Zhou et al., 2022)."""
     return _blocks(config, shape, classes, widening=2)
 
 

@@ -51,7 +51,7 @@ def test_loss_and_gradients_are_those_of_the_formula(setting, flip):
 
 
 def test_labels_begin_centred_and_are_regressed_to(setting):
-    ctx, settings, begun = setting
+    _, settings, begun = setting
     assert begun.variables["values"][0].tolist() == pytest.approx([0.9] + 9 * [-0.1])
     assert METHODS["frepo"].kind(settings) == "values"
 
@@ -90,4 +90,6 @@ def test_a_network_trains_by_adam_on_the_squared_error(setting):
         outputs = ctx.problem.network(theta, begun.variables["images"])
         (0.5 * (outputs - begun.variables["values"]).square().sum() / len(outputs)).backward()
         optimiser.step()
-    assert torch.allclose(memory["theta.0"], theta.detach(), atol=1e-4)
+    images = ctx.problem.train.images[:50]  # biases before a norm, which have no effect, move by rounding alone
+    mine, theirs = (ctx.problem.network(t.detach(), images) for t in (memory["theta.0"], theta))
+    assert torch.allclose(mine, theirs, atol=1e-4)
