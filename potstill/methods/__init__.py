@@ -6,6 +6,7 @@ from potstill.methods.distribution import DM
 from potstill.methods.frepo import FREPO
 from potstill.methods.glister import GLISTER
 from potstill.methods.gradient import DC, DSA
+from potstill.methods.kip import KIP
 from potstill.methods.method import Method
 from potstill.methods.pruning import CCS, D2_PRUNING, EL2N, FORGETTING, GRAND, WINDOW
 from potstill.methods.selection import RANDOM
@@ -19,6 +20,7 @@ METHODS: dict[str, Method] = {
     "dc": DC,
     "dsa": DSA,
     "dm": DM,
+    "kip": KIP,
     "frepo": FREPO,
     "rat-bptt": RAT_BPTT,
     "random": RANDOM,
