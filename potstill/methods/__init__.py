@@ -1,13 +1,16 @@
 """The methods, each a value in one literal dict, by the name they have on the command line."""
 
 from potstill.methods.bptt import RAT_BPTT
+from potstill.methods.cafe import CAFE
 from potstill.methods.coverage import HERDING, K_CENTER, K_MEDOIDS, MODERATE
 from potstill.methods.distribution import DM
 from potstill.methods.frepo import FREPO
 from potstill.methods.glister import GLISTER
 from potstill.methods.gradient import DC, DSA
+from potstill.methods.idm import IDM
 from potstill.methods.kip import KIP
 from potstill.methods.method import Method
+from potstill.methods.ncfm import NCFM
 from potstill.methods.pruning import CCS, D2_PRUNING, EL2N, FORGETTING, GRAND, WINDOW
 from potstill.methods.selection import RANDOM
 from potstill.methods.trajectory_family import DATM, FTD, MTT, TESLA
@@ -20,6 +23,9 @@ METHODS: dict[str, Method] = {
     "dc": DC,
     "dsa": DSA,
     "dm": DM,
+    "cafe": CAFE,
+    "idm": IDM,
+    "ncfm": NCFM,
     "kip": KIP,
     "frepo": FREPO,
     "rat-bptt": RAT_BPTT,

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from potstill.bounds import Count, Fraction, Rate
-from potstill.data import augment
-from potstill.methods import initial
+from potstill.methods import initial, matching
 from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, nothing
 from potstill.methods.outer import Rule
 
@@ -47,21 +46,13 @@ def mean_feature_loss(
     Real and synthetic images of a class are augmented alike, each synthetic image as the real one in its row (siamese).
     Several processes share the classes.
     """
-    theta = ctx.fresh("network", iteration)
-    network, split = ctx.problem.network, ctx.problem.train
+    theta, network = ctx.fresh("network", iteration), ctx.problem.network
     loss = nothing(variables)
     for label in ctx.mine(range(ctx.classes)):
-        draws = ctx.draws("real", iteration, label)
-        own = (split.labels == label).nonzero().flatten()
-        rows = own[torch.randperm(len(own), generator=draws)[: settings.real_batch].to(own.device)]
-        synthetic = variables["images"][labels == label]
-        size = (synthetic.shape[2], synthetic.shape[3])
-        drawing = augment.draw(ctx.augment, max(len(rows), len(synthetic)), size, draws).to(ctx.problem.device)
+        found = matching.pair(ctx, variables["images"], labels, label, settings.real_batch, iteration)
         with torch.no_grad():
-            real = augment.apply(split.images[rows], drawing[: len(rows)])
-            target = network.features(theta, real).mean(0)
-        mean = network.features(theta, augment.apply(synthetic, drawing[: len(synthetic)])).mean(0)
-        loss = loss + (target - mean).square().sum()
+            target = network.features(theta, found.real).mean(0)
+        loss = loss + (target - network.features(theta, found.synthetic).mean(0)).square().sum()
     return Outcome(loss)
 
 

@@ -14,10 +14,8 @@ from torch import Tensor
 from potstill import seeds
 from potstill.adjoint import engine
 from potstill.bounds import Count, Fraction, Positive, Rate, Whole
-from potstill.data import augment
-from potstill.data.distilled import decode
 from potstill.data.labels import one_hot
-from potstill.methods import initial
+from potstill.methods import initial, matching
 from potstill.methods.method import Begun, Context, Inner, Memory, Method, Outcome, Probe, Start, Variables, nothing
 from potstill.methods.outer import Rule
 from potstill.networks.losses import loss_for
@@ -99,19 +97,13 @@ def matching_loss(
     The gradient in the images is the directional derivative ∂⟨∇θ ℓ(x), v⟩/∂x along v = ∂D/∂∇θ ℓ, which unrolling uses
     too; it enters autograd as D + ⟨g, x − x₀⟩ with x₀ = x held.  Several processes share the classes.
     """
-    images = decode(variables["images"], settings.pictures)
-    classes = labels.repeat_interleave(settings.pictures**2)
+    images, classes = matching.images_of(variables, labels, settings.pictures)
     theta = _network(siamese, ctx, settings, images.detach(), classes, memory, iteration)
     loss, shapes = nothing(variables), ctx.problem.network.shapes
     for label in ctx.mine(range(ctx.classes)):
-        own, rows = images[classes == label], _real_rows(ctx, settings, label, iteration)
-        real = ctx.problem.train.images[rows]
-        if siamese:
-            draws = ctx.draws("augmentation", iteration, label)
-            size = (own.shape[2], own.shape[3])
-            drawing = augment.draw(ctx.augment, max(len(real), len(own)), size, draws).to(own.device)
-            real, own = augment.apply(real, drawing[: len(real)]), augment.apply(own, drawing[: len(own)])
-        loss = loss + _along(ctx, theta, own, label, _mean_gradient(ctx, theta, real, label), shapes)
+        found = matching.pair(ctx, images, classes, label, settings.real_batch, iteration, siamese)
+        target = _mean_gradient(ctx, theta, found.real, label)
+        loss = loss + _along(ctx, theta, found.synthetic, label, target, shapes)
     return Outcome(loss, {"network": theta})
 
 
@@ -145,12 +137,6 @@ def _at_once(ctx: Context) -> int:
     if engine.multiplications(network, ctx.problem.dataset.shape) < engine.LARGE:
         return CHUNK
     return engine.CACHE_BATCH.get(ctx.problem.device.type, CHUNK)
-
-
-def _real_rows(ctx: Context, settings: Dc, label: int, iteration: int) -> Tensor:
-    own = (ctx.problem.train.labels == label).nonzero().flatten()
-    draws = ctx.draws("real", iteration, label)
-    return own[torch.randperm(len(own), generator=draws)[: settings.real_batch].to(own.device)]
 
 
 def _network(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from potstill.errors import PotstillError
 from potstill.networks import architectures, functional, initialisation
 from potstill.networks.architectures import NetworkConfig
-from potstill.networks.functional import Parameters
+from potstill.networks.functional import Parameters, Residual
 from potstill.networks.layers import Layer, layers_of, lowered
 
 CPU = torch.device("cpu")
@@ -79,6 +79,21 @@ class FlatNetwork:
     ) -> Tensor:  # fmt: skip
         """The input (b, F) of the last linear layer, differentiable; arguments and errors as for the outputs."""
         return self._apply(cast(nn.Sequential, self.module[:-1]), theta, images, buffers, training)
+
+    def activations(self, theta: Tensor, images: Tensor) -> list[Tensor]:
+        """What each ReLU gives (b, C, H, W) or (b, F), and last the maps before the head; differentiable.
+
+        The network is in training mode, without running statistics.
+        """
+        low = theta.to(lowered(theta.dtype, self.precision))
+        parameters, x, found = self.unflatten(low), images.to(low), []
+        for name, layer in list(self.module.named_children())[:-1]:
+            if isinstance(layer, nn.Flatten) and x.ndim == 4:
+                found.append(x.to(theta))
+            x = functional.apply(layer, parameters, x, True, f"{name}.")
+            if isinstance(layer, nn.ReLU | Residual):
+                found.append(x.to(theta))
+        return found
 
     def _apply(
         self, layers: nn.Sequential, theta: Tensor, images: Tensor, buffers: Tensor | None, training: bool

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from potstill.data import augment
-from potstill.methods import METHODS, gradient
+from potstill.methods import METHODS, gradient, matching
 from potstill.methods.gradient import distance
 from potstill.runs import loop, run
 from tests.conftest import tiny
@@ -37,19 +37,14 @@ def test_value_and_gradient_are_those_of_double_backward(tmp_path, name, picture
     """In float64, by autograd through the gradient, from the same draws."""
     ctx, settings, begun = setting(tmp_path, name, pictures=pictures, initial="random")
     problem = ctx.problem
-    wide = replace(problem.train, images=problem.train.images.double())
+    doubled = Doubled(problem)
     network = problem.network
     images = begun.variables["images"].double().requires_grad_()
     theta, total = ctx.fresh("network", 0).double(), 0
-    decoded = gradient.decode(images, pictures)
-    classes = begun.labels.repeat_interleave(pictures**2)
+    decoded, classes = matching.images_of({"images": images}, begun.labels, pictures)
     for label in range(10):
-        own = decoded[classes == label]
-        rows = gradient._real_rows(ctx, settings, label, 0)
-        real = wide.images[rows]
-        if name == "dsa":
-            drawing = augment.draw(ctx.augment, max(len(real), len(own)), (8, 8), ctx.draws("augmentation", 0, label))
-            real, own = augment.apply(real, drawing[: len(real)]), augment.apply(own, drawing[: len(own)])
+        found = matching.pair(replace(ctx, problem=doubled), decoded, classes, label, 30, 0, name == "dsa")
+        real, own = found.real, found.synthetic
 
         def slope(x, create, label=label):
             leaf = theta.clone().requires_grad_()
@@ -63,6 +58,14 @@ def test_value_and_gradient_are_those_of_double_backward(tmp_path, name, picture
     (mine,) = torch.autograd.grad(found, leaf)
     assert float(found) == pytest.approx(float(total), rel=1e-4)
     assert float((mine - expected).norm() / expected.norm()) < 2e-4
+
+
+class Doubled:
+    """A problem whose training images are of double precision."""
+
+    def __init__(self, problem):
+        self.train = replace(problem.train, images=problem.train.images.double())
+        self.device = problem.device
 
 
 def test_real_and_synthetic_images_are_augmented_by_the_same_parameters(tmp_path, monkeypatch):

@@ -1,0 +1,144 @@
+"""IDM: mean features of networks in the midst of training, which a queue holds.
+
+Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 2023.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potstill.adjoint import engine
+from potstill.bounds import Count, Fraction, Positive, Rate
+from potstill.data import augment
+from potstill.data.labels import one_hot
+from potstill.methods import initial, matching
+from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, nothing
+from potstill.methods.outer import Rule
+from potstill.networks.losses import loss_for
+
+BORN, RIGHT = "born", "right"  # networks made so far; and how often each of the queue was right in training lately
+FIRST = 3  # networks that the queue begins with
+TRAINED, TRAINING_STEPS = 2, 10  # networks that take so many steps on real images after each iteration
+
+
+@dataclass(frozen=True)
+class Idm:
+    """Improved distribution matching."""
+
+    iterations: Count = 2000
+    """Outer iterations (published: 20,000)."""
+    real_batch: Count = 256
+    """Real images of each class an iteration; all of them where a class has fewer."""
+    lr_images: Rate = 1.0
+    """Outer learning rate of the images."""
+    cooldown: Fraction = 0.0
+    """Last fraction of the iterations over which the rate falls to nothing; 0 keeps it, as published."""
+    pictures: Count = 2
+    """f: f × f smaller pictures a slot, enlarged for training. What is kept and counted are the slots."""
+    queue: Count = 10
+    """Networks kept at most (published: 100); the oldest gives way."""
+    every: Count = 30
+    """Iterations after which a fresh network joins the queue."""
+    cross_entropy: Rate = 0.5
+    """Weight of the cross-entropy of the synthetic images by that network, times how often it is right itself."""
+    inner_step_size: Positive = 0.01
+    """Step size of the networks' training on real images, in batches of 256."""
+    initial: Literal["random", "noise"] = "random"
+    """Begin with random real images, or with noise."""
+
+
+def begin(ctx: Context, settings: Idm, start: Start | None) -> Begun:
+    """Random real images or noise, with hard labels; or the images of a set that is there already."""
+    memory = {BORN: torch.tensor(FIRST), RIGHT: torch.zeros(settings.queue)}
+    memory |= {f"network.{number}": ctx.fresh("network", number) for number in range(min(FIRST, settings.queue))}
+    if start is not None:
+        return Begun({"images": start.images.clone()}, start.labels.clone(), memory)
+    fresh = settings.initial == "noise"
+    images = initial.noise(ctx, norm=None) if fresh else initial.tiles(ctx, settings.pictures)
+    return Begun({"images": images}, initial.labels_in_order(ctx), memory)
+
+
+def mean_feature_loss(
+    ctx: Context, settings: Idm, variables: Variables, memory: Memory, labels: Tensor, iteration: int
+) -> Outcome:  # fmt: skip
+    """Σ_classes ‖mean_real f(x) − mean_synthetic f(x)‖² + w · CE, f the channels' means in the last maps of a network.
+
+    The network is one of the queue; w grows with its accuracy in training.  Several processes share the classes.
+    """
+    draws = ctx.draws("queue", iteration)
+    number = int(torch.randint(_size(memory), (), generator=draws))
+    theta, weight = memory[f"network.{number}"], settings.cross_entropy * float(memory[RIGHT][number])
+    images, classes = matching.images_of(variables, labels, settings.pictures)
+    loss = nothing(variables)
+    for label in ctx.mine(range(ctx.classes)):
+        found = matching.pair(ctx, images, classes, label, settings.real_batch, iteration)
+        with torch.no_grad():
+            target = _channel_means(ctx, theta, found.real).mean(0)
+        loss = loss + (target - _channel_means(ctx, theta, found.synthetic).mean(0)).square().sum()
+        if weight:
+            truth = torch.full((len(found.synthetic),), label, device=images.device)
+            loss = loss + weight * F.cross_entropy(ctx.problem.network(theta, found.synthetic), truth)
+    return Outcome(loss, _advanced(ctx, settings, memory, iteration, draws))
+
+
+def _channel_means(ctx: Context, theta: Tensor, images: Tensor) -> Tensor:
+    maps = ctx.problem.network.activations(theta, images)[-1]
+    return maps.mean((2, 3)) if maps.ndim == 4 else maps
+
+
+def _size(memory: Memory) -> int:
+    return sum(name.startswith("network.") for name in memory)
+
+
+def _advanced(ctx: Context, settings: Idm, memory: Memory, iteration: int, draws: torch.Generator) -> Memory:
+    """The queue after some of its networks took steps on real images, and perhaps a fresh one joined."""
+    memory = {**memory, RIGHT: memory[RIGHT].clone(), BORN: memory[BORN].clone()}
+    for number in torch.randperm(_size(memory), generator=draws)[:TRAINED].tolist():
+        memory[f"network.{number}"], right = _trained(ctx, settings, memory[f"network.{number}"], draws)
+        memory[RIGHT][number] = right
+    if (iteration + 1) % settings.every == 0:
+        place = int(memory[BORN]) % settings.queue
+        memory[f"network.{place}"] = ctx.fresh("network", int(memory[BORN]))
+        memory[RIGHT][place] = 0.0
+        memory[BORN] += 1
+    return memory
+
+
+def _trained(ctx: Context, settings: Idm, theta: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:
+    """A network after some steps of SGD on real images, and how often it was right on the way."""
+    split, network = ctx.problem.train, ctx.problem.network
+    gradient = partial(engine.mean_gradient(loss_for(network, "hard")), buffers=None)
+    right = 0.0
+    for _ in range(TRAINING_STEPS):
+        rows = torch.randint(len(split.labels), (min(256, len(split.labels)),), generator=draws).to(theta.device)
+        images = split.images[rows]
+        drawing = augment.draw(ctx.augment, len(rows), (images.shape[2], images.shape[3]), draws).to(theta.device)
+        images, truth = augment.apply(images, drawing), split.labels[rows]
+        with torch.no_grad():
+            right += float((network(theta, images).argmax(1) == truth).float().mean()) / TRAINING_STEPS
+        theta = theta - settings.inner_step_size * gradient(theta, images, one_hot(truth, ctx.classes))
+    return theta, right
+
+
+def probe(settings: Idm) -> Probe:
+    """One iteration as it is."""
+    return Probe(settings, 1.0, settings.queue)
+
+
+def _cell(ipc: int) -> dict[str, object]:
+    return {"iterations": 20_000, "queue": 100, "transform": "standardise", "network": {"depth": 3}}
+
+
+IDM = Method(
+    name="idm", title="Improved distribution matching", family="distribution",
+    citation='Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 2023', settings=Idm,
+    begin=begin, loss=mean_feature_loss,
+    learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},
+    loss_label="squared distance of mean features", probe=probe, pictures=lambda settings: settings.pictures,
+    published={(data, ipc): _cell(ipc) for data in ("cifar10", "cifar100") for ipc in (1, 10, 50)},
+    tuned={("digits", ipc): {"iterations": 500} for ipc in (1, 10, 50)},
+)  # fmt: skip

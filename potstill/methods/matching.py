@@ -1,0 +1,41 @@
+"""What methods share that compare real and synthetic images of a class: which real ones, augmented alike."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from potstill.data import augment
+from potstill.data.distilled import decode
+from potstill.methods.method import Context, Variables
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Images of one class in one iteration."""
+
+    label: int
+    real: Tensor  # (b, C, H, W)
+    synthetic: Tensor  # (m, C, H, W), differentiable in the set's images
+
+
+def images_of(variables: Variables, labels: Tensor, pictures: int) -> tuple[Tensor, Tensor]:
+    """All pictures of the set (n · f², C, H, W) and their classes."""
+    return decode(variables["images"], pictures), labels.repeat_interleave(pictures**2)
+
+
+def pair(
+    ctx: Context, images: Tensor, classes: Tensor, label: int, count: int, iteration: int, siamese: bool = True
+) -> Pair:  # fmt: skip
+    """The synthetic images of a class and ``count`` real ones; siamese: augmented by the same parameters, row by row."""
+    split, draws = ctx.problem.train, ctx.draws("real", iteration, label)
+    own = (split.labels == label).nonzero().flatten()
+    real = split.images[own[torch.randperm(len(own), generator=draws)[:count].to(own.device)]]
+    synthetic = images[classes == label]
+    if not siamese:
+        return Pair(label, real, synthetic)
+    size = (images.shape[2], images.shape[3])
+    drawing = augment.draw(ctx.augment, max(len(real), len(synthetic)), size, draws).to(ctx.problem.device)
+    return Pair(
+        label, augment.apply(real, drawing[: len(real)]), augment.apply(synthetic, drawing[: len(synthetic)])
+    )  # fmt: skip
