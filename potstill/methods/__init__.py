@@ -13,13 +13,16 @@ from potstill.methods.method import Method
 from potstill.methods.ncfm import NCFM
 from potstill.methods.pruning import CCS, D2_PRUNING, EL2N, FORGETTING, GRAND, WINDOW
 from potstill.methods.selection import RANDOM
-from potstill.methods.trajectory_family import DATM, FTD, MTT, TESLA
+from potstill.methods.trajectory_family import DATM, FTD, MCT, MTT, PAD, SELMATCH, TESLA
 
 METHODS: dict[str, Method] = {
     "datm": DATM,
     "mtt": MTT,
     "tesla": TESLA,
     "ftd": FTD,
+    "pad": PAD,
+    "mct": MCT,
+    "selmatch": SELMATCH,
     "dc": DC,
     "dsa": DSA,
     "dm": DM,

@@ -65,29 +65,25 @@ def begin(ctx: Context, settings: Idm, start: Start | None) -> Begun:
 def mean_feature_loss(
     ctx: Context, settings: Idm, variables: Variables, memory: Memory, labels: Tensor, iteration: int
 ) -> Outcome:  # fmt: skip
-    """Σ_classes ‖mean_real f(x) − mean_synthetic f(x)‖² + w · CE, f the channels' means in the last maps of a network.
+    """Σ_classes ‖mean_real f(x) − mean_synthetic f(x)‖² + w · CE, f the last features of a network of the queue.
 
-    The network is one of the queue; w grows with its accuracy in training.  Several processes share the classes.
+    w grows with its accuracy in training.  What the code calls the mean of channels is none: all features are compared.
+    Several processes share the classes.
     """
     draws = ctx.draws("queue", iteration)
     number = int(torch.randint(_size(memory), (), generator=draws))
     theta, weight = memory[f"network.{number}"], settings.cross_entropy * float(memory[RIGHT][number])
     images, classes = matching.images_of(variables, labels, settings.pictures)
-    loss = nothing(variables)
+    loss, network = nothing(variables), ctx.problem.network
     for label in ctx.mine(range(ctx.classes)):
         found = matching.pair(ctx, images, classes, label, settings.real_batch, iteration)
         with torch.no_grad():
-            target = _channel_means(ctx, theta, found.real).mean(0)
-        loss = loss + (target - _channel_means(ctx, theta, found.synthetic).mean(0)).square().sum()
+            target = network.features(theta, found.real).mean(0)
+        loss = loss + (target - network.features(theta, found.synthetic).mean(0)).square().sum()
         if weight:
             truth = torch.full((len(found.synthetic),), label, device=images.device)
-            loss = loss + weight * F.cross_entropy(ctx.problem.network(theta, found.synthetic), truth)
+            loss = loss + weight * F.cross_entropy(network(theta, found.synthetic), truth)
     return Outcome(loss, _advanced(ctx, settings, memory, iteration, draws))
-
-
-def _channel_means(ctx: Context, theta: Tensor, images: Tensor) -> Tensor:
-    maps = ctx.problem.network.activations(theta, images)[-1]
-    return maps.mean((2, 3)) if maps.ndim == 4 else maps
 
 
 def _size(memory: Memory) -> int:

@@ -27,7 +27,7 @@ def images_of(variables: Variables, labels: Tensor, pictures: int) -> tuple[Tens
 def pair(
     ctx: Context, images: Tensor, classes: Tensor, label: int, count: int, iteration: int, siamese: bool = True
 ) -> Pair:  # fmt: skip
-    """The synthetic images of a class and ``count`` real ones; siamese: augmented by the same parameters, row by row."""
+    """The synthetic images of a class and ``count`` real ones; siamese: augmented alike, row by row."""
     split, draws = ctx.problem.train, ctx.draws("real", iteration, label)
     own = (split.labels == label).nonzero().flatten()
     real = split.images[own[torch.randperm(len(own), generator=draws)[:count].to(own.device)]]

@@ -11,6 +11,8 @@ SOURCES = {
     "P": "PAD's repository",
     "N": "the NCFM paper; four images a slot",
     "A": "the repository of AT-BPTT++",
+    "I": "the IDM paper; four images a slot",
+    "S": "the SelMatch paper; ResNet-18 with batch norm",
 }
 
 

@@ -20,7 +20,7 @@ from potstill.data import labels as kinds
 from potstill.data.augment import Operation
 from potstill.data.labels import Kind
 from potstill.errors import PotstillError
-from potstill.methods import initial, start_epochs
+from potstill.methods import initial, lines, mask, scores, start_epochs
 from potstill.methods.method import (
     Begun,
     Context,
@@ -34,10 +34,12 @@ from potstill.methods.method import (
     targets_of,
 )
 from potstill.methods.outer import Rule
+from potstill.methods.scores import Score
 from potstill.methods.soft_labels import mean_logits
 from potstill.methods.start_epochs import StartEpochs
 from potstill.networks.losses import loss_for
 
+FROZEN = "frozen"  # in the memory: slots (n,) that stay as they are
 MOMENTUM = {"images": 0.5, "logits": 0.9, "step_size": 0.5}  # published
 INNER_STEPS, EXPERT_EPOCHS, STEP_SIZE = 40, 2, 0.01  # where neither a cell nor a measurement says
 
@@ -85,6 +87,13 @@ class Datm:
     """Experts whose logits start the labels: the mean of those that are right. None: all experts."""
     adjoint: Literal["exact", "direct", "frozen"] = "exact"
     """Gradient of the unroll: exact in constant memory, the whole graph, or TESLA's approximation."""
+    path: Literal["snapshots", "lines"] = "snapshots"
+    """What is followed: the experts' snapshots, or straight lines between their first and last ones (MCT)."""
+    mask: Literal["error", "shallow"] = "error"
+    """Weights that are not matched (PAD): those that the student meets best, as in its code, or shallow layers, as in
+    its paper."""
+    mask_ratio: Fraction = 0.0
+    """Part of the weights, or of the layers, that is not matched."""
     average: Fraction = 0.0
     """Decay of a moving average of the images, which then is the result (FTD); 0: the images themselves."""
     rho: Rate | None = None
@@ -118,6 +127,32 @@ class Ftd(Mtt):
 
     average: Fraction = 0.9995
     rho: Rate | None = 0.01
+
+
+@dataclass(frozen=True)
+class Mct(Mtt):
+    """Trajectory matching along straight lines."""
+
+    path: Literal["snapshots", "lines"] = "lines"
+
+
+@dataclass(frozen=True)
+class Pad(Datm):
+    """Difficulty-aligned matching of the weights that matter."""
+
+    mask_ratio: Fraction = 0.5
+
+
+@dataclass(frozen=True)
+class SelMatch(Mtt):
+    """Trajectory matching of a part of a selection, the harder rest of which stays real."""
+
+    distilled: Fraction = 0.2
+    """Part of the images that is learned (α): the easier ones."""
+    skip: Rate = 0.3
+    """The hardest images of a class that are left out, in images per class (β)."""
+    score: Score = "el2n"
+    """How hard an image is: el2n, grand, forgetting or aum."""
 
 
 Trajectory = Datm
@@ -166,7 +201,9 @@ def check(settings: Trajectory, method: str, augmented: tuple[Operation, ...]) -
 def needs(settings: Trajectory) -> Experts:
     """Experts, with the snapshots at which segments begin and end."""
     start = range_of(settings)
-    return Experts(start.epochs(span_of(settings)) if start else None, settings.rho)
+    if start is None or settings.path == "lines":
+        return Experts(None, settings.rho)
+    return Experts(start.epochs(span_of(settings)), settings.rho)
 
 
 def inner(settings: Trajectory) -> Inner:
@@ -206,6 +243,30 @@ def begin(ctx: Context, settings: Trajectory, start: Start | None) -> Begun:
     return Begun(variables, labels)
 
 
+def begin_partly(ctx: Context, settings: SelMatch, start: Start | None) -> Begun:
+    """IPC images of each class that follow the hardest ones; the easier of them are learned, the others stay."""
+    if start is not None:
+        return begin(ctx, settings, start)
+    hardness, labels, rows, frozen = scores.hardness(ctx, settings.score, None), ctx.problem.train.labels, [], []
+    for label in range(ctx.classes):
+        own = (labels == label).nonzero().flatten()
+        order = own[hardness[own.cpu()].argsort(descending=True, stable=True).to(own.device)]
+        first = min(int(settings.skip * ctx.ipc), len(order) - ctx.ipc)
+        rows.append(order[first : first + ctx.ipc])
+        frozen.append(torch.arange(ctx.ipc) < ctx.ipc - max(1, int(settings.distilled * ctx.ipc)))
+    chosen = torch.cat(rows)
+    images, truth = ctx.problem.train.images[chosen].clone(), labels[chosen].clone()
+    variables = {"images": images, "step_size": torch.tensor(step_size_of(settings), device=ctx.problem.device)}
+    if kind(settings) == "logits":
+        variables["logits"] = _expert_labels(ctx, settings, images, truth)
+    return Begun(variables, truth, {FROZEN: torch.cat(frozen).to(images.device)})
+
+
+def partial_needs(settings: SelMatch) -> Experts:
+    """Experts, with all snapshots: how hard images are is seen on their way."""
+    return Experts(None, settings.rho)
+
+
 def _continue(ctx: Context, settings: Trajectory, start: Start, step_size: Tensor) -> Begun:
     """A set that is there already, its labels in this method's kind."""
     if settings.step_size is None and start.step_size is not None:
@@ -240,10 +301,11 @@ def matching_loss(
     start = chosen.draw(iteration, draws)
     metrics = {"expert": expert, "start_epoch": start}
     if not ctx.mine([0]):
-        return Outcome(nothing(variables), metrics=metrics)
-    segment = ctx.experts.segment(expert, start, span_of(settings))
-    begin, end = (snapshot.to(ctx.problem.device) for snapshot in segment)
+        return Outcome(nothing(variables), memory, metrics)
+    begin, end = (snapshot.to(ctx.problem.device) for snapshot in _segment(ctx, settings, expert, start))
     images = variables["images"]
+    if FROZEN in memory:  # real images, which the student sees and nothing moves
+        images = torch.where(memory[FROZEN].view(-1, 1, 1, 1), images.detach(), images)
     steps = draw_steps(ctx, settings.batch_size, steps_of(settings), len(images), draws)
     if settings.flip and bool(torch.randint(2, (), generator=draws)):
         images = images.flip(3)
@@ -252,8 +314,20 @@ def matching_loss(
         loss_for(ctx.problem.network, kind(settings)), adjoint=settings.adjoint, derivatives=ctx.derivatives,
         micro_batch=ctx.micro_batch,
     )  # fmt: skip
-    loss = (theta - end).square().sum() / (begin - end).square().sum()
-    return Outcome(loss, metrics=metrics, accept=below(float(loss.detach()), settings.threshold))
+    missed, way = (theta - end).square(), (begin - end).square()
+    if settings.mask_ratio:
+        counted = mask.weights_of(ctx.problem.network.shapes, missed.detach(), settings.mask, settings.mask_ratio)
+        missed, way = missed * counted, way * counted
+    loss = missed.sum() / way.sum()
+    return Outcome(loss, memory, metrics, accept=below(float(loss.detach()), settings.threshold))
+
+
+def _segment(ctx: Context, settings: Trajectory, expert: int, start: int) -> tuple[Tensor, Tensor]:
+    """Where the student starts (P,), and where it should arrive."""
+    assert ctx.experts is not None
+    if settings.path == "lines":
+        return lines.segment(ctx, expert, start, start + span_of(settings))
+    return ctx.experts.segment(expert, start, span_of(settings))
 
 
 def draw_steps(ctx: Context, batch_size: int, count: int, n: int, draws: torch.Generator) -> list[InnerStep]:

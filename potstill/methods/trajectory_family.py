@@ -1,4 +1,4 @@
-"""The four methods of the trajectory family: as their authors ran them, and as found here for the digits.
+"""The methods of the trajectory family: as their authors ran them, and as found here for the digits.
 
 DATM's from its configurations (NUS-HPC-AI-Lab/DATM), MTT's from its authors' notes in DC-BENCH (justincui03), TESLA's
 and FTD's from the run lines of their repositories.  Values of "transform", "network", "expert" and "evaluations" are of
@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.methods import measure, trajectory
 from potstill.methods.method import Cell, Method, Probe
-from potstill.methods.trajectory import Datm, Ftd, Mtt, Tesla, Trajectory
+from potstill.methods.trajectory import Datm, Ftd, Mct, Mtt, Pad, SelMatch, Tesla, Trajectory
 
 Cells = Mapping[Cell, Mapping[str, Any]]
 EXPERTS_OF_MTT = {"count": 100, "epochs": 50, "rho": 0.0}
@@ -30,6 +30,10 @@ def _datm(
         "transform": "zca", "network": {"depth": depth}, "expert": {"count": 100, "epochs": 100, "rho": 0.01},
         "evaluations": 10,
     }  # fmt: skip
+
+
+def _pad(ratio: float, *datm: Any, **more: Any) -> dict[str, Any]:
+    return {**_datm(*datm, **more), "mask_ratio": ratio}
 
 
 def _mtt(
@@ -73,6 +77,47 @@ PUBLISHED: dict[str, Cells] = {
         ("cifar10", 1): _mtt(50, 2, 5, 1000, 1e-7, 0.01, zca=False),
         ("cifar10", 50): _mtt(80, 2, 40, 1000, 1e-5, 0.01, batch=125),
     },
+    "mct": {
+        ("cifar10", 1): _mtt(60, 6, 4, 1000, 1e-7, 0.01, zca=False),
+        ("cifar10", 10): _mtt(30, 15, 8, 1000, 1e-5, 0.01, zca=False),
+        ("cifar10", 50): _mtt(30, 2, 40, 1000, 1e-5, 0.001, zca=False),
+    },
+    "pad": {
+        ("cifar10", 1): _pad(0.0, 80, 2, 100, 5, 1e-7, 10, (0, 4), threshold=1.1),
+        ("cifar10", 10): _pad(0.5, 80, 2, 100, 2, 1e-5, 500, (0, 20), (10, 1000)),
+        ("cifar10", 50): _pad(0.25, 80, 3, 1000, 2, 1e-5, 1000, (0, 40), (20, 2000)),
+        ("cifar10", 500): _pad(0.5, 40, 2, 50, 10, 1e-5, 1000, (40, 70), (60, 2000)),
+        ("cifar10", 1000): _pad(0.5, 100, 2, 50, 10, 1e-5, 1000, (40, 60)),
+        ("cifar100", 1): _pad(0.5, 40, 3, 1000, 10, 1e-5, 1000, (0, 30), (20, 1000)),
+        ("cifar100", 10): _pad(0.5, 80, 2, 1000, 10, 1e-5, 1000, (0, 50), (30, 2000)),
+        ("cifar100", 50): _pad(0.0, 80, 2, 1000, 10, 1e-5, 1000, (20, 70), real_start=True),
+        ("cifar100", 100): _pad(0.5, 80, 2, 50, 10, 1e-5, 1000, (30, 70)),
+    },
+    "selmatch": {
+        (data, ipc): _mtt(
+            55,
+            2,
+            80,
+            1000 if ipc < 1000 else 10_000,
+            1e-5,
+            0.001,
+            batch=125,
+            distilled=alpha,
+            skip=beta,
+            iterations=10_000,
+            expert={**EXPERTS_OF_MTT, "epochs": 100},
+        )
+        for data, ipc, alpha, beta in (
+            ("cifar10", 250, 0.6, 0.5),
+            ("cifar10", 500, 0.2, 0.3),
+            ("cifar10", 1000, 0.1, 0.2),
+            ("cifar10", 1500, 0.1, 0.2),
+            ("cifar100", 25, 0.8, 0.8),
+            ("cifar100", 50, 0.6, 0.7),
+            ("cifar100", 100, 0.3, 0.6),
+            ("cifar100", 150, 0.2, 0.4),
+        )
+    },
     "ftd": {
         ("cifar10", 10): _mtt(30, 2, 20, 100, 1e-5, 0.001),
         ("cifar100", 10): _mtt(20, 2, 40, 1000, 1e-5, 0.01),
@@ -111,13 +156,16 @@ def probe(settings: Trajectory) -> Probe:
     )  # fmt: skip
 
 
-def _method(name: str, title: str, citation: str, settings: type[Trajectory]) -> Method:
+def _method(
+    name: str, title: str, citation: str, settings: type[Trajectory], begin: Any = trajectory.begin,
+    needs: Any = trajectory.needs,
+) -> Method:  # fmt: skip
     return Method(
-        name=name, title=title, family="trajectory", citation=citation, settings=settings, begin=trajectory.begin,
-        loss=trajectory.matching_loss, learns=trajectory.learns, needs=trajectory.needs, inner=trajectory.inner,
+        name=name, title=title, family="trajectory", citation=citation, settings=settings, begin=begin,
+        loss=trajectory.matching_loss, learns=trajectory.learns, needs=needs, inner=trajectory.inner,
         kind=trajectory.kind, check=trajectory.check, loss_label="matching loss",
         metrics={"start_epoch": "start epoch"}, measured=measure.FIELDS, measure=measure.measure, probe=probe,
-        published=PUBLISHED[name], tuned=DIGITS,
+        published=PUBLISHED.get(name, {}), tuned=DIGITS,
     )  # fmt: skip
 
 
@@ -136,4 +184,17 @@ TESLA = _method(
 FTD = _method(
     "ftd", "Flat trajectory distillation",
     'Du et al., "Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation", CVPR 2023', Ftd,
+)  # fmt: skip
+MCT = _method(
+    "mct", "Matching convexified trajectories",
+    'Zhong et al., "Towards Stable and Storage-efficient Dataset Distillation: Matching Convexified Trajectory", CVPR '
+    "2025", Mct,
+)  # fmt: skip
+PAD = _method(
+    "pad", "Prioritize alignment", 'Li et al., "Prioritize Alignment in Dataset Distillation", 2024', Pad,
+)  # fmt: skip
+SELMATCH = _method(
+    "selmatch", "Selection and partial matching",
+    'Lee and Chung, "SelMatch: Effectively Scaling Up Dataset Distillation via Selection-Based Initialization and '
+    'Partial Updates by Trajectory Matching", ICML 2024', SelMatch, trajectory.begin_partly, trajectory.partial_needs,
 )  # fmt: skip

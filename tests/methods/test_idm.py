@@ -1,4 +1,4 @@
-"""IDM: a queue of networks that train on real images, and the means of channels."""
+"""IDM: a queue of networks that train on real images."""
 
 import pytest
 import torch
@@ -32,10 +32,3 @@ def test_networks_of_the_queue_train_on_real_images(setting):
     for _ in range(30):
         theta, right = idm._trained(ctx, settings, theta, ctx.draws("training", _))
     assert right > 0.3, "guessing gives 0.1"
-
-
-def test_channel_means_are_of_the_last_maps(setting):
-    ctx, _, begun = setting
-    theta, images = begun.memory["network.0"], ctx.problem.train.images[:3]
-    features = ctx.problem.network.features(theta, images)  # 8 channels of 2 × 2
-    assert torch.allclose(idm._channel_means(ctx, theta, images), features.view(3, 8, 4).mean(2), atol=1e-6)

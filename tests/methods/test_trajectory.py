@@ -9,10 +9,10 @@ from potstill import seeds
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.data import augment
 from potstill.errors import PotstillError
-from potstill.methods import METHODS, initial, soft_labels, trajectory
+from potstill.methods import METHODS, initial, scores, soft_labels, trajectory
 from potstill.networks import flat
 from potstill.networks.losses import label_loss
-from potstill.runs import run, settings, state
+from potstill.runs import loop, run, settings, state
 from potstill.runs.api import run_to_completion
 from tests.conftest import tiny
 
@@ -170,3 +170,22 @@ def test_start_epochs_out_of_order_are_refused():
         settings.check(tiny(datm={"expert_epochs": 0}))
     with pytest.raises(PotstillError, match="needs the start epochs it grows to"):
         settings.check(tiny(datm={"start_epochs": None, "opening": (1, 9)}))
+
+
+def test_selmatch_learns_the_easier_part_and_leaves_the_rest_real(tmp_path):
+    asked = {
+        "iterations": 2, "inner_steps": 2, "start_epochs": (0, 2), "expert_epochs": 1, "lr_images": 1e3,
+        "distilled": 0.5, "skip": 1.0, "lr_step_size": 0.0, "step_size": 0.05,
+    }  # fmt: skip
+    job = run.open_run(tiny("selmatch", ipc=4, selmatch=asked), tmp_path)
+    run_to_completion(run.train_experts(job))
+    ctx, own = job.context(0), job.settings.stages[0]
+    begun = METHODS["selmatch"].begin(ctx, own, None)
+    hardness, split = scores.hardness(ctx, "el2n", None), ctx.problem.train
+    order = [row for row in hardness.argsort(descending=True, stable=True).tolist() if split.labels[row] == 3][4:8]
+    assert torch.equal(begun.variables["images"][12:16], split.images[order])
+    assert begun.memory["frozen"][12:16].tolist() == [True, True, False, False]
+    first = state.begin(METHODS["selmatch"], own, begun)
+    last = [s for s, _ in loop.iterate(METHODS["selmatch"], ctx, own, first)][-1]
+    moved = (last.variables["images"] != begun.variables["images"]).flatten(1).any(1)
+    assert torch.equal(moved, ~begun.memory["frozen"])
