@@ -1,5 +1,6 @@
 """The methods, each a value in one literal dict, by the name they have on the command line."""
 
+from potstill.methods.at_bptt import AT_BPTT
 from potstill.methods.bptt import RAT_BPTT
 from potstill.methods.cafe import CAFE
 from potstill.methods.coverage import HERDING, K_CENTER, K_MEDOIDS, MODERATE
@@ -32,6 +33,7 @@ METHODS: dict[str, Method] = {
     "kip": KIP,
     "frepo": FREPO,
     "rat-bptt": RAT_BPTT,
+    "at-bptt": AT_BPTT,
     "random": RANDOM,
     "herding": HERDING,
     "k-center": K_CENTER,

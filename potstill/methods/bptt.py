@@ -183,7 +183,7 @@ def real_loss(
         adjoint="truncated", last=settings.window, derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
     )  # fmt: skip
     taken += count
-    real, truth = _real_batch(ctx, settings, draws)
+    real, truth = real_batch(ctx, settings, draws)
     loss = mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
     value = float(loss.detach())
     accept = math.isfinite(value) and below(value, settings.threshold)
@@ -213,8 +213,8 @@ def _student(
     return ctx.fresh("student network", iteration), 0, lead
 
 
-def _real_batch(ctx: Context, settings: RatBptt, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Real images (b, C, H, W) and their one-hot labels (b, K)."""
+def real_batch(ctx: Context, settings: RatBptt, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random real images (b, C, H, W) and their one-hot labels (b, K)."""
     split = ctx.problem.train
     count = min(settings.real_batch, len(split.labels))
     rows = torch.randint(len(split.labels), (count,), generator=draws).to(ctx.problem.device)
@@ -242,25 +242,32 @@ def mean_loss(ctx: Context, theta: Tensor, images: Tensor, targets: Tensor) -> T
     return value + gradient @ (theta - theta.detach())
 
 
-def measure(
-    ctx: Context, settings: RatBptt, begun: Begun, trial: Any, record: dict[str, Any], save: Callable[[], None]
-) -> Measuring:  # fmt: skip
-    """The outer rates that are None: relative to what they move."""
-    began = time.monotonic()
-    fields = {name: "lr_labels" if name == settings.labels else f"lr_{name}" for name in learns(settings)}
-    missing = [name for name, field in fields.items() if getattr(settings, field) is None]
-    if settings.outer == "adam":
-        rms = float(begun.variables["images"].square().mean().sqrt())
-        adam = {"images": RELATIVE_ADAM_STEP * rms, settings.labels: LABELS_ADAM_STEP, "step_size": LABELS_ADAM_STEP}
-        rates = {name: adam[name] for name in missing}
-    else:
-        found = scale_free(ctx, settings, begun, real_loss, missing) if missing else {}
-        rates = {name: REFINING_STEP * rate for name, rate in found.items()}
-    unused: dict[str, Any] = {field: 0.0 for field in MEASURED if getattr(settings, field) is None}
-    record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - began
-    found_rates = {**unused, **{fields[name]: rate for name, rate in rates.items()}}
-    return replace(settings, **found_rates), None
-    yield {}  # what measures is a generator; this one has nothing to tell on the way
+def measure_with(loss: Callable[..., Outcome], rules: Callable[[Any], dict[str, Rule]]) -> Callable[..., Measuring]:
+    """How a method of this family finds the outer rates that are None: relative to what they move."""
+
+    def measure(
+        ctx: Context, settings: RatBptt, begun: Begun, trial: Any, record: dict[str, Any], save: Callable[[], None]
+    ) -> Measuring:  # fmt: skip
+        began = time.monotonic()
+        fields = {name: "lr_labels" if name == settings.labels else f"lr_{name}" for name in rules(settings)}
+        missing = [name for name, field in fields.items() if getattr(settings, field) is None]
+        if settings.outer == "adam":
+            rms = float(begun.variables["images"].square().mean().sqrt())
+            adam = {
+                "images": RELATIVE_ADAM_STEP * rms,
+                settings.labels: LABELS_ADAM_STEP,
+                "step_size": LABELS_ADAM_STEP,
+            }
+            rates = {name: adam[name] for name in missing}
+        else:
+            found = scale_free(ctx, settings, begun, loss, missing) if missing else {}
+            rates = {name: REFINING_STEP * rate for name, rate in found.items()}
+        unused: dict[str, Any] = {field: 0.0 for field in MEASURED if getattr(settings, field) is None}
+        record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - began
+        return replace(settings, **{**unused, **{fields[name]: rate for name, rate in rates.items()}}), None
+        yield {}  # what measures is a generator; this one has nothing to tell on the way
+
+    return measure
 
 
 def probe(settings: RatBptt) -> Probe:
@@ -295,7 +302,7 @@ RAT_BPTT = Method(
     loss_label="loss of real images (1: guessing)",
     metrics={"steps_taken": "steps the student has taken"},
     measured=MEASURED,
-    measure=measure,
+    measure=measure_with(real_loss, learns),
     probe=probe,
     published={
         ("cifar10", 10): _cell(200, 60, 1e-3, "hard", 100),

@@ -32,6 +32,7 @@ class Rule:
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam and LAMB
     positive: bool = False  # a scalar moves by the factor exp(−lr · v / x): to first order the same step, and never ≤ 0
     minimum: float | None = None  # clamped from below after each step
+    norm: float | None = None  # of each item (n, ...), to which it is brought back after each step
     ascend: bool = False  # climbs, where a method plays one variable against another
     cooldown: float = 0.0  # the last fraction of the iterations, over which the rate falls linearly, never quite to 0
     clip: float | None = None  # the gradient's norm is cut to this many times its moving average
@@ -76,6 +77,9 @@ def step(rule: Rule, x: Tensor, moments: Moments, gradient: Tensor, scale: float
         moved = x - scale * rule.lr * direction
     if rule.minimum is not None:
         moved = moved.clamp_min(rule.minimum)
+    if rule.norm is not None:
+        sizes = moved.flatten(1).norm(dim=1).view(-1, *[1] * (moved.ndim - 1))
+        moved = moved * (rule.norm / sizes.clamp_min(EPSILON))
     if rule.average is not None:
         moments["average"] = rule.average * moments["average"] + (1 - rule.average) * moved
     return moved, moments

@@ -102,7 +102,7 @@ def test_a_student_is_the_network_that_plain_training_gives(tmp_path, form):
         inner=Adam() if own.inner == "adam" else Sgd(), adjoint="direct",
     ).detach()  # fmt: skip
     assert found.metrics["steps_taken"] == len(steps)
-    images, truth = bptt._real_batch(ctx, own, draws)
+    images, truth = bptt.real_batch(ctx, own, draws)
     loss = soft_cross_entropy(ctx.problem.network(expected, images), truth) / len(images) / math.log(10)
     assert float(found.loss.detach()) == pytest.approx(float(loss), abs=1e-4)
     if own.pool:
@@ -210,7 +210,7 @@ def test_rates_that_are_not_given_are_relative(tmp_path):
         ctx, own, first = setting(tmp_path / own_name(form), {**form, **dict.fromkeys(bptt.MEASURED)})
         begun = bptt.begin(ctx, own, Start(first.variables["images"], first.variables[own.labels], own.labels,
                                            first.labels, 0.05))  # fmt: skip
-        measuring = bptt.measure(ctx, own, begun, None, {}, lambda: None)
+        measuring = METHODS["rat-bptt"].measure(ctx, own, begun, None, {}, lambda: None)
         with pytest.raises(StopIteration) as end:
             next(measuring)
         found, arm = end.value.value

@@ -1,0 +1,169 @@
+"""AT-BPTT: the place and the length of the differentiated window follow from how steep training is where.
+
+"Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025, in the form of its successor
+AT-BPTT++ without the low-rank Hessian step, whose differentiated steps are not those of training.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.adjoint.inner import Adam, Sgd
+from potstill.adjoint.unroll import InnerStep, unroll
+from potstill.bounds import Count, Fraction, Positive, Whole
+from potstill.data import augment
+from potstill.data.augment import Operation
+from potstill.errors import PotstillError
+from potstill.methods import bptt
+from potstill.methods.bptt import RatBptt
+from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, below, targets_of
+from potstill.methods.outer import Rule
+from potstill.methods.trajectory import draw_steps
+from potstill.networks.losses import loss_for
+
+POLICY, RANGE = "policy", "range"  # π_ref (T,); least and largest mean gradient norm so far
+
+
+@dataclass(frozen=True)
+class AtBptt(RatBptt):
+    """Automatic truncated backpropagation through time."""
+
+    unroll: Count = 32
+    window: Count = 16
+    radius: Whole = 8
+    """The window's length varies by so many steps (R)."""
+    temperature: Positive = 1.0
+    """λ: how far the policy leaves what it was, where gradients speak for it."""
+    memory_rate: Fraction = 0.05
+    """ρ: how fast what the policy was follows what it is."""
+    project: bool = True
+    """Bring each image back to its norm of 1 after every step; with noise as a beginning."""
+
+
+def check(settings: AtBptt, method: str, augmented: tuple[Operation, ...]) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        PotstillError: with the value, the reason and the remedy.
+    """
+    bptt.check(settings, method, augmented)
+    if settings.pool or settings.place != "random":
+        raise PotstillError(
+            f"pool {settings.pool}, place {settings.place}: the policy places the window of a fresh student; leave "
+            f"--{method}.pool and --{method}.place out."
+        )
+    if settings.radius >= settings.window:
+        raise PotstillError(
+            f"radius {settings.radius}: leaves no step of the window of {settings.window}; lower --{method}.radius."
+        )
+
+
+def learns(settings: AtBptt) -> dict[str, Rule]:
+    """As RaT-BPTT, with images of a fixed norm."""
+    rules = bptt.learns(settings)
+    if settings.project and settings.initial == "noise":
+        rules["images"] = replace(rules["images"], norm=1.0)
+    return rules
+
+
+def begin(ctx: Context, settings: AtBptt, start: Start | None) -> Begun:
+    """As RaT-BPTT; the policy knows nothing yet."""
+    begun = bptt.begin(ctx, settings, start)
+    even = torch.full((settings.unroll,), 1 / settings.unroll)
+    return replace(begun, memory={POLICY: even, RANGE: torch.tensor([math.inf, -math.inf])})
+
+
+def real_loss(
+    ctx: Context, settings: AtBptt, variables: Variables, memory: Memory, labels: Tensor, iteration: int
+) -> Outcome:  # fmt: skip
+    """Cross-entropy of real images where the window ends, which the policy has drawn, as a fraction of log K.
+
+    Several processes take the same steps and share the real images.
+    """
+    draws = ctx.draws("student", iteration)
+    theta, images = ctx.fresh("student network", iteration), variables["images"]
+    targets, step_size = targets_of(variables, labels, ctx.classes), variables.get("step_size")
+    if step_size is None:
+        step_size = torch.tensor(settings.inner_step_size or bptt.ADAM_STEP_SIZE, device=ctx.problem.device)
+    steps = draw_steps(ctx, settings.batch_size, settings.unroll, len(images), draws)
+    norms = gradient_norms(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
+    policy, remembered = policy_of(settings, memory, norms)
+    end = int(torch.multinomial(policy, 1, generator=draws))
+    length = length_of(settings, norms, end)
+    theta = unroll(
+        theta, images, targets, step_size, steps[: end + 1], loss_for(ctx.problem.network, bptt.kind(settings)),
+        inner=Adam() if settings.inner == "adam" else Sgd(), adjoint="truncated", last=length,
+        derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
+    )  # fmt: skip
+    real, truth = bptt.real_batch(ctx, settings, draws)
+    loss = bptt.mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
+    accept = below(float(loss.detach()), settings.threshold)
+    return Outcome(loss, remembered, {"end": end + 1, "length": length}, accept)
+
+
+@torch.no_grad()
+def gradient_norms(
+    ctx: Context, settings: AtBptt, theta: Tensor, images: Tensor, targets: Tensor, step_size: Tensor,
+    steps: list[InnerStep],
+) -> Tensor:  # fmt: skip
+    """‖∇θ ℓ‖ (T,) of each step of a whole training, without a graph."""
+    inner: Adam | Sgd = Adam() if settings.inner == "adam" else Sgd()
+    moments, found = inner.initial_moments(theta), []
+    for step in steps:
+        batch = augment.apply(images[step.rows], step.drawing)
+        gradient, _ = ctx.derivatives.gradient(theta, batch, targets[step.rows])
+        found.append(float(gradient.norm()) / len(batch))
+        theta, moments = inner.step(theta, gradient, len(batch), moments, step_size)
+    return torch.tensor(found)
+
+
+def policy_of(settings: AtBptt, memory: Memory, norms: Tensor) -> tuple[Tensor, Memory]:
+    """π over the steps at which a window ends, and the memory after it.
+
+    π = softmax(log π_ref + β G̃ / λ), G̃ the standardised norms; β falls from 1 to −1 as the mean norm falls through its
+    range so far: at first steep steps are sought, later flat ones.  π_ref ← (1 − ρ) π_ref + ρ π.
+    """
+    mean = norms.mean()
+    low, high = torch.minimum(memory[RANGE][0], mean), torch.maximum(memory[RANGE][1], mean)
+    beta = 2 * (mean - low) / (high - low) - 1 if high > low else torch.tensor(1.0)
+    policy = (memory[POLICY].log() + beta * standardised(norms) / settings.temperature).softmax(0)
+    reference = (1 - settings.memory_rate) * memory[POLICY] + settings.memory_rate * policy
+    return policy, {POLICY: reference, RANGE: torch.stack([low, high])}
+
+
+def length_of(settings: AtBptt, norms: Tensor, end: int) -> int:
+    """W − R + 2 R σ(Ṽ), rounded, Ṽ the standardised change of the norm at the step; at most the steps there are."""
+    change = torch.cat([torch.zeros(1), (norms[1:] - norms[:-1]).abs()])
+    at = float(standardised(change)[end].sigmoid())
+    return max(1, min(round(settings.window - settings.radius + 2 * settings.radius * at), end + 1))
+
+
+def standardised(values: Tensor) -> Tensor:
+    """Values of mean 0 and deviation 1; zeros where all are alike."""
+    return (values - values.mean()) / values.std().nan_to_num(0.0).clamp_min(1e-8)
+
+
+def probe(settings: AtBptt) -> Probe:
+    """One iteration as it is, with rates that are none."""
+    rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in bptt.MEASURED}
+    return Probe(replace(settings, **rates), 1.0, settings.window + settings.radius + 2)
+
+
+def _cell(unroll: int, window: int, radius: int, lr: float, batch: int) -> dict[str, Any]:
+    return {
+        "iterations": 100_000, "unroll": unroll, "window": window, "radius": radius, "lr_images": lr, "lr_labels": lr,
+        "batch_size": batch, "transform": "zca", "network": {"depth": 3}, "augment": ("flip", "rotate"),
+    }  # fmt: skip
+
+
+AT_BPTT = Method(
+    name="at-bptt", title="Automatic truncated backpropagation through time", family="backpropagation",
+    citation='"Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025',
+    settings=AtBptt, begin=begin, loss=real_loss, learns=learns, inner=bptt.inner, kind=bptt.kind, check=check,
+    loss_label="loss of real images (1: guessing)", metrics={"end": "last step of the window", "length": "its length"},
+    measured=bptt.MEASURED, measure=bptt.measure_with(real_loss, learns), probe=probe,
+    published={("cifar10", 10): _cell(32, 16, 8, 1e-3, 100), ("cifar100", 10): _cell(300, 100, 30, 1e-3, 100)},
+)  # fmt: skip
