@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from potstill.cli import main
+from potstill.cli.commands import COMMANDS
 from tests.cli.test_main import SMALL
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -35,7 +36,7 @@ def test_loading_and_training_take_three_lines_and_a_plain_loop_five():
 
 def test_commands_named_are_commands():
     named = set(re.findall(r"`potstill (\w+)", README)) | set(re.findall(r"^potstill (\w+)", README, re.M))
-    assert named <= {name.split()[0] for name in main.COMMANDS} | {"COMMAND"}
+    assert named <= {name.split()[0] for name in COMMANDS} | {"COMMAND"}
     makefile = (Path(__file__).parents[1] / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.M):
         assert f"\n{target}:" in makefile
