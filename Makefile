@@ -31,7 +31,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m bench $(ARGS)
 
 fuzz: $(VENV)/installed
-	POTSTILL_FUZZ=$(CASES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+	POTSTILL_FUZZ=$(CASES) $(BIN)/python -m pytest tests/fuzz -n 0 $(ARGS)
 
 soak: $(VENV)/installed
 	$(BIN)/python -m bench.soak $(ARGS)
