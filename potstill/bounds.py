@@ -38,6 +38,7 @@ Whole = Annotated[int, Bounds(0, reason="cannot be negative")]
 Rate = Annotated[float, Bounds(0, reason="cannot be negative")]
 Positive = Annotated[float, Bounds(0, reason="a number above 0 is needed", without_ends=True)]
 Fraction = Annotated[float, Bounds(0, 1, reason="a fraction from 0 to 1 is needed")]
+Pictures = Annotated[int, Bounds(1, 8, reason="1 to 8 pictures a side are meant")]
 Part = Annotated[float, Bounds(0, 1, reason="a fraction between 0 and 1 is needed", without_ends=True)]
 
 

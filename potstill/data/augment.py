@@ -30,6 +30,10 @@ class Drawing:
         """The drawing of a part of the batch."""
         return Drawing(self.operation, self.parameters[rows])
 
+    def repeated(self, count: int) -> "Drawing":
+        """The first image's parameters for so many images: siamese augmentation (DSA)."""
+        return Drawing(self.operation, self.parameters[:1].expand(count, -1))
+
     def to(self, device: torch.device) -> "Drawing":
         """The same drawing on another device."""
         return Drawing(self.operation, self.parameters.to(device))

@@ -19,7 +19,19 @@ from potstill.data.augment import Operation
 from potstill.errors import PotstillError
 from potstill.methods import bptt
 from potstill.methods.bptt import RatBptt
-from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, below, targets_of
+from potstill.methods.method import (
+    Begun,
+    Context,
+    Memory,
+    Method,
+    Outcome,
+    Probe,
+    Start,
+    Variables,
+    below,
+    nothing,
+    targets_of,
+)
 from potstill.methods.outer import Rule
 from potstill.methods.trajectory import draw_steps
 from potstill.networks.losses import loss_for
@@ -40,7 +52,7 @@ class AtBptt(RatBptt):
     memory_rate: Fraction = 0.05
     """ρ: how fast what the policy was follows what it is."""
     project: bool = True
-    """Bring each image back to its norm of 1 after every step; with noise as a beginning."""
+    """Bring each image back to its norm of 1 after every step, where the set began with noise."""
 
 
 def check(settings: AtBptt, method: str, augmented: tuple[Operation, ...]) -> None:
@@ -90,6 +102,9 @@ def real_loss(
         step_size = torch.tensor(settings.inner_step_size or bptt.ADAM_STEP_SIZE, device=ctx.problem.device)
     steps = draw_steps(ctx, settings.batch_size, settings.unroll, len(images), draws)
     norms = gradient_norms(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
+    if not bool(norms.isfinite().all()):  # the last step led astray: the loop undoes it
+        return Outcome(nothing(variables) + torch.nan, memory)
+    memory = {name: tensor.cpu() for name, tensor in memory.items()}
     policy, remembered = policy_of(settings, memory, norms)
     end = int(torch.multinomial(policy, 1, generator=draws))
     length = length_of(settings, norms, end)
@@ -165,5 +180,6 @@ AT_BPTT = Method(
     settings=AtBptt, begin=begin, loss=real_loss, learns=learns, inner=bptt.inner, kind=bptt.kind, check=check,
     loss_label="loss of real images (1: guessing)", metrics={"end": "last step of the window", "length": "its length"},
     measured=bptt.MEASURED, measure=bptt.measure_with(real_loss, learns), probe=probe,
+    refining={"project": False},
     published={("cifar10", 10): _cell(32, 16, 8, 1e-3, 100), ("cifar100", 10): _cell(300, 100, 30, 1e-3, 100)},
 )  # fmt: skip

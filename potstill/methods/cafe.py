@@ -1,6 +1,7 @@
 """CAFE: class means of every layer are aligned, and real images are told apart by the synthetic means.
 
-Wang et al., "CAFE: Learning to Condense Dataset by Aligning Features", CVPR 2022.
+Wang et al., "CAFE: Learning to Condense Dataset by Aligning Features", CVPR 2022.  Here an iteration is one step of the
+images (in its code the life of a network, ten steps or more), and images are always augmented (there: in CAFE+DSA).
 """
 
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _network(
     ctx: Context, settings: Cafe, images: Tensor, labels: Tensor, memory: Memory, iteration: int
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The network of an iteration and its last accuracies: trained on the set meanwhile, or fresh once it settled."""
-    theta, seen = memory["network"], memory["accuracies"]
+    theta, seen = memory["network"], memory["accuracies"].cpu()
     settled = len(seen) >= SEEN and float(seen.max() - seen.min()) < settings.settled
     if iteration == 0 or settled:
         return ctx.fresh("network", iteration), seen[:0]
@@ -128,7 +129,7 @@ def probe(settings: Cafe) -> Probe:
 
 
 CAFE = Method(
-    name="cafe", title="Aligning features", family="distribution",
+    name="cafe", title="Aligning features", family="distribution", batch_norm=False,
     citation='Wang et al., "CAFE: Learning to Condense Dataset by Aligning Features", CVPR 2022', settings=Cafe,
     begin=begin, loss=aligning_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},

@@ -43,8 +43,8 @@ def mean_feature_loss(
 ) -> Outcome:  # fmt: skip
     """Σ_classes ‖mean_real f(x) − mean_synthetic f(x)‖², f the last features of a fresh, untrained network.
 
-    Real and synthetic images of a class are augmented alike, each synthetic image as the real one in its row (siamese).
-    Several processes share the classes.
+    Real and synthetic images of a class are augmented by the same parameters (siamese).  Several processes share the
+    classes.
     """
     theta, network = ctx.fresh("network", iteration), ctx.problem.network
     loss = nothing(variables)
@@ -69,6 +69,7 @@ DM = Method(
     name="dm",
     title="Distribution matching",
     family="distribution",
+    batch_norm=False,
     citation='Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023',
     settings=Dm,
     begin=begin,

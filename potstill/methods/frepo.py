@@ -35,7 +35,7 @@ class Frepo:
     pool: Count = 10
     """Networks that train on the set as it is learned; one of them, at random, serves each iteration."""
     life: Count = 100
-    """Steps after which a network of the pool is replaced by a fresh one."""
+    """Iterations that a network of the pool serves before a fresh one replaces it."""
     inner_step_size: Positive = 3e-4
     """Step size of their training, by Adam on the squared error."""
     batch_size: Count = 500
@@ -160,7 +160,7 @@ def _cell(ipc: int, flip: bool, depth: int = 3) -> dict[str, Any]:
 
 
 FREPO = Method(
-    name="frepo", title="Neural feature regression with pooling", family="kernel",
+    name="frepo", title="Neural feature regression with pooling", family="kernel", batch_norm=False,
     citation='Zhou et al., "Dataset Distillation using Neural Feature Regression", NeurIPS 2022', settings=Frepo,
     begin=begin, loss=regression_loss, learns=learns, kind=lambda settings: "values", loss_label="regression loss",
     probe=probe,

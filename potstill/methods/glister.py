@@ -58,10 +58,11 @@ def select(ctx: Context, settings: Glister, start: Start | None) -> Begun:
     val, split, rows = ctx.problem.val, ctx.problem.train, []
     for label in range(ctx.classes):
         own, seen = rows_of(ctx, label), (val.labels == label).nonzero().flatten()
+        asked = (val.images[seen], val.labels[seen]) if len(seen) else (split.images[own], split.labels[own])
         errors, h = last_layer(ctx, split.images[own], split.labels[own], settings.expert)
-        errors_val, h_val = last_layer(ctx, val.images[seen], val.labels[seen], settings.expert)
-        outputs = (errors_val + one_hot(val.labels[seen], ctx.classes)).clamp_min(1e-12).log()  # up to a constant
-        rows.append(own[greedy(errors, h, outputs, h_val, val.labels[seen], ctx.ipc, settings.step)])
+        errors_val, h_val = last_layer(ctx, *asked, settings.expert)
+        outputs = (errors_val + one_hot(asked[1], ctx.classes)).clamp_min(1e-12).log()  # up to a constant
+        rows.append(own[greedy(errors, h, outputs, h_val, asked[1], ctx.ipc, settings.step)])
     return selected(ctx, settings, torch.cat(rows))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from potstill import seeds
 from potstill.adjoint import engine
-from potstill.bounds import Count, Fraction, Positive, Rate, Whole
+from potstill.bounds import Count, Fraction, Pictures, Positive, Rate, Whole
 from potstill.data.labels import one_hot
 from potstill.methods import initial, matching
 from potstill.methods.method import Begun, Context, Inner, Memory, Method, Outcome, Probe, Start, Variables, nothing
@@ -48,7 +48,7 @@ class Dc:
     """Last fraction of the iterations over which the rate falls to nothing; 0 keeps it, as published."""
     initial: Literal["random", "noise"] = "noise"
     """Begin with noise, or with random real images."""
-    pictures: Count = 1
+    pictures: Pictures = 1
     """f: f × f smaller pictures a slot, enlarged for training (IDC). What is kept and counted are the slots."""
 
 
@@ -168,7 +168,7 @@ def _cell(ipc: int, lr: float = 0.1, depth: int = 3) -> dict[str, Any]:
 
 def _method(name: str, title: str, citation: str, settings: type[Dc], siamese: bool) -> Method:
     return Method(
-        name=name, title=title, family="gradient", citation=citation, settings=settings, begin=begin,
+        name=name, title=title, family="gradient", batch_norm=False, citation=citation, settings=settings, begin=begin,
         loss=partial(matching_loss, siamese), inner=lambda settings: Inner(settings.real_batch, 10),
         learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},
         loss_label="distance of gradients", probe=probe, pictures=lambda settings: settings.pictures,

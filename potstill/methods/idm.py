@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.adjoint import engine
-from potstill.bounds import Count, Fraction, Positive, Rate
-from potstill.data import augment
+from potstill.bounds import Count, Fraction, Pictures, Positive, Rate
 from potstill.data.labels import one_hot
 from potstill.methods import initial, matching
 from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, nothing
@@ -37,14 +36,14 @@ class Idm:
     """Outer learning rate of the images."""
     cooldown: Fraction = 0.0
     """Last fraction of the iterations over which the rate falls to nothing; 0 keeps it, as published."""
-    pictures: Count = 2
+    pictures: Pictures = 2
     """f: f × f smaller pictures a slot, enlarged for training. What is kept and counted are the slots."""
     queue: Count = 10
     """Networks kept at most (published: 100); the oldest gives way."""
     every: Count = 30
     """Iterations after which a fresh network joins the queue."""
     cross_entropy: Rate = 0.5
-    """Weight of the cross-entropy of the synthetic images by that network, times how often it is right itself."""
+    """Weight of the cross-entropy of the synthetic images by that network, times how often it is right, in per cent."""
     inner_step_size: Positive = 0.01
     """Step size of the networks' training on real images, in batches of 256."""
     initial: Literal["random", "noise"] = "random"
@@ -53,7 +52,7 @@ class Idm:
 
 def begin(ctx: Context, settings: Idm, start: Start | None) -> Begun:
     """Random real images or noise, with hard labels; or the images of a set that is there already."""
-    memory = {BORN: torch.tensor(FIRST), RIGHT: torch.zeros(settings.queue)}
+    memory = {BORN: torch.tensor(min(FIRST, settings.queue)), RIGHT: torch.zeros(settings.queue)}
     memory |= {f"network.{number}": ctx.fresh("network", number) for number in range(min(FIRST, settings.queue))}
     if start is not None:
         return Begun({"images": start.images.clone()}, start.labels.clone(), memory)
@@ -72,7 +71,7 @@ def mean_feature_loss(
     """
     draws = ctx.draws("queue", iteration)
     number = int(torch.randint(_size(memory), (), generator=draws))
-    theta, weight = memory[f"network.{number}"], settings.cross_entropy * float(memory[RIGHT][number])
+    theta, weight = memory[f"network.{number}"], 100 * settings.cross_entropy * float(memory[RIGHT][number])
     images, classes = matching.images_of(variables, labels, settings.pictures)
     loss, network = nothing(variables), ctx.problem.network
     for label in ctx.mine(range(ctx.classes)):
@@ -111,9 +110,7 @@ def _trained(ctx: Context, settings: Idm, theta: Tensor, draws: torch.Generator)
     right = 0.0
     for _ in range(TRAINING_STEPS):
         rows = torch.randint(len(split.labels), (min(256, len(split.labels)),), generator=draws).to(theta.device)
-        images = split.images[rows]
-        drawing = augment.draw(ctx.augment, len(rows), (images.shape[2], images.shape[3]), draws).to(theta.device)
-        images, truth = augment.apply(images, drawing), split.labels[rows]
+        images, truth = split.images[rows], split.labels[rows]
         with torch.no_grad():
             right += float((network(theta, images).argmax(1) == truth).float().mean()) / TRAINING_STEPS
         theta = theta - settings.inner_step_size * gradient(theta, images, one_hot(truth, ctx.classes))
@@ -130,7 +127,7 @@ def _cell(ipc: int) -> dict[str, object]:
 
 
 IDM = Method(
-    name="idm", title="Improved distribution matching", family="distribution",
+    name="idm", title="Improved distribution matching", family="distribution", batch_norm=False,
     citation='Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 2023', settings=Idm,
     begin=begin, loss=mean_feature_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},

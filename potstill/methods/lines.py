@@ -15,12 +15,17 @@ from potstill.methods.method import Context
 from potstill.store import once
 from potstill.training.trajectories import Trajectories
 
+_known: dict[tuple[str, str, int], Tensor] = {}  # shares by expert, read once in a process
+
 
 def segment(ctx: Context, expert: int, start: int, end: int) -> tuple[Tensor, Tensor]:
     """The points (P,) of an expert's line after ``start`` and after ``end`` epochs."""
     assert ctx.experts is not None
     sizes = list(ctx.problem.network.sizes)
-    along = shares(ctx.experts, expert, sizes)
+    known = (str(ctx.experts.folder), files.fingerprint(ctx.experts.identity), expert)
+    if known not in _known:
+        _known[known] = shares(ctx.experts, expert, sizes)
+    along = _known[known]
     first, last = ctx.experts.snapshot(expert, 0)[0], ctx.experts.last(expert)[0]
     return point(first, last, along[start], sizes), point(first, last, along[end], sizes)
 

@@ -1,4 +1,8 @@
-"""What methods share that compare real and synthetic images of a class: which real ones, augmented alike."""
+"""What methods share that compare real and synthetic images of a class: which real ones, augmented alike.
+
+Siamese augmentation draws one operation and one set of its parameters for all images of a class, real and synthetic, as
+the public code of DSA does; a set for each image would make most of the distance noise.
+"""
 
 from dataclasses import dataclass
 
@@ -27,15 +31,13 @@ def images_of(variables: Variables, labels: Tensor, pictures: int) -> tuple[Tens
 def pair(
     ctx: Context, images: Tensor, classes: Tensor, label: int, count: int, iteration: int, siamese: bool = True
 ) -> Pair:  # fmt: skip
-    """The synthetic images of a class and ``count`` real ones; siamese: augmented alike, row by row."""
+    """The synthetic images of a class and ``count`` real ones; siamese: all augmented by the same parameters."""
     split, draws = ctx.problem.train, ctx.draws("real", iteration, label)
     own = (split.labels == label).nonzero().flatten()
     real = split.images[own[torch.randperm(len(own), generator=draws)[:count].to(own.device)]]
     synthetic = images[classes == label]
     if not siamese:
         return Pair(label, real, synthetic)
-    size = (images.shape[2], images.shape[3])
-    drawing = augment.draw(ctx.augment, max(len(real), len(synthetic)), size, draws).to(ctx.problem.device)
-    return Pair(
-        label, augment.apply(real, drawing[: len(real)]), augment.apply(synthetic, drawing[: len(synthetic)])
-    )  # fmt: skip
+    drawing = augment.draw(ctx.augment, 1, (images.shape[2], images.shape[3]), draws).to(ctx.problem.device)
+    augmented = (augment.apply(x, drawing.repeated(len(x))) for x in (real, synthetic))
+    return Pair(label, *augmented)

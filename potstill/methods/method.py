@@ -76,6 +76,7 @@ class Experts:
 
     epochs: range | None = None  # whose snapshots are read; None where measuring will say, so that all are kept
     rho: float | None = None  # radius of the flat recipe (FTD); None leaves it to --expert.rho
+    reach: int = 0  # the last epoch that is matched, where all snapshots are read
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Start:
     kind: Kind
     labels: Tensor  # (n,) class of each slot
     step_size: float | None
+    pictures: int = 1  # f: a slot holds f × f of them
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Method:
     inner: Callable[[Settings], Inner | None] = lambda settings: None
     kind: Callable[[Settings], Kind] = lambda settings: "hard"
     pictures: Callable[[Settings], int] = lambda settings: 1  # f: a slot holds f × f of them
+    batch_norm: bool = True  # False: what it does with batches is not what batch norm needs
     loss_label: str = "loss"
     metrics: Mapping[str, str] = field(default_factory=dict)  # name → what the report writes at its axis
     check: Callable[[Settings, str, tuple[Operation, ...]], None] = lambda settings, name, augment: None

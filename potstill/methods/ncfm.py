@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.bounds import Count, Fraction, Rate
+from potstill.bounds import Count, Fraction, Pictures, Rate
 from potstill.methods import initial, matching
 from potstill.methods.method import (
     Begun,
@@ -47,7 +47,7 @@ class Ncfm:
     """Last fraction of the iterations over which the rate falls (published: halved where the loss stands still)."""
     cross_entropy: Rate = 1.0
     """Weight of the cross-entropy of the synthetic images by an expert at its end."""
-    pictures: Count = 2
+    pictures: Pictures = 2
     """f: f × f smaller pictures a slot, enlarged for training. What is kept and counted are the slots."""
     initial: Literal["random", "noise"] = "random"
     """Begin with random real images, or with noise."""
@@ -119,7 +119,7 @@ def _cell(depth: int = 3) -> dict[str, object]:
 
 
 NCFM = Method(
-    name="ncfm", title="Neural characteristic function matching", family="distribution",
+    name="ncfm", title="Neural characteristic function matching", family="distribution", batch_norm=False,
     citation='Wang et al., "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR 2025',
     settings=Ncfm, begin=begin, loss=matching_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, "adam", cooldown=settings.cooldown)},

@@ -47,7 +47,7 @@ class Ccs(Selection):
     """Coverage-centric selection: without the hardest, as many of each hardness as there are."""
 
     skip: Fraction = 0.3
-    """The hardest part of all images, which is left out: wrong labels gather there."""
+    """The hardest part of each class (published: of all images), which is left out: wrong labels gather there."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-12  # weight of the regularisation where all features are 0
+
 
 def predict(k_ts: Tensor, k_ss: Tensor, values: Tensor, ridge: float) -> Tensor:
     """K_ts (K_ss + λ tr(K_ss)/n · I)⁻¹ y (N, K) in the precision of the kernels; differentiable in all of them.
@@ -14,7 +16,8 @@ def predict(k_ts: Tensor, k_ss: Tensor, values: Tensor, ridge: float) -> Tensor:
         ridge: λ, relative to the mean of the diagonal.
     """
     n = len(k_ss)
-    regular = k_ss + ridge * k_ss.diagonal().mean() * torch.eye(n, dtype=k_ss.dtype, device=k_ss.device)
+    weight = ridge * k_ss.diagonal().mean() + SMALLEST
+    regular = k_ss + weight * torch.eye(n, dtype=k_ss.dtype, device=k_ss.device)
     return k_ts @ torch.linalg.solve(regular, values.to(k_ss))
 
 

@@ -202,8 +202,14 @@ def needs(settings: Trajectory) -> Experts:
     """Experts, with the snapshots at which segments begin and end."""
     start = range_of(settings)
     if start is None or settings.path == "lines":
-        return Experts(None, settings.rho)
+        return Experts(None, settings.rho, reach_of(settings))
     return Experts(start.epochs(span_of(settings)), settings.rho)
+
+
+def reach_of(settings: Trajectory) -> int:
+    """The last epoch that a segment may end at; 0 where start epochs are still to be measured."""
+    start = range_of(settings)
+    return start.epochs(span_of(settings))[-1] if start else 0
 
 
 def inner(settings: Trajectory) -> Inner:
@@ -264,7 +270,7 @@ def begin_partly(ctx: Context, settings: SelMatch, start: Start | None) -> Begun
 
 def partial_needs(settings: SelMatch) -> Experts:
     """Experts, with all snapshots: how hard images are is seen on their way."""
-    return Experts(None, settings.rho)
+    return Experts(None, settings.rho, reach_of(settings))
 
 
 def _continue(ctx: Context, settings: Trajectory, start: Start, step_size: Tensor) -> Begun:

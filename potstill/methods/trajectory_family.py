@@ -36,6 +36,13 @@ def _pad(ratio: float, *datm: Any, **more: Any) -> dict[str, Any]:
     return {**_datm(*datm, **more), "mask_ratio": ratio}
 
 
+def _selmatch(lr_images: float, distilled: float, skip: float) -> dict[str, Any]:
+    return _mtt(
+        55, 2, 80, lr_images, 1e-5, 0.001, zca=False, batch=125, distilled=distilled, skip=skip, score="forgetting",
+        iterations=10_000,
+    ) | {"network": {"depth": 3, "norm": "batch"}, "expert": {**EXPERTS_OF_MTT, "epochs": 100}}  # fmt: skip
+
+
 def _mtt(
     steps: int, span: int, last: int, lr_images: float, lr_step_size: float, step_size: float, *, zca: bool = True,
     batch: int = 1_000_000, depth: int = 3, **more: Any,
@@ -94,19 +101,7 @@ PUBLISHED: dict[str, Cells] = {
         ("cifar100", 100): _pad(0.5, 80, 2, 50, 10, 1e-5, 1000, (30, 70)),
     },
     "selmatch": {
-        (data, ipc): _mtt(
-            55,
-            2,
-            80,
-            1000 if ipc < 1000 else 10_000,
-            1e-5,
-            0.001,
-            batch=125,
-            distilled=alpha,
-            skip=beta,
-            iterations=10_000,
-            expert={**EXPERTS_OF_MTT, "epochs": 100},
-        )
+        (data, ipc): _selmatch(1000 if ipc < 1000 else 10_000, alpha, beta)
         for data, ipc, alpha, beta in (
             ("cifar10", 250, 0.6, 0.5),
             ("cifar10", 500, 0.2, 0.3),
@@ -151,21 +146,23 @@ def probe(settings: Trajectory) -> Probe:
     span, rates = trajectory.span_of(settings), ("lr_images", "lr_logits", "lr_step_size")
     found: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in rates}
     return Probe(
-        replace(settings, inner_steps=few, expert_epochs=span, start_epochs=(0, 1), opening=None, **found),
+        replace(
+            settings, path="snapshots", inner_steps=few, expert_epochs=span, start_epochs=(0, 1), opening=None, **found
+        ),
         steps / few, steps + 1, *measure.effort(settings),
     )  # fmt: skip
 
 
 def _method(
     name: str, title: str, citation: str, settings: type[Trajectory], begin: Any = trajectory.begin,
-    needs: Any = trajectory.needs,
+    needs: Any = trajectory.needs, tuned: Cells | None = None,
 ) -> Method:  # fmt: skip
     return Method(
         name=name, title=title, family="trajectory", citation=citation, settings=settings, begin=begin,
         loss=trajectory.matching_loss, learns=trajectory.learns, needs=needs, inner=trajectory.inner,
         kind=trajectory.kind, check=trajectory.check, loss_label="matching loss",
         metrics={"start_epoch": "start epoch"}, measured=measure.FIELDS, measure=measure.measure, probe=probe,
-        published=PUBLISHED.get(name, {}), tuned=DIGITS,
+        published=PUBLISHED.get(name, {}), tuned=tuned or DIGITS,
     )  # fmt: skip
 
 
@@ -184,6 +181,7 @@ TESLA = _method(
 FTD = _method(
     "ftd", "Flat trajectory distillation",
     'Du et al., "Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation", CVPR 2023', Ftd,
+    tuned={cell: {**values, "average": 0.9} for cell, values in DIGITS.items()},  # of a hundred iterations
 )  # fmt: skip
 MCT = _method(
     "mct", "Matching convexified trajectories",

@@ -86,9 +86,10 @@ class FlatNetwork:
         The network is in training mode, without running statistics.
         """
         low = theta.to(lowered(theta.dtype, self.precision))
-        parameters, x, found = self.unflatten(low), images.to(low), []
+        parameters, x = self.unflatten(low), images.to(low)
+        found: list[Tensor] = []
         for name, layer in list(self.module.named_children())[:-1]:
-            if isinstance(layer, nn.Flatten) and x.ndim == 4:
+            if isinstance(layer, nn.Flatten) and x.ndim == 4 and found:
                 found.append(x.to(theta))
             x = functional.apply(layer, parameters, x, True, f"{name}.")
             if isinstance(layer, nn.ReLU | Residual):

@@ -13,7 +13,8 @@ from potstill.data.labels import one_hot
 from potstill.evaluation import tuning
 from potstill.evaluation.protocol import Protocol, protocol_of, selecting
 from potstill.machine import timed
-from potstill.methods.method import Begun, Context, Experts, Method
+from potstill.methods import initial
+from potstill.methods.method import Begun, Context, Experts, Method, Start
 from potstill.runs import loop, state
 from potstill.runs.run import Run, check_snapshots, expert_needs, inner_engine
 from potstill.runs.settings import Settings
@@ -91,10 +92,10 @@ def _distilling(run: Run, number: int) -> Cost:
 
 def _any_set(ctx: Context, method: Method, settings: Any) -> Begun:
     """Some set of the method's form, where only its size matters."""
-    rows = torch.arange(ctx.ipc * ctx.classes, device=ctx.problem.device) % len(ctx.problem.train.labels)
-    return method.begin(ctx, settings, state.Start(
-        ctx.problem.train.images[rows], None, "hard", ctx.problem.train.labels[rows], 0.01
-    ))  # fmt: skip
+    labels = initial.labels_in_order(ctx)
+    rows = torch.arange(len(labels), device=labels.device) % len(ctx.problem.train.labels)
+    images, pictures = ctx.problem.train.images[rows], method.pictures(settings)
+    return method.begin(ctx, settings, Start(images, None, "hard", labels, 0.01, pictures))
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ class _Untrained(Trajectories):
         """Two snapshots (P,) apart."""
         assert self.problem is not None
         return self.problem.network.fresh(2 * expert), self.problem.network.fresh(2 * expert + 1)
+
+    def snapshot(self, expert: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Parameters (P,) and running statistics (B,)."""
+        assert self.problem is not None
+        return self.problem.network.fresh(2 * expert), self.problem.network.initial_buffers()
+
+    def last(self, expert: int) -> tuple[Tensor, Tensor]:
+        """Parameters (P,) and running statistics (B,)."""
+        return self.snapshot(expert, 0)
 
 
 def _experts(run: Run, needed: Experts) -> tuple[float, int]:

@@ -200,7 +200,7 @@ def expert_needs(settings: Settings) -> Experts | None:
     if None not in ranges:
         used = [r for r in ranges if r]
         epochs = range(min(r.start for r in used), max(r.stop for r in used)) if used else range(0)
-    return Experts(epochs, radii.pop() if radii else None)
+    return Experts(epochs, radii.pop() if radii else None, max(need.reach for need in found))
 
 
 def check_snapshots(needed: Experts, stored: Any, epochs: int, where: str) -> None:
@@ -215,7 +215,7 @@ def check_snapshots(needed: Experts, stored: Any, epochs: int, where: str) -> No
     Raises:
         PotstillError: with the value, the reason and the remedy.
     """
-    wanted = range(epochs + 1) if needed.epochs is None else needed.epochs
+    wanted = range(max(epochs, needed.reach) + 1) if needed.epochs is None else needed.epochs
     if len(wanted) and wanted[-1] > epochs:
         raise PotstillError(
             f"{where}: trains {epochs} epochs, but snapshots of epochs {wanted[0]} to {wanted[-1]} are needed; raise "

@@ -397,6 +397,22 @@ def check(settings: Settings) -> None:
     for method, stage in zip(settings.methods, settings.stages, strict=True):
         bounds.check(stage, f"{method.name}.")
         method.check(stage, method.name, settings.augment)
+    for method in settings.methods:
+        if settings.network.norm == "batch" and not method.batch_norm:
+            raise PotstillError(
+                f"network.norm batch: {method.name} compares images class by class, whose statistics are not those of "
+                "a batch; take --network.norm instance."
+            )
+    pictures = [m.pictures(stage) for m, stage in zip(settings.methods, settings.stages, strict=True)]
+    for number, method in enumerate(settings.methods[1:], 1):
+        check_pictures(method.name, pictures[number - 1], pictures[number], settings.method[number - 1])
+    for stage_of, method in zip(settings.stages, settings.methods, strict=True):
+        expert = getattr(stage_of, "expert", 0)
+        if expert >= settings.expert.count:
+            raise PotstillError(
+                f"{method.name}.expert {expert}: there are {settings.expert.count}, counted from 0; lower it, or raise "
+                "--expert.count."
+            )
     for number, method in enumerate(settings.methods):
         if method.loss is None and (number or settings.start):
             raise PotstillError(
@@ -404,3 +420,16 @@ def check(settings: Settings) -> None:
             )
     if protocol_of(settings.evaluation).selection == "test" and settings.evaluation.step_size == "chosen":
         raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
+
+
+def check_pictures(method: str, there: int, wanted: int, before: str) -> None:
+    """Refuse a set whose slots hold other numbers of pictures than a method works on.
+
+    Raises:
+        PotstillError: with both numbers.
+    """
+    if there != wanted:
+        raise PotstillError(
+            f"{method}: works on slots of {wanted}×{wanted} pictures, and those of {before} hold {there}×{there}; set "
+            f"--{method}.pictures {there}, where it has that setting, or choose another method."
+        )

@@ -21,7 +21,7 @@ from potstill.methods.method import Begun, Context, Method, Start, Trial
 from potstill.runs import loop, record, snapshots, state
 from potstill.runs.record import Log
 from potstill.runs.run import Run, asked_experts
-from potstill.runs.settings import Settings, as_dict, settled
+from potstill.runs.settings import Settings, as_dict, check_pictures, settled
 from potstill.runs.state import State
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -173,7 +173,9 @@ def _from_disk(run: Run, path: str) -> Start:
             "it was made with."
         )
     targets = None if found.targets is None else found.targets.to(device)
-    return Start(found.images.to(device), targets, found.kind, found.labels.to(device), found.step_size)
+    wanted = run.settings.methods[0].pictures(run.settings.stages[0])
+    check_pictures(run.settings.methods[0].name, found.pictures, wanted, path)
+    return Start(found.images.to(device), targets, found.kind, found.labels.to(device), found.step_size, found.pictures)
 
 
 def _snapshot(session: Session) -> None:

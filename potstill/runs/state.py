@@ -97,4 +97,5 @@ def as_start(state: State, method: Method, settings: Any) -> Start:
     kind: Kind = method.kind(settings)
     variables = state.result(method.learns(settings))
     step_size = float(variables["step_size"]) if "step_size" in variables else None
-    return Start(variables["images"], variables.get(kind), kind, state.labels, step_size)
+    pictures = method.pictures(settings)
+    return Start(variables["images"], variables.get(kind), kind, state.labels, step_size, pictures)

@@ -75,3 +75,17 @@ def test_what_contradicts_it_is_refused(own, sentence):
 
 def test_it_measures_its_rates_as_its_family_does():
     assert METHODS["at-bptt"].measured == bptt.MEASURED
+
+
+def test_a_training_that_leads_astray_is_undone(tmp_path):
+    own = {"unroll": 4, "window": 2, "radius": 1, "inner": "sgd", "inner_step_size": 1e20}
+    job = run.open_run(tiny("at-bptt", ipc=1, at_bptt=own), tmp_path)
+    ctx, settled = job.context(0), job.settings.stages[0]
+    begun = METHODS["at-bptt"].begin(ctx, settled, None)
+    found = METHODS["at-bptt"].loss(ctx, settled, begun.variables, begun.memory, begun.labels, 0)
+    assert bool(found.loss.isnan())
+    assert torch.equal(found.memory[POLICY], begun.memory[POLICY])
+
+
+def test_a_set_that_is_refined_keeps_its_norms():
+    assert not settings.configure("digits", 1, changes={"method": ("random", "at-bptt")}).stages[1].project

@@ -1,7 +1,9 @@
 """Straight paths: their ends are the experts', their points between lie where each tensor had moved to."""
 
+import pytest
 import torch
 
+from potstill.errors import PotstillError
 from potstill.methods import lines
 from potstill.runs import run
 from potstill.runs.api import run_to_completion
@@ -9,7 +11,7 @@ from tests.conftest import tiny
 
 
 def test_points_lie_on_the_line_as_far_along_as_the_tensor_had_moved(tmp_path):
-    job = run.open_run(tiny("mct"), tmp_path)
+    job = run.open_run(tiny("mct", mct={"start_epochs": (0, 2)}), tmp_path)
     run_to_completion(run.train_experts(job))
     ctx, experts = job.context(0), job.experts
     sizes = list(ctx.problem.network.sizes)
@@ -24,3 +26,10 @@ def test_points_lie_on_the_line_as_far_along_as_the_tensor_had_moved(tmp_path):
             norms = [float(step.split(sizes)[number].norm()) for step in steps]
             share = sum(norms[:epoch]) / max(sum(norms), 1e-12)
             assert torch.allclose(part, a + share * (b - a), atol=1e-5)
+
+
+def test_start_epochs_beyond_the_experts_are_refused_before_any_work(tmp_path):
+    for method in ("mct", "selmatch"):
+        job = run.open_run(tiny(method, **{method: {"start_epochs": (0, 4), "expert_epochs": 2}}), tmp_path / method)
+        with pytest.raises(PotstillError, match="snapshots of epochs 0 to 5 are needed"):
+            run_to_completion(run.train_experts(job))

@@ -150,3 +150,16 @@ def test_a_selection_cannot_follow_another_method():
     with pytest.raises(PotstillError, match="herding: selects real images, so it can only be the first stage"):
         settings.check(defaults("digits", 1, ("datm", "herding")))
     settings.check(defaults("digits", 1, ("herding", "rat-bptt")))
+
+
+@pytest.mark.parametrize(("method", "changes", "sentence"), [
+    (("idm", "dm"), {}, "dm: works on slots of 1×1 pictures, and those of idm hold 2×2"),
+    (("dm", "idm"), {}, "idm: works on slots of 2×2 pictures, and those of dm hold 1×1; set --idm.pictures 1"),
+    (("cafe",), {"network": {"norm": "batch"}}, "network.norm batch: cafe compares images class by class"),
+    (("herding",), {"herding": {"expert": 9}}, "herding.expert 9: there are 2, counted from 0"),
+    (("dc",), {"dc": {"pictures": 100}}, "dc.pictures 100: 1 to 8 pictures a side"),
+])  # fmt: skip
+def test_what_methods_cannot_work_on_is_refused_before_any_work(method, changes, sentence):
+    with pytest.raises(PotstillError) as error:
+        settings.check(tiny(method, **changes))
+    assert sentence in str(error.value)
