@@ -56,11 +56,9 @@ class Cafe:
 
 def begin(ctx: Context, settings: Cafe, start: Start | None) -> Begun:
     """Noise or random real images, with hard labels; or the images of a set that is there already."""
+    images, labels = initial.images_and_labels(ctx, settings.initial, start)
     memory = {"network": ctx.fresh("network", 0), "accuracies": torch.empty(0, dtype=torch.float32)}
-    if start is not None:
-        return Begun({"images": start.images.clone()}, start.labels.clone(), memory)
-    images = initial.tiles(ctx, 1) if settings.initial == "random" else initial.noise(ctx, norm=None)
-    return Begun({"images": images}, initial.labels_in_order(ctx), memory)
+    return Begun({"images": images}, labels, memory)
 
 
 def aligning_loss(

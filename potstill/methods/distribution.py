@@ -30,12 +30,8 @@ class Dm:
 
 def begin(ctx: Context, settings: Dm, start: Start | None) -> Begun:
     """Random real images or noise, with hard labels; or the images of a set that is there already."""
-    if start is not None:
-        return Begun({"images": start.images.clone()}, start.labels.clone())
-    if settings.initial == "noise":
-        return Begun({"images": initial.noise(ctx)}, initial.labels_in_order(ctx))
-    rows = initial.random_rows(ctx)
-    return Begun({"images": ctx.problem.train.images[rows].clone()}, ctx.problem.train.labels[rows].clone())
+    images, labels = initial.images_and_labels(ctx, settings.initial, start, norm=initial.NOISE_NORM)
+    return Begun({"images": images}, labels)
 
 
 def mean_feature_loss(

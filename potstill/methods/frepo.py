@@ -62,14 +62,15 @@ def learns(settings: Frepo) -> dict[str, Rule]:
 
 def begin(ctx: Context, settings: Frepo, start: Start | None) -> Begun:
     """Random real images or noise with centred one-hot labels; or a set that is there already."""
+    images, labels = initial.images_and_labels(ctx, settings.initial, start)
+    return Begun({"images": images, "values": centred(ctx, labels, start)}, labels, _pool(ctx, settings))
+
+
+def centred(ctx: Context, labels: Tensor, start: Start | None) -> Tensor:
+    """Regression targets (n, K): (one-hot − 1/K) / √(K/10), or what the labels of a set amount to."""
     if start is None:
-        images = initial.tiles(ctx, 1) if settings.initial == "random" else initial.noise(ctx, norm=None)
-        labels = initial.labels_in_order(ctx)
-        values = kinds.from_hard(labels, ctx.classes, "values") / (ctx.classes / 10) ** 0.5
-    else:
-        images, labels = start.images.clone(), start.labels.clone()
-        values = kinds.convert(start.targets, start.kind, labels, ctx.classes, "values").clone()
-    return Begun({"images": images, "values": values}, labels, _pool(ctx, settings))
+        return kinds.from_hard(labels, ctx.classes, "values") / (ctx.classes / 10) ** 0.5
+    return kinds.convert(start.targets, start.kind, labels, ctx.classes, "values").clone()
 
 
 def _pool(ctx: Context, settings: Frepo) -> Memory:

@@ -67,12 +67,8 @@ def loops(ctx: Context, settings: Dc) -> tuple[int, int]:
 
 def begin(ctx: Context, settings: Dc, start: Start | None) -> Begun:
     """Noise or random real images, with hard labels; or the images of a set that is there already."""
-    memory = {"network": ctx.fresh("network", 0)}
-    if start is not None:
-        return Begun({"images": start.images.clone()}, start.labels.clone(), memory)
-    labels = initial.labels_in_order(ctx)
-    images = initial.tiles(ctx, settings.pictures) if settings.initial == "random" else initial.noise(ctx, norm=None)
-    return Begun({"images": images}, labels, memory)
+    images, labels = initial.images_and_labels(ctx, settings.initial, start, settings.pictures)
+    return Begun({"images": images}, labels, {"network": ctx.fresh("network", 0)})
 
 
 def distance(real: Tensor, synthetic: Tensor, shapes: dict[str, torch.Size]) -> Tensor:

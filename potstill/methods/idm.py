@@ -52,13 +52,11 @@ class Idm:
 
 def begin(ctx: Context, settings: Idm, start: Start | None) -> Begun:
     """Random real images or noise, with hard labels; or the images of a set that is there already."""
-    memory = {BORN: torch.tensor(min(FIRST, settings.queue)), RIGHT: torch.zeros(settings.queue)}
-    memory |= {f"network.{number}": ctx.fresh("network", number) for number in range(min(FIRST, settings.queue))}
-    if start is not None:
-        return Begun({"images": start.images.clone()}, start.labels.clone(), memory)
-    fresh = settings.initial == "noise"
-    images = initial.noise(ctx, norm=None) if fresh else initial.tiles(ctx, settings.pictures)
-    return Begun({"images": images}, initial.labels_in_order(ctx), memory)
+    images, labels = initial.images_and_labels(ctx, settings.initial, start, settings.pictures)
+    first = min(FIRST, settings.queue)
+    memory = {BORN: torch.tensor(first), RIGHT: torch.zeros(settings.queue)}
+    memory |= {f"network.{number}": ctx.fresh("network", number) for number in range(first)}
+    return Begun({"images": images}, labels, memory)
 
 
 def mean_feature_loss(

@@ -2,12 +2,14 @@
 training split, grouped by class in the order of the classes.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.errors import PotstillError
-from potstill.methods.method import Context
+from potstill.methods.method import Context, Start
 from potstill.methods.soft_labels import expert_logits
 
 NOISE_NORM = 1.0  # L2 norm of an image of noise (RaT-BPTT)
@@ -56,6 +58,16 @@ def tiles(ctx: Context, pictures: int) -> Tensor:
     small = F.interpolate(split.images[many], size=(h, w), mode="area")
     grid = small.view(-1, pictures, pictures, small.shape[1], h, w).permute(0, 3, 1, 4, 2, 5)
     return grid.reshape(-1, small.shape[1], pictures * h, pictures * w)[:, :, : size[0], : size[1]].contiguous()
+
+
+def images_and_labels(
+    ctx: Context, how: Literal["random", "noise"], start: Start | None, pictures: int = 1, norm: float | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Images (n, C, H, W) and classes (n,) of a set that is there already, of random real images, or of noise."""
+    if start is not None:
+        return start.images.clone(), start.labels.clone()
+    images = tiles(ctx, pictures) if how == "random" else noise(ctx, norm)
+    return images, labels_in_order(ctx)
 
 
 def noise(ctx: Context, norm: float | None = NOISE_NORM) -> Tensor:

@@ -56,12 +56,11 @@ def kind(settings: Kip) -> Kind:
 
 def begin(ctx: Context, settings: Kip, start: Start | None) -> Begun:
     """Random real images or noise with centred one-hot labels; or a set that is there already."""
+    images, labels = initial.images_and_labels(ctx, settings.initial, start)
     if start is None:
-        images = initial.tiles(ctx, 1) if settings.initial == "random" else initial.noise(ctx, norm=None)
-        labels = initial.labels_in_order(ctx)
         return Begun({"images": images, "values": kinds.from_hard(labels, ctx.classes, "values")}, labels)
-    values = kinds.convert(start.targets, start.kind, start.labels, ctx.classes, "values").clone()
-    return Begun({"images": start.images.clone(), "values": values}, start.labels.clone())
+    values = kinds.convert(start.targets, start.kind, labels, ctx.classes, "values").clone()
+    return Begun({"images": images, "values": values}, labels)
 
 
 def regression_loss(

@@ -55,11 +55,8 @@ class Ncfm:
 
 def begin(ctx: Context, settings: Ncfm, start: Start | None) -> Begun:
     """Random real images or noise, with hard labels; or the images of a set that is there already."""
-    if start is not None:
-        return Begun({"images": start.images.clone()}, start.labels.clone())
-    fresh = settings.initial == "noise"
-    images = initial.noise(ctx, norm=None) if fresh else initial.tiles(ctx, settings.pictures)
-    return Begun({"images": images}, initial.labels_in_order(ctx))
+    images, labels = initial.images_and_labels(ctx, settings.initial, start, settings.pictures)
+    return Begun({"images": images}, labels)
 
 
 def characteristic(features: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:

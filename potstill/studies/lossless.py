@@ -153,7 +153,9 @@ def summary(record: Record) -> str:
     if found is None:
         return f"None up to {max(cells)} images per class: every set loses"
     of, lost = f"of about {record['full_per_class']:.0f}", cells[found]["lost"]
-    above = f"{percent(lost, '+')} points above them: within the margin of {100 * record['margin']:.1f}"
+    within = f"within the margin of {100 * record['margin']:.1f}"
+    how = within if is_lossless(lost, record["margin"]) else "not significant, which is what 0.1.0 asked for"
+    above = f"{percent(lost, '+')} points above them: {how}"
     text = f"{found} images per class {of} train as well as the full set, which is {above}"
     smaller = [ipc for ipc in cells if ipc < found]
     return f"{text}; {max(smaller)} lose {percent(cells[max(smaller)]['lost'])} points" if smaller else text
