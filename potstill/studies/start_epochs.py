@@ -57,7 +57,7 @@ def table(record: Record) -> Table:
         "images per class", "start epochs", "random", "random, soft labels", "distilled", "gain over random",
         "on validation images",
     ]  # fmt: skip
-    rows, best = [], _best(record)
+    rows, (_, best) = [], _best(record)
     for cell in record["cells"]:
         accuracy, validation = cell["accuracy"], validation_of(cell)
         soft = percent(accuracy["random_soft"]) if "random_soft" in accuracy else "–"
@@ -97,24 +97,28 @@ def figure(record: Record) -> Any:
 
 def summary(record: Record) -> str:
     """The best range of each size on validation images with its gain on test images, in a sentence."""
-    words = [
-        f"epochs {_epochs(cell)} at {ipc} (gain {percent(cell['gain'], '+')})" for ipc, cell in _best(record).items()
-    ]
+    on, best = _best(record)
+    words = [f"epochs {_epochs(cell)} at {ipc} (gain {percent(cell['gain'], '+')})" for ipc, cell in best.items()]
     if not words:
         return "No start epochs could be matched"
-    return f"Best matched, by validation images: {', '.join(words)} images per class"
+    return f"Best matched, by {on} images: {', '.join(words)} images per class"
 
 
-def _best(record: Record) -> dict[int, dict[str, Any]]:
-    """By images per class, the range whose last set is best on validation images: test images choose nothing."""
+def _best(record: Record) -> tuple[str, dict[int, dict[str, Any]]]:
+    """By images per class, the range whose last set is best, and the images that say so.
+
+    Those for validation, for test images choose nothing; except in records that do not hold them.
+    """
+    known = all(validation_of(cell) for cell in record["cells"])
+
+    def worth(cell: dict[str, Any]) -> float:
+        return validation_of(cell)[-1]["accuracy"] if known else cell["accuracy"]["distilled"]["mean"]
+
     best: dict[int, dict[str, Any]] = {}
     for cell in record["cells"]:
-        found = validation_of(cell)
-        if found and not cell["diverged"]:
-            before = best.get(cell["ipc"])
-            if before is None or found[-1]["accuracy"] > validation_of(before)[-1]["accuracy"]:
-                best[cell["ipc"]] = cell
-    return best
+        if not cell["diverged"] and (cell["ipc"] not in best or worth(cell) > worth(best[cell["ipc"]])):
+            best[cell["ipc"]] = cell
+    return "validation" if known else "test", best
 
 
 def pictures(record: Record, out: Path) -> list[dict[str, Any]]:
