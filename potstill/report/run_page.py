@@ -24,17 +24,33 @@ def write(folder: Path) -> Path:
     """Write report.html of a run, from the files it left; returns its path.
 
     Raises:
-        PotstillError: the folder is no finished run.
+        PotstillError: the folder is no finished run, or its results are not those of one.
     """
-    if not (folder / "results.json").is_file():
+    path = folder / "results.json"
+    if not path.is_file():
         raise PotstillError(
             f"{folder}: holds no finished run (results.json is missing); run `potstill run --out {folder}` to its end."
         )
-    results = upgrade(files.read_json(folder / "results.json"))
+    results = files.read_json(path)
+    try:
+        text = _text(folder, upgrade(results))
+    except (PotstillError, OSError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds, by which of its many values is damaged
+        raise PotstillError(
+            f"{path}: does not hold what the results of a run hold ({type(error).__name__}: {error}); give the command "
+            "of the run again, which evaluates anew."
+        ) from error
+    files.write_bytes(folder / "report.html", text.encode())
+    return folder / "report.html"
+
+
+def _text(folder: Path, results: dict[str, Any]) -> str:
+    """The page."""
     metrics = read_metrics(folder / METRICS)
     distilled = load(folder / FILE)
     kept = snapshots.read(folder)
-    text = page(
+    return page(
         "report",
         results=results,
         protocol=described(results["protocol"]),
@@ -55,8 +71,6 @@ def write(folder: Path) -> Path:
         labels_figure=_labels_figure(distilled),
         measured=[_measured(name, found) for name, found in results["measured"].items() if "grid" in found],
     )
-    files.write_bytes(folder / "report.html", text.encode())
-    return folder / "report.html"
 
 
 def _row(name: str, results: dict[str, Any]) -> dict[str, Any]:
