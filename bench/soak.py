@@ -9,6 +9,7 @@ and metrics of a run that nobody disturbed.
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -40,22 +41,31 @@ EVERY = 100  # iterations between two looks at the memory
 
 
 def soak(kills: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Runs killed so many times in all, each compared with the undisturbed one when it has ended."""
-    began = time.perf_counter()
-    assert _start(folder / "whole").wait() == 0
-    length, expected = time.perf_counter() - began, _digests(folder / "whole")
+    """Runs killed so many times in all, each compared with the undisturbed one when it has ended.
+
+    Interrupted by Ctrl-C, it tells what it has found so far.
+    """
+    length, expected = _undisturbed(folder / "whole"), _digests(folder / "whole")
     draws, done, runs, different = random.Random(seed), 0, 0, []
-    while done < kills:
-        killed = folder / f"killed-{runs}"
-        while done < kills and _killed(killed, draws.uniform(0.3, 1.0) * length):
-            done += 1
-            print(f"{done} kills, {runs} runs ended", file=sys.stderr, flush=True)
-        if _start(killed).wait() != 0:
-            raise SystemExit(f"{killed}: the run that was killed does not continue")
-        runs += 1
-        different += [name for name, digest in _digests(killed).items() if digest != expected[name]]
-        shutil.rmtree(killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        while done < kills:
+            killed = folder / f"killed-{runs}"
+            while done < kills and _killed(killed, draws.uniform(0.3, 0.9) * length):
+                done += 1
+                print(f"{done} kills, {runs} runs ended", file=sys.stderr, flush=True)
+            _undisturbed(killed)
+            runs += 1
+            different += [name for name, digest in _digests(killed).items() if digest != expected[name]]
+            shutil.rmtree(killed)
     return {"kills": done, "runs": runs, "different": different, "seconds_undisturbed": length}
+
+
+def _undisturbed(folder: Path) -> float:
+    """Seconds of a run to its end."""
+    began = time.perf_counter()
+    if _start(folder).wait() != 0:
+        raise SystemExit(f"{folder}: the run that was killed does not continue")
+    return time.perf_counter() - began
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
