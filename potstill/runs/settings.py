@@ -307,8 +307,15 @@ def as_dict(settings: Settings) -> dict[str, Any]:
 
 
 def from_dict(plain: Mapping[str, Any]) -> Settings:
-    """Settings from what :func:`as_dict` gave, of this version or an older one."""
+    """Settings from what :func:`as_dict` gave, of this version or an older one.
+
+    Raises:
+        PotstillError: they are damaged.
+    """
+    if not isinstance(plain.get("stages", plain.get("distil")), Mapping):
+        raise PotstillError("stages: these settings do not say how to distil; restore their file from a copy.")
     plain = dict(upgrade(plain))
+    check_methods(tuple(plain["stages"]))
     stages = {name: _without_infinity(values) for name, values in plain.pop("stages").items()}
     method = tuple(stages)
     settings = changed(Settings(method=method), {**plain, "method": method})
@@ -342,8 +349,10 @@ def upgrade(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**old, **shared, "method": list(stages), "stages": stages}
 
 
-def _without_infinity(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_infinity(values: Any) -> Any:
     """The settings of a stage stored when "no threshold" was an infinite one, which JSON has no word for."""
+    if not isinstance(values, Mapping):
+        return values
     return {name: None if value == math.inf else value for name, value in values.items()}
 
 

@@ -190,6 +190,14 @@ def _manifest(folder: Path) -> dict[str, Any]:
     manifest = files.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories" or "identity" not in manifest:
         raise PotstillError(f"{folder / MANIFEST}: not a manifest of potstill's experts; choose another folder.")
+    epochs, identity = manifest.get("epochs"), manifest["identity"]
+    trained = identity.get("expert") if isinstance(identity, dict) else None
+    whole = isinstance(epochs, list) and all(isinstance(epoch, int) for epoch in epochs)
+    if not whole or not isinstance(trained, dict) or not isinstance(trained.get("epochs"), int):
+        raise PotstillError(
+            f"{folder / MANIFEST}: damaged: it does not say which epochs are kept, or how the experts were trained; "
+            "restore it from a copy, or train experts in another folder."
+        )
     return manifest
 
 

@@ -163,3 +163,16 @@ def test_what_methods_cannot_work_on_is_refused_before_any_work(method, changes,
     with pytest.raises(PotstillError) as error:
         settings.check(tiny(method, **changes))
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda plain: plain.pop("stages"), lambda plain: plain.update(stages=[]),
+    lambda plain: plain.update(stages={"atm": {}}),
+    lambda plain: plain["stages"].update(datm=3), lambda plain: plain.update(network="convnet"),
+    lambda plain: plain.update(iqc=plain.pop("ipc")),
+])  # fmt: skip
+def test_stored_settings_that_are_damaged_are_a_sentence(damage):
+    plain = json.loads(json.dumps(settings.as_dict(tiny())))
+    damage(plain)
+    with pytest.raises(PotstillError):
+        settings.from_dict(plain)

@@ -351,3 +351,14 @@ def test_every_segment_of_0_1_0_is_read(name):
     for expert in range(2):
         for epoch in store.epochs[:-1]:
             assert all(bool(theta.isfinite().all()) for theta in store.segment(expert, epoch, 1))
+
+
+@pytest.mark.parametrize("gone", ["epochs", "expert"])
+def test_a_manifest_that_lacks_something_is_a_sentence(tmp_path, gone):
+    folder = tmp_path / "experts"
+    shutil.copytree(KEPT / "finished" / "experts", folder)
+    told = files.read_json(folder / trajectories.MANIFEST)
+    (told if gone in told else told["identity"]).pop(gone)
+    files.write_json(folder / trajectories.MANIFEST, told)
+    with pytest.raises(PotstillError, match="damaged: it does not say which epochs are kept"):
+        trajectories.open_store(folder)
