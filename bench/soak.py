@@ -112,7 +112,8 @@ def memory(iterations: int, folder: Path) -> dict[str, Any]:
         run_to_completion(run.train_experts(job))
         run_to_completion(stage.distil(job), look)
     warm = {done: peak for done, peak in peaks.items() if done >= EVERY}
-    return {"iterations": iterations, "peak_bytes": peaks, "growth_bytes": max(warm.values()) - min(warm.values())}
+    growth = max(warm.values()) - min(warm.values()) if warm else 0  # fewer iterations than between two looks
+    return {"iterations": iterations, "peak_bytes": peaks, "growth_bytes": growth}
 
 
 def main() -> None:
