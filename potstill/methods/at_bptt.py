@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.bounds import Count, Fraction, Positive, Whole
 from potstill.data import augment
@@ -97,9 +96,7 @@ def real_loss(
     """
     draws = ctx.draws("student", iteration)
     theta, images = ctx.fresh("student network", iteration), variables["images"]
-    targets, step_size = targets_of(variables, labels, ctx.classes), variables.get("step_size")
-    if step_size is None:
-        step_size = torch.tensor(settings.inner_step_size or bptt.ADAM_STEP_SIZE, device=ctx.problem.device)
+    targets, step_size = targets_of(variables, labels, ctx.classes), bptt.step_size_of(ctx, settings, variables)
     steps = draw_steps(ctx, settings.batch_size, settings.unroll, len(images), draws)
     norms = gradient_norms(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
     if not bool(norms.isfinite().all()):  # the last step led astray: the loop undoes it
@@ -110,7 +107,7 @@ def real_loss(
     length = length_of(settings, norms, end)
     theta = unroll(
         theta, images, targets, step_size, steps[: end + 1], loss_for(ctx.problem.network, bptt.kind(settings)),
-        inner=Adam() if settings.inner == "adam" else Sgd(), adjoint="truncated", last=length,
+        inner=bptt.optimiser(settings), adjoint="truncated", last=length,
         derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
     )  # fmt: skip
     real, truth = bptt.real_batch(ctx, settings, draws)
@@ -125,7 +122,7 @@ def gradient_norms(
     steps: list[InnerStep],
 ) -> Tensor:  # fmt: skip
     """‖∇θ ℓ‖ (T,) of each step of a whole training, without a graph."""
-    inner: Adam | Sgd = Adam() if settings.inner == "adam" else Sgd()
+    inner = bptt.optimiser(settings)
     moments, found = inner.initial_moments(theta), []
     for step in steps:
         batch = augment.apply(images[step.rows], step.drawing)

@@ -122,6 +122,17 @@ def inner(settings: RatBptt) -> Inner:
     return Inner(settings.batch_size, settings.window)
 
 
+def optimiser(settings: RatBptt) -> Adam | Sgd:
+    """That of the students."""
+    return Adam() if settings.inner == "adam" else Sgd()
+
+
+def step_size_of(ctx: Context, settings: RatBptt, variables: Variables) -> Tensor:
+    """The students' step size: the set's own where it is learned."""
+    own = variables.get("step_size")
+    return torch.tensor(settings.inner_step_size or ADAM_STEP_SIZE, device=ctx.problem.device) if own is None else own
+
+
 def kind(settings: RatBptt) -> Kind:
     """As the settings say."""
     return settings.labels
@@ -173,13 +184,10 @@ def real_loss(
     draws = ctx.draws("student", iteration)
     theta, taken, lead = _student(ctx, settings, memory, iteration, draws)
     images, count = variables["images"], lead + settings.window
-    step_size = variables.get("step_size")
-    if step_size is None:
-        step_size = torch.tensor(settings.inner_step_size or ADAM_STEP_SIZE, device=ctx.problem.device)
     theta = unroll(
-        theta, images, targets_of(variables, labels, ctx.classes), step_size,
+        theta, images, targets_of(variables, labels, ctx.classes), step_size_of(ctx, settings, variables),
         draw_steps(ctx, settings.batch_size, count, len(images), draws),
-        loss_for(ctx.problem.network, kind(settings)), inner=Adam() if settings.inner == "adam" else Sgd(),
+        loss_for(ctx.problem.network, kind(settings)), inner=optimiser(settings),
         adjoint="truncated", last=settings.window, derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
     )  # fmt: skip
     taken += count

@@ -5,7 +5,6 @@ images (in its code the life of a network, ten steps or more), and images are al
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -101,7 +100,7 @@ def _network(
     if iteration == 0 or settled:
         return ctx.fresh("network", iteration), seen[:0]
     real, truth = _asked(ctx, iteration)
-    gradient = partial(engine.mean_gradient(loss_for(ctx.problem.network, "hard")), buffers=None)
+    gradient = engine.mean_gradient(loss_for(ctx.problem.network, "hard"))
     recipe = Recipe(1, 256, settings.inner_step_size)
     epochs: list[float] = []
     for epoch in range(MOST_EPOCHS):

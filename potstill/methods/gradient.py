@@ -144,7 +144,7 @@ def _network(
         return ctx.fresh("network", iteration)
     network = ctx.problem.network
     recipe = Recipe(epochs, 256, settings.inner_step_size, augment=ctx.augment if siamese else ())
-    gradient = partial(engine.mean_gradient(loss_for(network, "hard")), buffers=None)
+    gradient = engine.mean_gradient(loss_for(network, "hard"))
     seed = seeds.derive(ctx.seed, "training", iteration)
     theta = memory["network"]
     return run_to_end(sgd(gradient, theta, images, one_hot(classes, ctx.classes), recipe, seed), theta)

@@ -4,7 +4,6 @@ Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 202
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -104,7 +103,7 @@ def _advanced(ctx: Context, settings: Idm, memory: Memory, iteration: int, draws
 def _trained(ctx: Context, settings: Idm, theta: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:
     """A network after some steps of SGD on real images, and how often it was right on the way."""
     split, network = ctx.problem.train, ctx.problem.network
-    gradient = partial(engine.mean_gradient(loss_for(network, "hard")), buffers=None)
+    gradient = engine.mean_gradient(loss_for(network, "hard"))
     right = 0.0
     for _ in range(TRAINING_STEPS):
         rows = torch.randint(len(split.labels), (min(256, len(split.labels)),), generator=draws).to(theta.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from potstill.data import augment
 from potstill.data.distilled import decode
 from potstill.methods.method import Context, Variables
+from potstill.methods.selection import rows_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def pair(
 ) -> Pair:  # fmt: skip
     """The synthetic images of a class and ``count`` real ones; siamese: all augmented by the same parameters."""
     split, draws = ctx.problem.train, ctx.draws("real", iteration, label)
-    own = (split.labels == label).nonzero().flatten()
+    own = rows_of(ctx, label)
     real = split.images[own[torch.randperm(len(own), generator=draws)[:count].to(own.device)]]
     synthetic = images[classes == label]
     if not siamese:

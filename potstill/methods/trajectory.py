@@ -35,6 +35,7 @@ from potstill.methods.method import (
 )
 from potstill.methods.outer import Rule
 from potstill.methods.scores import Score
+from potstill.methods.selection import rows_of
 from potstill.methods.soft_labels import mean_logits
 from potstill.methods.start_epochs import StartEpochs
 from potstill.networks.losses import loss_for
@@ -255,7 +256,7 @@ def begin_partly(ctx: Context, settings: SelMatch, start: Start | None) -> Begun
         return begin(ctx, settings, start)
     hardness, labels, rows, frozen = scores.hardness(ctx, settings.score, None), ctx.problem.train.labels, [], []
     for label in range(ctx.classes):
-        own = (labels == label).nonzero().flatten()
+        own = rows_of(ctx, label)
         order = own[hardness[own.cpu()].argsort(descending=True, stable=True).to(own.device)]
         first = min(int(settings.skip * ctx.ipc), len(order) - ctx.ipc)
         rows.append(order[first : first + ctx.ipc])
