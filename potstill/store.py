@@ -68,8 +68,13 @@ def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
     return _once(cache_folder() / kind / f"{key}.safetensors", lambda path: files.load(path, kind), make, write)
 
 
-def once_json(kind: str, identity: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The same for a mapping of plain values; its identity and a checksum lie beside them in the file."""
+def once_json(
+    kind: str, identity: Any, make: Callable[[], dict[str, Any]], folder: Path | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """The same for a mapping of plain values, in the cache or in a folder of one's own.
+
+    Its identity and a checksum lie beside the values in the file, folder/KIND/FINGERPRINT.json.
+    """
 
     def read(path: Path) -> dict[str, Any]:
         found = files.read_json(path)
@@ -85,7 +90,8 @@ def once_json(kind: str, identity: Any, make: Callable[[], dict[str, Any]]) -> d
     def make_plain() -> dict[str, Any]:
         return files.plain(make())
 
-    return _once(cache_folder() / kind / f"{files.fingerprint(identity)}.json", read, make_plain, write)
+    where = cache_folder() if folder is None else folder
+    return _once(where / kind / f"{files.fingerprint(identity)}.json", read, make_plain, write)
 
 
 def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[Path, T], None]) -> T:

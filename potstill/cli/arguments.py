@@ -3,13 +3,14 @@ chosen.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from typing import Annotated, Any
 
 import tyro
 
 from potstill import bounds
-from potstill.cli.commands import COMMANDS
+from potstill.cli.commands import COMMANDS, Compare
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
@@ -18,6 +19,7 @@ from potstill.runs.recipes import load_recipe
 from potstill.runs.settings import Settings, Shared
 
 HELP = {"-h", "--help"}
+WITHOUT_METHOD = ("method", "ipc", "start", "preset")  # flags of runs that a comparison asks for in its own way
 SECTIONS_BEFORE = ("--distil.", "--window.", "--window")  # of 0.1.0
 
 
@@ -33,6 +35,8 @@ def parse(name: str, arguments: list[str]) -> Any:
     given = first_pass(arguments, kind)
     if given.preset and HELP & set(arguments) and given.dataset is None:
         given.dataset = "digits"  # only asking
+    if kind is Compare:
+        given.method, given.ipc, given.start, given.preset = ("random",), None, None, None
     if given.recipe is None:
         given.method = given.method or Shared().method
         defaults = settings.defaults(given.dataset, given.ipc, given.method, given.preset, given.start)
@@ -100,8 +104,9 @@ def attribute(method: str) -> str:
 
 def with_stages(kind: type[Any], defaults: Settings) -> type[Any]:
     """The command with the flags of :class:`Shared`, and a field for each stage, whose flags are --METHOD.FIELD."""
-    shared = Shared(**{item.name: getattr(defaults, item.name) for item in fields(Shared)})
-    flat = Annotated[Shared, tyro.conf.arg(name="")]
+    form: Any = _hiding(Shared, WITHOUT_METHOD) if kind is Compare else Shared
+    shared = form(**{item.name: getattr(defaults, item.name) for item in fields(Shared)})
+    flat: Any = Annotated[form, tyro.conf.arg(name="")]
     own: list[Any] = [("settings", flat, field(default=shared))]
     constants: dict[str, Any] = {"__doc__": kind.__doc__}
     for name, stage in zip(defaults.method, defaults.stages, strict=True):
@@ -110,6 +115,13 @@ def with_stages(kind: type[Any], defaults: Settings) -> type[Any]:
         else:
             constants[attribute(name)] = stage  # nothing to set
     return make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, namespace=constants)
+
+
+def _hiding(kind: type[Any], names: Sequence[str]) -> type[Any]:
+    """A dataclass of which some fields are no flags."""
+    hidden = [item for item in fields(kind) if item.name in names]
+    own = [(item.name, Annotated[item.type, tyro.conf.Suppress], field(default=item.default)) for item in hidden]
+    return make_dataclass(kind.__name__, own, bases=(kind,), frozen=True)
 
 
 def refuse_foreign(arguments: list[str], method: tuple[str, ...]) -> None:

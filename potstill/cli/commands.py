@@ -208,6 +208,44 @@ class Lossless:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Methods × images per class × networks on one dataset: one honest table, and the page with its figures.
+
+    Every expert, set and network is a task with a record of its own, so whatever is done is never done again:
+    interrupted or killed, the same command continues, and a longer list adds rows. Networks are trained afresh for
+    every set, and the intervals are over sets. Random images with hard and with soft labels always stand beside them.
+    """
+
+    methods: tuple[str, ...] = ("herding", "dm", "datm")
+    """What to compare: names of `potstill methods`, stages joined by +, changes after a colon: datm+rat-bptt,
+    dm:iterations=500, herding:labels=soft."""
+    ipcs: tuple[Count, ...] = (1, 10)
+    """Images per class."""
+    networks: tuple[Architecture, ...] = ()
+    """Networks that are trained on the sets; none: the one that distils."""
+    set_seeds: Count = 3
+    """Sets of each method, each from a seed of its own; the experts are shared."""
+    minutes: Rate | None = None
+    """Give every method the same minutes of distilling: its iterations follow from a few that are timed first; None: as
+    many iterations as its settings say."""
+    published: bool = False
+    """Take each method's settings as published for this cell, its network and whitening too, where there are any."""
+    published_as: str | None = None
+    """The dataset's name in published tables, e.g. cifar10; None: what the path suggests."""
+    out: Path | None = None
+    """Folder of the comparison; None: runs/DATASET-compare."""
+    store: Path | None = None
+    """Folder of experts, sets and figures, which comparisons can share; None: in --out."""
+    show: bool = False
+    """Only draw what is there, while others work."""
+    workers: Count = 1
+    """Processes on this machine, which share its threads and GPUs."""
+    ray: str | None = None
+    """Carry the tasks out on Ray: local, auto, or the address of a cluster that sees the same folders."""
+    settings: Settings = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
 class Forecast:
     """Time, memory and disk of a run before it starts, from a few timed steps."""
 
@@ -226,5 +264,5 @@ class Cache:
 COMMANDS: dict[str, type[Any]] = {
     "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
     "show": Show, "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
-    "explore windows": Windows, "lossless": Lossless, "cache": Cache,
+    "explore windows": Windows, "lossless": Lossless, "compare": Compare, "cache": Cache,
 }  # fmt: skip

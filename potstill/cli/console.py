@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from potstill import store
 from potstill.cli.terminal import err, out, say
@@ -25,7 +26,7 @@ from potstill.evaluation.protocol import described
 from potstill.evaluation.statistics import difference
 from potstill.methods import published
 from potstill.methods.method import Cell, Method
-from potstill.report import figures, study_page
+from potstill.report import comparison_page, figures, study_page
 from potstill.report.study_page import Study
 from potstill.runs import api
 
@@ -116,6 +117,23 @@ def print_study(study: Study, record: dict[str, Any], folder: Path) -> None:
     out.print(printed)
     say(f"{study.summary(record)}.")
     say(f"\nthe page    {page}\nthe figure  {page.with_suffix('.png')}\nfigures     {page.with_suffix('.json')}")
+
+
+def print_comparison(record: Mapping[str, Any]) -> None:
+    """A comparison as a table for each network, and what was found in sentences."""
+    for network in record["full"]:
+        header, rows = comparison_page.table(record, network)
+        printed = Table(header[0], title=f"{record['dataset']}, {network}: test accuracy (%)")
+        for name in header[1:]:
+            printed.add_column(name, justify="right")
+        for row in rows:
+            printed.add_row(*(Text(text, "bold" if best else "") for text, best in row))
+        out.print(printed)
+    say("Bold: the best of a column, and what is not significantly worse. Intervals are over sets.")
+    for sentence in comparison_page.sentences(record):
+        say(sentence)
+    for note in comparison_page.notes(record):
+        say(note)
 
 
 def print_methods(methods: Mapping[str, Method]) -> None:

@@ -14,6 +14,7 @@ from potstill.cli.arguments import parse
 from potstill.cli.commands import (
     Ablations,
     Cache,
+    Compare,
     Distill,
     Evaluate,
     Experts,
@@ -31,6 +32,7 @@ from potstill.cli.console import (
     deadline,
     duration,
     print_cache,
+    print_comparison,
     print_method,
     print_methods,
     print_results,
@@ -51,13 +53,13 @@ from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
 from potstill.networks.architectures import NetworkConfig
 from potstill.process import find_compiler_cache
-from potstill.report import run_page
+from potstill.report import comparison_page, run_page
 from potstill.report.study_page import Study
 from potstill.runs import forecast, recipes, record, settings, stage
 from potstill.runs import run as runs
 from potstill.runs.settings import Settings
 from potstill.store import cache_folder, clear, kept
-from potstill.studies import ablations, lossless, search, start_epochs
+from potstill.studies import ablations, compare, execute, lossless, search, start_epochs
 from potstill.studies import cells as cells_of
 from potstill.studies.cells import Cell
 from potstill.training import experts, trajectories
@@ -261,6 +263,38 @@ def _lossless(command: Lossless) -> None:
     print_study(lossless.STUDY, found, folder)
 
 
+def _compare(command: Compare) -> None:
+    out = command.out or Path("runs") / f"{_name(command.settings)}-compare"
+    if not command.show:
+        asked = _asked(command)
+        say(f"{out}: {len(asked.methods)} methods at {' '.join(map(str, asked.ipcs))} images per class")
+        with progress() as show:
+            show(compare.compare(asked, out, command.store, _executor(command)))
+    made = compare.read_plan(out)
+    store = command.store or Path(made["store"])
+    found = compare.results(made, store)
+    files.write_json(out / f"{compare.KIND}.json", found)
+    page = comparison_page.write(found, out, store)
+    print_comparison(found)
+    say(f"\nthe page    {page}\nthe tables  {page.with_suffix('.csv')}, .tex\nfigures     {page.with_suffix('.json')}")
+
+
+def _asked(command: Compare) -> compare.Asked:
+    """The comparison, with the controls that always stand in it."""
+    names = [name for name in compare.CONTROLS.values() if name not in command.methods]
+    return compare.Asked(
+        command.settings, (*names, *command.methods), command.ipcs, command.networks, command.set_seeds,
+        command.minutes, command.published, command.published_as,
+    )  # fmt: skip
+
+
+def _executor(command: Compare) -> execute.Executor | None:
+    if command.ray is not None:
+        gpus = 0.0 if command.settings.device == "cpu" else execute.gpu_share(command.workers)
+        return execute.Ray(None if command.ray == "local" else command.ray, gpus=gpus)
+    return execute.Processes(command.workers) if command.workers > 1 else None
+
+
 def _cache(command: Cache) -> None:
     if command.clear:
         clear()
@@ -270,7 +304,7 @@ def _cache(command: Cache) -> None:
 RUNNERS: dict[type[Any], Callable[[Any], None]] = {
     Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Report: _report,
     Show: _show, Export: _export, Forecast: _forecast, Stages: _stages, Ablations: _ablations, Windows: _windows,
-    Lossless: _lossless, Cache: _cache,
+    Lossless: _lossless, Compare: _compare, Cache: _cache,
 }  # fmt: skip
 
 

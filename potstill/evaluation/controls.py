@@ -9,7 +9,6 @@ accuracy of every network is kept by the fingerprint of all that it depends on, 
 interrupted evaluation continues where it stopped.
 """
 
-import functools
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -47,8 +46,8 @@ def controls(
     experts: Any = None,
 ) -> list[Series]:  # fmt: skip
     """The controls of a set of ``ipc`` images per class; arguments as in :func:`evaluate`."""
-    hard = one_hot(problem.train.labels, len(problem.dataset.classes))
-    full = TrainingSet(problem.train.images, hard)
+    full = full_set(problem)
+    hard = full.targets
 
     def with_labels(labels_of: SoftLabels) -> Callable[[int], TrainingSet]:
         def training_set(number: int) -> TrainingSet:
@@ -65,6 +64,11 @@ def controls(
     if full_seeds != 0:
         found.append(Series("full", full_seeds or n, protocol.full_epochs, ["full"], lambda number: full))
     return found
+
+
+def full_set(problem: Problem) -> TrainingSet:
+    """All training images with their own labels."""
+    return TrainingSet(problem.train.images, one_hot(problem.train.labels, len(problem.dataset.classes)))
 
 
 def random_rows(problem: Problem, ipc: int, number: int) -> Tensor:
@@ -96,15 +100,12 @@ def evaluate(
         trained}.  Controls that are left out are missing; every event names them under "left_out".
     """
     problem, protocol = evaluator.problem, evaluator.protocol
-    given = Series("distilled", protocol.seeds, protocol.epochs, _identity(training_set), lambda number: training_set)
+    identity = identity_of(training_set)
+    given = Series("distilled", protocol.seeds, protocol.epochs, identity, lambda number: training_set)
     compared = [given, *controls(problem, ipc, soft_labels, protocol, full_seeds, experts)]
-    common, names = _common_identity(evaluator), {series.name for series in compared}
+    names = {series.name for series in compared}
     event: Event = {"stage": "evaluation", "total": sum(series.count for series in compared)}
     event["left_out"] = [name for name in CONTROLS if name not in names]
-
-    def accuracy_of(series: Series, number: int) -> float:
-        seed = seeds.derive(0, "evaluation network", number)
-        return evaluator.accuracy(series.training_set(number), series.epochs, seed, problem.test)
 
     accuracy: dict[str, Any] = {}
     kept = dict.fromkeys(names, 0)
@@ -113,8 +114,7 @@ def evaluate(
         values = []
         for number in range(series.count):
             yield {**event, "done": done, "set": series.name, "network": number}
-            identity = [*common, series.epochs, *series.identity, number]
-            value, spent, was_kept = _once(identity, functools.partial(accuracy_of, series, number))
+            value, spent, was_kept = network_accuracy(evaluator, series, number)
             values.append(value)
             seconds += spent
             kept[series.name] += was_kept
@@ -124,7 +124,17 @@ def evaluate(
     return {"accuracy": accuracy, "kept": {name: count for name, count in kept.items() if count}, "seconds": seconds}
 
 
-def _common_identity(evaluator: Evaluator) -> list[Any]:
+def network_accuracy(evaluator: Evaluator, series: Series, number: int) -> tuple[float, float, bool]:
+    """Accuracy of one network of a series on the test images, the seconds it took, and whether it was kept before."""
+
+    def compute() -> float:
+        seed = seeds.derive(0, "evaluation network", number)
+        return evaluator.accuracy(series.training_set(number), series.epochs, seed, evaluator.problem.test)
+
+    return _once([*common_identity(evaluator), series.epochs, *series.identity, number], compute)
+
+
+def common_identity(evaluator: Evaluator) -> list[Any]:
     """What the accuracy of every network of an evaluation depends on, whatever it trains on."""
     problem, protocol = evaluator.problem, evaluator.protocol
     return [
@@ -134,8 +144,8 @@ def _common_identity(evaluator: Evaluator) -> list[Any]:
     ]  # fmt: skip
 
 
-def _identity(training_set: TrainingSet) -> list[Any]:
-    """That of the set under evaluation.  Probabilities go unnamed, as in figures kept before there were other kinds."""
+def identity_of(training_set: TrainingSet) -> list[Any]:
+    """That of a set under evaluation.  Probabilities go unnamed, as in figures kept before there were other kinds."""
     kind = [] if training_set.kind == "probabilities" else [training_set.kind]
     contents = files.fingerprint(training_set.images, training_set.targets, training_set.alpha)
     return ["distilled", contents, *kind]

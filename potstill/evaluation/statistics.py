@@ -48,13 +48,46 @@ def difference(a: Figure, b: Figure) -> dict[str, Any]:
     mean = a["mean"] - b["mean"]
     if a["std"] is None or b["std"] is None:
         return {"mean": mean, "ci95": None}
+    variance, freedom = _welch(a, b)
+    if variance == 0:
+        return {"mean": mean, "ci95": [mean, mean]}
+    half = _t_quantile(freedom) * math.sqrt(variance)
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
+
+
+def p_value(a: Figure, b: Figure) -> float:
+    """Of Welch's test that two figures have the same mean, two-sided; 1 where either is of one number."""
+    if a["std"] is None or b["std"] is None:
+        return 1.0
+    from scipy import stats  # imported here so that `import potstill` stays light
+
+    variance, freedom = _welch(a, b)
+    if variance == 0:
+        return 1.0 if a["mean"] == b["mean"] else 0.0
+    return float(2 * stats.t.sf(abs(a["mean"] - b["mean"]) / math.sqrt(variance), freedom))
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses are rejected when all are tested together, none falsely with probability 1 − ``level``.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", 1979: the smallest is held to level / m, the
+    next to level / (m − 1), until one is not rejected.
+    """
+    rejected = [False] * len(p_values)
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[number] > level / (len(p_values) - rank):
+            break
+        rejected[number] = True
+    return rejected
+
+
+def _welch(a: Figure, b: Figure) -> tuple[float, float]:
+    """Variance of the difference of two means, and its degrees of freedom."""
     (n_a, v_a), (n_b, v_b) = ((len(f["per_seed"]), f["std"] ** 2 / len(f["per_seed"])) for f in (a, b))
     variance = v_a + v_b
     if variance == 0:
-        return {"mean": mean, "ci95": [mean, mean]}
-    freedom = variance**2 / (v_a**2 / (n_a - 1) + v_b**2 / (n_b - 1))
-    half = _t_quantile(freedom) * math.sqrt(variance)
-    return {"mean": mean, "ci95": [mean - half, mean + half]}
+        return 0.0, 1.0
+    return variance, variance**2 / (v_a**2 / (n_a - 1) + v_b**2 / (n_b - 1))
 
 
 def _t_quantile(freedom: float) -> float:

@@ -279,12 +279,14 @@ def measure_with(loss: Callable[..., Outcome], rules: Callable[[Any], dict[str, 
 
 
 def probe(settings: RatBptt) -> Probe:
-    """One iteration with a window of two steps, without steps before it."""
+    """One iteration with a window of two steps, without steps before it, and with as many fewer real images."""
     few = min(2, settings.window)
-    rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in MEASURED}
-    cheaper = replace(settings, window=few, unroll=few, pool=0, **rates)
     lead = (settings.unroll - settings.window) / (3 if not settings.pool else 12)  # steps that are not differentiated
-    return Probe(cheaper, (settings.window + lead) / few, settings.window + 2 + settings.pool)
+    times = (settings.window + lead) / few
+    rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in MEASURED}
+    real = max(1, round(settings.real_batch / times))
+    cheaper = replace(settings, window=few, unroll=few, pool=0, real_batch=real, **rates)
+    return Probe(cheaper, times, settings.window + 2 + settings.pool)
 
 
 def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: str = "random") -> dict[str, Any]:

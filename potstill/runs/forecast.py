@@ -35,7 +35,7 @@ def forecast(settings: Settings) -> dict[str, Any]:
     needed = expert_needs(settings)
     if needed is not None:
         check_snapshots(needed, None, settings.expert.epochs, "expert")
-    stages = [_distilling(run, number) for number in range(len(settings.stages))]
+    stages = [distilling(run, number) for number in range(len(settings.stages))]
     expert_seconds, expert_bytes = _experts(run, needed) if needed is not None else (0.0, 0)
     values = settings.ipc * len(run.problem.dataset.classes) * (run.problem.train.images[0].numel() + 1)
     transform = sum(tensor.numel() for tensor in run.problem.transform.tensors().values())
@@ -59,13 +59,15 @@ def forecast(settings: Settings) -> dict[str, Any]:
 class Cost:
     """Of one stage of distilling."""
 
-    seconds: float
+    each: float  # seconds of an iteration
+    fixed: float  # seconds beside the iterations, of measuring
+    seconds: float  # of all
     held_bytes: int  # in working memory, beyond what the timed iteration held
     memory_bytes: int  # of the method's memory in a checkpoint
     engine: str
 
 
-def _distilling(run: Run, number: int) -> Cost:
+def distilling(run: Run, number: int) -> Cost:
     """A cheaper iteration of the method, timed and multiplied out."""
     settings, method = run.settings, run.settings.methods[number]
     stage = settings.stages[number]
@@ -73,7 +75,7 @@ def _distilling(run: Run, number: int) -> Cost:
     precision = str(run.problem.network.precision).removeprefix("torch.")
     how = f"inner steps {'compiled' if derivatives.compiled else 'plain'}, in {precision}"
     if method.loss is None or method.probe is None:
-        return Cost(0.0, 0, 0, "nothing is learned" if method.loss is None else how)
+        return Cost(0.0, 0.0, 0.0, 0, 0, "nothing is learned" if method.loss is None else how)
     probe = method.probe(stage)
     ctx = Context(
         run.problem, settings.ipc, settings.seed, settings.augment, derivatives, micro_batch,
@@ -84,10 +86,12 @@ def _distilling(run: Run, number: int) -> Cost:
     each = timed(lambda: loop.differentiate(method, ctx, probe.settings, start), run.problem.device)
     weights = 4 * sum(run.problem.network.sizes)
     memory = sum(tensor.numel() * tensor.element_size() for tensor in begun.memory.values())
-    iterations = method.iterations(stage) + probe.measuring
     protocol = selecting(settings.evaluation)
     choosing = probe.trials * protocol.seeds * _training(run, protocol)
-    return Cost(each * probe.times * iterations + choosing, probe.vectors * weights, memory, how)
+    each *= probe.times
+    fixed = each * probe.measuring + choosing
+    whole = each * method.iterations(stage) + fixed
+    return Cost(each, fixed, whole, probe.vectors * weights, memory, how)
 
 
 def _any_set(ctx: Context, method: Method, settings: Any) -> Begun:

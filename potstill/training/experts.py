@@ -87,6 +87,7 @@ class _Job:
     augment: tuple[Operation, ...]
     compile: Compile
     epochs: tuple[int, ...]  # whose snapshots are kept
+    wanted: range  # experts that are trained by this call
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class _Job:
 
 def train(
     problem: Problem, folder: Path, expert: ExpertConfig, *, seed: int, augment: tuple[Operation, ...],
-    compile: Compile = "auto", keep: Collection[int] | None = None,
+    compile: Compile = "auto", keep: Collection[int] | None = None, only: int | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Train the experts that ``folder`` lacks, and yield a metric after every epoch.
 
@@ -111,12 +112,14 @@ def train(
         augment: operations of DSA.
         compile: whether to compile the training step.
         keep: epochs whose snapshots are stored; None for all.
+        only: the one expert that this call trains; None for all that are missing.
 
     Raises:
         PotstillError: the folder holds experts of another identity, or an expert diverges.
     """
     epochs = tuple(range(expert.epochs + 1)) if keep is None or expert.keep_all else tuple(sorted(keep))
-    job = _Job(problem, folder, expert, seed, augment, compile, epochs)
+    wanted = range(expert.count) if only is None else range(only, only + 1)
+    job = _Job(problem, folder, expert, seed, augment, compile, epochs, wanted)
     files.clear_leftovers(folder)
     while (found := _claim(job)) is not None:
         job, number, lock = found
@@ -129,7 +132,7 @@ def train(
                 yield {**_event(job, number, epoch), "epoch": epoch}
         finally:
             lock.release()
-    yield {"stage": "experts", "done": expert.count * expert.epochs, "total": expert.count * expert.epochs}
+    yield {"stage": "experts", "done": len(wanted) * expert.epochs, "total": len(wanted) * expert.epochs}
 
 
 def _claim(job: _Job) -> tuple[_Job, int, Any | None] | None:
@@ -141,7 +144,7 @@ def _claim(job: _Job) -> tuple[_Job, int, Any | None] | None:
     """
     with files.locked(job.folder, "preparing experts", wait=60.0):
         job = replace(job, epochs=trajectories.create(job.folder, job.identity, job.epochs))
-        missing = trajectories.missing(job.folder, job.expert.count)
+        missing = [n for n in trajectories.missing(job.folder, job.wanted.stop) if n in job.wanted]
         for number in missing:
             lock = trajectories.claim(job.folder, number)
             if lock is not None:
@@ -150,8 +153,8 @@ def _claim(job: _Job) -> tuple[_Job, int, Any | None] | None:
 
 
 def _event(job: _Job, number: int, epoch: int) -> dict[str, Any]:
-    finished = sum(expert_path(job.folder, n).exists() for n in range(job.expert.count))
-    total, done = job.expert.count * job.expert.epochs, finished * job.expert.epochs + epoch
+    finished = sum(expert_path(job.folder, n).exists() for n in job.wanted)
+    total, done = len(job.wanted) * job.expert.epochs, finished * job.expert.epochs + epoch
     return {"stage": "experts", "done": min(done, total), "total": total, "expert": number}
 
 

@@ -30,16 +30,16 @@ def test_distilling_costs_its_inner_steps_and_what_measuring_adds(tmp_path, monk
     monkeypatch.setattr(forecast, "timed", lambda work, device: (work(), 1.0)[1])  # each iteration timed takes a second
     given = tiny(datm={"iterations": 30, "inner_steps": 10})
     job = run.Run(given, tmp_path, tmp_path)
-    assert forecast._distilling(job, 0).seconds == pytest.approx(30 * 10 / 2)  # two inner steps are timed
+    assert forecast.distilling(job, 0).seconds == pytest.approx(30 * 10 / 2)  # two inner steps are timed
     stage = replace(given.stages[0], start_epochs=None)
     open_job = run.Run(replace(given, stages=(stage,)), tmp_path, tmp_path)
     probe = METHODS["datm"].probe(stage)
     assert probe.measuring > 0
-    assert forecast._distilling(open_job, 0).seconds > (30 + probe.measuring) * 10 / 2
+    assert forecast.distilling(open_job, 0).seconds > (30 + probe.measuring) * 10 / 2
     assert probe.vectors == trajectory.steps_of(stage) + 1
 
 
 def test_a_pool_is_kept_in_the_checkpoint(tmp_path):
     job = run.Run(tiny(("datm", "rat-bptt")), tmp_path, tmp_path)
-    assert forecast._distilling(job, 0).memory_bytes == 0
-    assert "inner steps plain, in float32" in forecast._distilling(job, 0).engine
+    assert forecast.distilling(job, 0).memory_bytes == 0
+    assert "inner steps plain, in float32" in forecast.distilling(job, 0).engine

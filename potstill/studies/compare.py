@@ -1,0 +1,392 @@
+"""Methods × images per class × networks: what a comparison consists of, and the table that its records make.
+
+A comparison is planned once, with every setting resolved to a number, and written to comparison.json.  The table is a
+pure function of that plan and of the records in the store, so it can be drawn at any time, by anyone, while others
+work.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from potstill import files, store
+from potstill.errors import PotstillError
+from potstill.evaluation import statistics
+from potstill.evaluation.evaluator import Event
+from potstill.evaluation.protocol import protocol_of
+from potstill.machine import environment
+from potstill.methods import published
+from potstill.networks.architectures import Architecture, NetworkConfig
+from potstill.runs import forecast, settings
+from potstill.runs.run import Run
+from potstill.runs.settings import Settings
+from potstill.studies import task as tasks
+from potstill.studies.execute import Executor, execute
+from potstill.studies.task import ExpertTask, FigureTask, SetTask, Task
+
+KIND = "compare"
+PLAN = "comparison.json"
+CONTROLS = {"hard": "random", "soft": "random:labels=soft"}  # a method is held against the one with its kind of labels
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A comparison as it is asked for."""
+
+    shared: Settings  # data, network, experts, augmentation and evaluation of all rows; its seed is the experts'
+    methods: tuple[str, ...]  # as "datm", "datm+rat-bptt", "random:labels=soft", "datm:iterations=100+rat-bptt"
+    ipcs: tuple[int, ...]
+    networks: tuple[Architecture, ...] = ()  # none: the network that distils
+    set_seeds: int = 3
+    minutes: float | None = None  # of distilling, the same for every method; None: as each method's settings say
+    published_settings: bool = False  # take each method's published cell where there is one
+    published_as: str | None = None  # the dataset's name in published tables
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a size, and the tasks behind its figures."""
+
+    name: str
+    settings: Settings
+    experts: list[ExpertTask]
+    sets: list[SetTask]
+    figures: dict[str, list[list[FigureTask]]]  # by network, then by set
+
+    def tasks(self) -> list[Task]:
+        """All, each after those it needs."""
+        return [*self.experts, *self.sets, *(one for by_set in self.figures.values() for of in by_set for one in of)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tasks of a comparison."""
+
+    asked: Asked
+    rows: list[Row]
+    full: dict[str, list[FigureTask]]  # by network
+
+    def tasks(self) -> list[Task]:
+        """All, row by row."""
+        return [one for row in self.rows for one in row.tasks()] + [one for of in self.full.values() for one in of]
+
+
+# --- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """A method as it is written on the command line: its stages, and what is changed in the settings of each.
+
+    Stages are joined by "+", changes follow a colon: "datm:iterations=100,start_epochs=(8,11)+rat-bptt".
+
+    Raises:
+        PotstillError: a change that is no FIELD=VALUE.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    for stage in text.split("+"):
+        name, _, told = stage.partition(":")
+        changes[name] = {}
+        for pair in _split(told):
+            field, equals, value = pair.partition("=")
+            if not equals:
+                raise PotstillError(f"method {text!r}: {pair!r} changes nothing; write {name}:FIELD=VALUE.")
+            changes[name][field.strip().replace("-", "_")] = _value(value.strip())
+    return tuple(changes), changes
+
+
+def _split(text: str) -> list[str]:
+    """Parts between commas, but for those inside brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def row_settings(asked: Asked, name: str, ipc: int) -> Settings:
+    """The settings of a row: the method's own for this size, and what all rows share."""
+    method, changes = parse(name)
+    settings.check_methods(method)
+    shared = asked.shared
+    cell = _published_cell(asked, method, ipc)
+    own = settings.configure(shared.dataset, ipc, cell, {"method": method, **changes})
+    if cell is not None:  # whose network and whitening belong to it
+        return replace(own, evaluation=shared.evaluation, device=shared.device, snapshots=0, seed=shared.seed)
+    common = {item.name: getattr(shared, item.name) for item in dataclasses.fields(settings.Shared)}
+    for name_ in ("method", "ipc", "start"):
+        common.pop(name_)
+    return replace(own, **{**common, "snapshots": 0})
+
+
+def _published_cell(asked: Asked, method: Sequence[str], ipc: int) -> str | None:
+    cell = (dataset_name(asked), ipc)
+    known = asked.published_settings and any(cell in settings.METHODS[name].published for name in method)
+    return settings.name_of(cell) if known else None
+
+
+def dataset_name(asked: Asked) -> str:
+    """The dataset as published tables call it: what was said, or what its path suggests."""
+    return asked.published_as or Path(asked.shared.dataset).stem.lower().replace("cifar-", "cifar")
+
+
+# --- the plan ------------------------------------------------------------------------------------------------------
+
+
+def plan(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
+    """Resolve every setting, and name every task.
+
+    Raises:
+        PotstillError: a method, size or network that the data do not allow, before any work is done.
+    """
+    _check(asked)
+    rows: list[Row] = []
+    total = len(asked.ipcs) * len(asked.methods)
+    for ipc in sorted(asked.ipcs):
+        for name in asked.methods:
+            yield {"stage": "planning", "done": len(rows), "total": total, "doing": f"{name}, {ipc} per class"}
+            own = row_settings(asked, name, ipc)
+            settings.check(own)
+            if asked.minutes is not None:
+                own = _within_minutes(own, asked.minutes, folder)
+            rows.append(_row(asked, name, own))
+    shared, problem = asked.shared, tasks.problem_of(asked.shared)
+    count = shared.evaluation.full_seeds
+    full: dict[str, list[FigureTask]] = {
+        config.name: [
+            FigureTask(shared, config, None, number)
+            for number in range(protocol_of(shared.evaluation).seeds if count is None else count)
+        ]
+        for config in _networks(asked, problem.network_config)
+    }
+    return Plan(asked, rows, full)
+
+
+def _check(asked: Asked) -> None:
+    names = list(asked.methods)
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise PotstillError(f"--methods {' '.join(names)}: {min(twice)} stands there twice; name each once.")
+    if protocol_of(asked.shared.evaluation).selection == "test":
+        raise PotstillError(
+            "protocol paper: chooses sets on the very test images they are compared on here; take "
+            "--evaluation.protocol standard or quick."
+        )
+    problem = tasks.problem_of(asked.shared)
+    if (most := max(asked.ipcs)) > problem.smallest_class:
+        raise PotstillError(
+            f"--ipcs {most}: the smallest class has {problem.smallest_class} training images; lower it."
+        )
+
+
+def _row(asked: Asked, name: str, own: Settings) -> Row:
+    before = tasks.expert_tasks(own, asked.shared.seed)
+    made = [tasks.set_task(replace(own, seed=own.seed + number), before) for number in range(asked.set_seeds)]
+    networks, each = _networks(asked, tasks.problem_of(own).network_config), protocol_of(own.evaluation).seeds
+    figures: dict[str, list[list[FigureTask]]] = {
+        config.name: [
+            [FigureTask(one.settings, config, one, each * number + seed) for seed in range(each)]
+            for number, one in enumerate(made)
+        ]
+        for config in networks
+    }
+    return Row(name, own, before, made, figures)
+
+
+def _networks(asked: Asked, own: NetworkConfig) -> list[NetworkConfig]:
+    """The networks that are trained on the sets: the one that distils, as it is, and others by their names."""
+    return [own if name == own.name else NetworkConfig(name) for name in asked.networks or (own.name,)]
+
+
+def _within_minutes(own: Settings, minutes: float, folder: Path) -> Settings:
+    """The settings with as many iterations as a stage's share of the minutes allows here, timed once for each store.
+
+    Stages share the time as they would by their own iterations.
+    """
+    if not own.iterations:
+        return own
+    problem = tasks.problem_of(own)
+    identity = ["budget", problem.dataset.fingerprint, files.plain(settings.fixed_fields(own)), minutes]
+    found = store.once_json("budgets", identity, lambda: {"iterations": _timed(own, minutes)}, folder)
+    stages = [
+        replace(stage, iterations=count) if method.iterations(stage) else stage
+        for method, stage, count in zip(own.methods, own.stages, found["iterations"], strict=True)
+    ]
+    return replace(own, stages=tuple(stages))
+
+
+def _timed(own: Settings, minutes: float) -> list[int]:
+    """Iterations of each stage that take so many minutes together."""
+    run = Run(own, Path("."), Path("."))
+    costs = [forecast.distilling(run, number) for number in range(len(own.stages))]
+    whole = sum(cost.seconds for cost in costs)
+    shares = [60 * minutes * cost.seconds / whole if whole else 0.0 for cost in costs]
+    return [
+        max(1, int((share - cost.fixed) / cost.each)) if cost.each else 0
+        for share, cost in zip(shares, costs, strict=True)
+    ]
+
+
+def as_plain(made: Plan) -> dict[str, Any]:
+    """The plan as it is written: settings, and the keys of all tasks."""
+    asked, shared = made.asked, made.asked.shared
+    problem = tasks.problem_of(shared)
+    rows = [
+        {
+            "name": row.name, "ipc": row.settings.ipc, "labels": _kind(row.settings),
+            "config": settings.as_dict(row.settings), "experts": [one.key for one in row.experts],
+            "sets": [one.key for one in row.sets],
+            "figures": {name: [[one.key for one in of] for of in by] for name, by in row.figures.items()},
+            "published": _published(asked, row), "changed": _unlike_published(asked, row),
+        }
+        for row in made.rows
+    ]  # fmt: skip
+    return files.stamped({
+        "kind": KIND, "dataset": problem.dataset.name, "classes": len(problem.dataset.classes),
+        "full_images": len(problem.dataset.train.labels), "shape": list(problem.dataset.shape),
+        "network": problem.network_config.name, "protocol": vars(protocol_of(shared.evaluation)),
+        "minutes": asked.minutes, "set_seeds": asked.set_seeds, "config": settings.as_dict(shared),
+        "environment": environment(problem.device), "rows": rows,
+        "full": {name: [one.key for one in of] for name, of in made.full.items()},
+    })  # fmt: skip
+
+
+def _kind(own: Settings) -> str:
+    """Of the labels that networks train on."""
+    return own.methods[-1].kind(own.stages[-1])
+
+
+def _published(asked: Asked, row: Row) -> dict[str, Any] | None:
+    """What the literature reports for a row, and where it was read; for a method as it is, without changes."""
+    found = published.accuracy(row.name, dataset_name(asked), row.settings.ipc)
+    return None if found is None else dataclasses.asdict(found)
+
+
+def _unlike_published(asked: Asked, row: Row) -> list[str]:
+    """In which settings a row differs from what its method's authors published for this cell; a line each."""
+    lines = []
+    for method, stage in zip(row.settings.methods, row.settings.stages, strict=True):
+        cell = method.published.get((dataset_name(asked), row.settings.ipc), {})
+        named = ((name, getattr(stage, name, getattr(row.settings, name, None)), value) for name, value in cell.items())
+        for name, here, value in named:
+            if not isinstance(value, Mapping) and files.plain(here) != files.plain(value):
+                lines.append(f"{method.name}.{name} {here} (published {value})")
+    return lines
+
+
+# --- carrying it out -----------------------------------------------------------------------------------------------
+
+
+def compare(
+    asked: Asked, out: Path, folder: Path | None = None, executor: Executor | None = None
+) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
+    """Plan, do whatever the store lacks, and return the record; also written to out/compare.json.
+
+    Args:
+        asked: the comparison.
+        out: where its plan and its record go.
+        folder: the store of its tasks, which comparisons can share; None: the same as ``out``.
+        executor: where tasks are carried out; None: here, one after another.
+    """
+    where = folder or out
+    made = yield from plan(asked, where)
+    files.write_json(out / PLAN, {**as_plain(made), "store": str(where.resolve())})
+    yield from execute(made.tasks(), where, executor)
+    found = results(read_plan(out), where)
+    files.write_json(out / f"{KIND}.json", found)
+    return found
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """The plan of a comparison.
+
+    Raises:
+        PotstillError: there is none.
+    """
+    if not (out / PLAN).is_file():
+        raise PotstillError(f"{out}: holds no comparison ({PLAN} is missing); begin one by `potstill compare`.")
+    found: dict[str, Any] = files.read_json(out / PLAN)
+    return found
+
+
+def results(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The record of a comparison, as far as its tasks are done: a pure function of its plan and of the store.
+
+    Accuracies are means over sets, each the mean of its networks; their intervals are over sets.  "networks" holds the
+    interval over all networks, whichever set they trained on.
+    """
+    full = {name: _networks_done(folder, keys) for name, keys in made["full"].items()}
+    rows = [_row_results(row, folder) for row in made["rows"]]
+    found = {
+        **{name: value for name, value in made.items() if name not in ("rows", "full")},
+        "full": {name: statistics.interval(values) if values else None for name, values in full.items()},
+        "rows": rows,
+    }
+    for ipc in dict.fromkeys(row["ipc"] for row in rows):
+        for network in made["full"]:
+            _compare_column([row for row in rows if row["ipc"] == ipc], network)
+    return found
+
+
+def _networks_done(folder: Path, keys: Sequence[str]) -> list[float]:
+    paths = (tasks.figure_path(folder, key) for key in keys)
+    return [files.read_json(path)["accuracy"] for path in paths if path.exists()]
+
+
+def _row_results(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A row's figures by network, and what its sets cost."""
+    told = [tasks.set_folder(folder, key) / tasks.SET for key in row["sets"]]
+    made = [files.read_json(path) for path in told if path.exists()]
+    accuracy, networks = {}, {}
+    for name, by_set in row["figures"].items():
+        done = [values for keys in by_set if len(values := _networks_done(folder, keys)) == len(keys)]
+        accuracy[name] = statistics.interval([sum(values) / len(values) for values in done]) if done else None
+        networks[name] = statistics.interval([value for values in done for value in values]) if done else None
+    keys = [*row["experts"], *row["sets"], *(key for by in row["figures"].values() for of in by for key in of)]
+    failed = next((why for key in keys if (why := tasks.why_failed(folder, key)) is not None), None)
+    own = {name: value for name, value in row.items() if name != "figures"}
+    return {
+        **own, "accuracy": accuracy, "networks": networks, "failed": failed, "sets_done": len(made),
+        "diverged": next((one["diverged"] for one in made if one["diverged"]), None),
+        "images": made[0]["images"] if made else None, "bytes": made[0]["bytes"] if made else None,
+        "seconds": {
+            name: _mean([one["seconds"][name] for one in made if one["seconds"][name] is not None])
+            for name in ("distilling", "choosing", "experts")
+        },
+        "iterations": _mean([one["iterations"] for one in made]),
+    }  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _compare_column(rows: Sequence[dict[str, Any]], network: str) -> None:
+    """Hold the rows of one size against the control with their kind of labels, and against the best of them."""
+    there = [row for row in rows if row["accuracy"].get(network)]
+    by_name = {row["name"]: row for row in there}
+    for row in rows:
+        row.setdefault("gain", {})[network] = None
+        row.setdefault("best", {})[network] = False
+        control = by_name.get(CONTROLS["hard" if row["labels"] == "hard" else "soft"]) or by_name.get(CONTROLS["hard"])
+        if row in there and control is not None and control is not row:
+            against = statistics.difference(row["accuracy"][network], control["accuracy"][network])
+            row["gain"][network] = {**against, "over": control["name"]}
+    if not there:
+        return
+    first = max(there, key=lambda row: row["accuracy"][network]["mean"])
+    others = [row for row in there if row is not first]
+    worse = statistics.holm([statistics.p_value(first["accuracy"][network], o["accuracy"][network]) for o in others])
+    for row, is_worse in ((first, False), *zip(others, worse, strict=True)):
+        row["best"][network] = not is_worse

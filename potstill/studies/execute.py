@@ -1,0 +1,292 @@
+"""Carrying tasks out: one after another, in processes of this machine, or on a Ray cluster.
+
+The order follows from what each task needs.  Results go into the store, never through the driver: so a driver that is
+killed loses nothing, a worker that is killed loses what it did since its last checkpoint, and two drivers on one store
+share the work.
+"""
+
+import concurrent.futures
+import logging
+import multiprocessing
+import os
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from potstill.adjoint import engine
+from potstill.errors import PotstillError
+from potstill.evaluation.evaluator import Event
+from potstill.process import find_compiler_cache
+from potstill.studies.task import Task, perform
+
+RETRIES = 3  # of a task whose worker was killed
+POLL_SECONDS = 1.0  # between two events while nothing ends
+logger = logging.getLogger(__name__)
+Failures = dict[str, str]
+"""Why, by the task's key."""
+
+
+class Executor(Protocol):
+    """Where tasks are carried out; :mod:`concurrent.futures` and Ray both fit."""
+
+    def submit(self, task: Task, folder: Path) -> "Future[str | None]":
+        """Begin a task; its result is why it failed, or None."""
+
+    def capacity(self) -> int:
+        """How many tasks can run at once now."""
+
+    def restart(self) -> bool:
+        """Make it usable again after a worker was killed; whether all that runs is lost with it."""
+
+    def close(self) -> None:
+        """Let go of the workers."""
+
+
+def execute(
+    tasks: Sequence[Task], folder: Path, executor: Executor | None = None
+) -> Generator[Event, None, Failures]:  # fmt: skip
+    """Do all tasks that are not done, each after those it needs; what fails is returned, and stops nothing else.
+
+    Args:
+        tasks: all of a comparison, in the order in which they should be tried.
+        folder: of the store.
+        executor: where; None: here, one after another.
+
+    Yields:
+        {"stage", "done", "total", "doing"}: tasks that are done, of all; and what is being done.
+    """
+    unique = list({task.key: task for task in tasks}.values())
+    if executor is None:
+        return (yield from _serially(unique, folder))
+    try:
+        return (yield from _at_once(unique, folder, executor))
+    finally:
+        executor.close()
+
+
+def _serially(tasks: Sequence[Task], folder: Path) -> Generator[Event, None, Failures]:
+    failures: Failures = {}
+    for number, task in enumerate(tasks):
+        event = {"stage": "comparing", "done": 100 * number, "total": 100 * len(tasks), "doing": task.label}
+        yield event
+        if (lacking := _lacking(task, failures)) is not None:
+            failures[task.key] = lacking
+            continue
+        inside = perform(task, folder)
+        while True:
+            try:
+                found = next(inside)
+            except StopIteration as end:
+                if end.value is not None:
+                    failures[task.key] = end.value
+                break
+            share = found["done"] / max(found["total"], 1)
+            yield {**_telling(found), **event, "done": event["done"] + round(100 * share)}
+    yield {"stage": "comparing", "done": 100 * len(tasks), "total": 100 * len(tasks)}
+    return failures
+
+
+def _telling(event: Event) -> Event:
+    """What is worth showing of a task's own event."""
+    return {name: event[name] for name in ("epoch", "loss", "validation") if name in event}
+
+
+def _lacking(task: Task, failures: Failures) -> str | None:
+    """Why a task cannot be done: what it needs has failed."""
+    return next((failures[key] for key in task.needs if key in failures), None)
+
+
+def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generator[Event, None, Failures]:
+    """As many tasks at once as the executor takes, those whose needs are met first."""
+    waiting = [task for task in tasks if not task.done(folder)]
+    finished = {task.key for task in tasks} - {task.key for task in waiting}
+    running: dict[Future[str | None], Task] = {}
+    failures: Failures = {}
+    deaths: dict[str, int] = {}
+    while waiting or running:
+        for task in [task for task in waiting if _lacking(task, failures) is not None]:
+            waiting.remove(task)
+            failures[task.key] = _lacking(task, failures) or ""
+        ready = [task for task in waiting if finished.issuperset(task.needs)]
+        for task in ready[: max(executor.capacity() - len(running), 0)]:
+            waiting.remove(task)
+            running[executor.submit(task, folder)] = task
+        yield {
+            "stage": "comparing", "done": len(finished) + len(failures), "total": len(tasks),
+            "doing": f"{len(running)} at once: {'; '.join(task.label for task in running.values())}",
+        }  # fmt: skip
+        ended, _ = concurrent.futures.wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        over = [(future, running.pop(future)) for future in ended]
+        killed = [task for future, task in over if not _collect(future, task, finished, failures)]
+        if killed:
+            lost = [running.pop(future) for future in list(running)] if executor.restart() else []
+            waiting = [task for task in killed + lost if not _given_up(task, killed, deaths, failures)] + waiting
+    yield {"stage": "comparing", "done": len(tasks), "total": len(tasks)}
+    return failures
+
+
+def _collect(future: "Future[str | None]", task: Task, finished: set[str], failures: Failures) -> bool:
+    """Note how a task ended; False where its worker was killed."""
+    try:
+        why = future.result()
+    except Exception as error:
+        if not _is_death(error):
+            raise
+        return False
+    if why is None:
+        finished.add(task.key)
+    else:
+        failures[task.key] = why
+    return True
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether an error tells of a worker that is gone, rather than of the task."""
+    return isinstance(error, BrokenProcessPool) or type(error).__module__.startswith("ray.")
+
+
+def _given_up(task: Task, killed: Sequence[Task], deaths: dict[str, int], failures: Failures) -> bool:
+    """Whether a task has taken its workers along too often: for want of memory, most likely."""
+    if task in killed:
+        deaths[task.key] = deaths.get(task.key, 0) + 1
+    if deaths.get(task.key, 0) <= RETRIES:
+        return False
+    failures[task.key] = f"{task.label}: its worker was killed {RETRIES + 1} times; there may be too little memory"
+    return True
+
+
+# --- on this machine -----------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Worker processes of this machine, which share its threads and its GPUs evenly."""
+
+    def __init__(self, workers: int) -> None:
+        """Begin them; they import PyTorch afresh, as threads and devices of a forked process cannot be relied on."""
+        self.workers = workers
+        self._pool = self._started()
+
+    def _started(self) -> concurrent.futures.ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        numbers = context.Queue()
+        for number in range(self.workers):
+            numbers.put(number)
+        threads = max(1, torch.get_num_threads() // self.workers)
+        return concurrent.futures.ProcessPoolExecutor(self.workers, context, _prepare_worker, (threads, numbers))
+
+    def submit(self, task: Task, folder: Path) -> "Future[str | None]":
+        """Begin a task in the next free process."""
+        return self._pool.submit(run_task, task, folder)
+
+    def capacity(self) -> int:
+        """One task a process."""
+        return self.workers
+
+    def restart(self) -> bool:
+        """New processes in place of all: a pool that lost one takes no more work."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._started()
+        return True
+
+    def close(self) -> None:
+        """End the processes; what they do now is left at its last checkpoint."""
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def gpu_share(at_once: int) -> float:
+    """Fraction of a GPU for each of so many tasks at once; 0 where this machine has none."""
+    return min(1.0, torch.cuda.device_count() / at_once)
+
+
+def _prepare_worker(threads: int, numbers: Any) -> None:
+    """Give a worker its share of the machine: threads, and one of the GPUs."""
+    number = numbers.get()
+    engine.keep_freed_memory()
+    find_compiler_cache()
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def run_task(task: Task, folder: Path) -> str | None:
+    """A task to its end, in the process that calls; why it failed, or None."""
+    steps = perform(task, folder)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return None if end.value is None else str(end.value)
+
+
+# --- on a Ray cluster ----------------------------------------------------------------------------------------------
+
+
+class Ray:
+    """The workers of a Ray cluster; without an address one is started on this machine, for as long as it is needed."""
+
+    def __init__(self, address: str | None = None, cpus: int = 1, gpus: float = 0.0) -> None:
+        """Connect.
+
+        Args:
+            address: "auto", or ray://HOST:PORT; None: a cluster of this machine.
+            cpus: threads of a task.
+            gpus: fraction of a GPU that a task takes.
+
+        Raises:
+            PotstillError: Ray is not installed, or there is no cluster at the address.
+        """
+        self._ray = _import_ray()
+        self._started = not self._ray.is_initialized()
+        if self._started:
+            try:
+                self._ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
+            except (ConnectionError, ValueError) as error:
+                raise PotstillError(
+                    f"--ray {address}: no cluster answers there ({error}); start one by `ray start --head`, or leave "
+                    "the address out."
+                ) from error
+        self._needs = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
+        self._remote: Any = self._ray.remote(_ray_task).options(**self._needs)
+        self._folder = Path.cwd()
+
+    def submit(self, task: Task, folder: Path) -> "Future[str | None]":
+        """Begin a task on any node that sees the folder; Ray tries it elsewhere if its worker dies."""
+        future: Future[str | None] = self._remote.remote(task, folder.resolve(), self._needs["num_cpus"]).future()
+        return future
+
+    def capacity(self) -> int:
+        """As many tasks as the cluster's threads and GPUs take, and some that wait there."""
+        found = self._ray.cluster_resources()
+        at_once = int(found.get("CPU", 1) // self._needs["num_cpus"])
+        if self._needs["num_gpus"]:
+            at_once = min(at_once, int(found.get("GPU", 0) / self._needs["num_gpus"]))
+        return 2 * max(at_once, 1)
+
+    def restart(self) -> bool:
+        """A cluster outlives its workers, and the tasks of others go on."""
+        return False
+
+    def close(self) -> None:
+        """Leave the cluster; end it if it was started here."""
+        if self._started:
+            self._ray.shutdown()
+
+
+def _ray_task(task: Task, folder: Path, cpus: int) -> str | None:
+    torch.set_num_threads(max(1, cpus))
+    return run_task(task, folder)
+
+
+def _import_ray() -> Any:
+    try:
+        os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
+        import ray
+    except ImportError as error:
+        raise PotstillError("--ray: the package ray is missing; pip install 'potstill[ray]'.") from error
+    return ray

@@ -1,0 +1,311 @@
+"""What a comparison consists of: experts → sets → figures, each a task with a content address and a record.
+
+STORE/
+  experts/KEY/expert-NN.safetensors   an expert is finished when its file exists
+  sets/KEY/                           a run, resumable; it is finished when set.json exists
+  figures/KEY.json                    the accuracy of one network
+  failures/KEY.json                   why a task ended otherwise; gone when it is tried again
+
+A key is a fingerprint of all that the result depends on, resolved to numbers.  So whoever needs the same result finds
+it by the same name, in another comparison or in another process, and nothing central is ever updated.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from potstill import files, store
+from potstill.data.distilled import FILE, Distilled, load
+from potstill.errors import Diverged
+from potstill.evaluation import controls
+from potstill.evaluation.controls import Series
+from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, evaluator_for, training_set_of
+from potstill.evaluation.protocol import EvaluationConfig, protocol_of
+from potstill.machine import environment, peak_memory
+from potstill.networks.architectures import NetworkConfig
+from potstill.runs import record, stage
+from potstill.runs import run as runs
+from potstill.runs.settings import Settings, fixed_fields, settled
+from potstill.training import experts
+from potstill.training.experts import ExpertConfig
+from potstill.training.problem import Problem
+from potstill.training.trajectories import expert_path
+
+FULL = "full"  # in place of a set's key: all training images
+SET = "set.json"
+logger = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """A piece of work that any process can do, once what it needs is there."""
+
+    @property
+    def key(self) -> str:
+        """What its result is called; unlike that of every other task."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys of the tasks that come before."""
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+
+    def done(self, folder: Path) -> bool:
+        """Whether its result is in the store."""
+
+    def perform(self, folder: Path) -> Generator[Event, None, None]:
+        """Do it, continuing what was begun, and leave the result in the store."""
+
+
+# --- experts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExpertTask:
+    """Training one expert, of which every snapshot is kept."""
+
+    settings: Settings  # with the radius that the method needs; its seed is the experts'
+    store_key: str  # of the folder that holds it and those like it
+    number: int
+
+    @property
+    def key(self) -> str:
+        """Folder and number."""
+        return f"{self.store_key}-{self.number:02d}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """Its number."""
+        return f"expert {self.number}"
+
+    def done(self, folder: Path) -> bool:
+        """Its file exists."""
+        return expert_path(experts_folder(folder, self.store_key), self.number).exists()
+
+    def perform(self, folder: Path) -> Generator[Event, None, None]:
+        """Train it, or wait for the process that does."""
+        settings = self.settings
+        yield from experts.train(
+            problem_of(settings), experts_folder(folder, self.store_key), settings.expert, seed=settings.seed,
+            augment=settings.augment, compile=settings.compile, only=self.number,
+        )  # fmt: skip
+
+
+def expert_tasks(settings: Settings, seed: int) -> list[ExpertTask]:
+    """The experts that some settings need, all trained by one seed; none where no method needs any."""
+    needed = runs.expert_needs(settings)
+    if needed is None:
+        return []
+    expert = settings.expert if needed.rho is None else replace(settings.expert, rho=needed.rho)
+    runs.check_snapshots(needed, None, expert.epochs, "expert")
+    own = replace(settings, expert=replace(expert, keep_all=True), seed=seed)
+    key = files.fingerprint(files.plain(experts.identity(expert, problem_of(settings), seed, settings.augment)))
+    return [ExpertTask(own, key, number) for number in range(expert.count)]
+
+
+def experts_folder(folder: Path, key: str) -> Path:
+    """Where the experts of a key lie."""
+    return folder / "experts" / key
+
+
+# --- sets ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SetTask:
+    """Distilling one set, or selecting it."""
+
+    settings: Settings
+    key: str
+    experts: tuple[ExpertTask, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Its experts."""
+        return tuple(task.key for task in self.experts)
+
+    @property
+    def label(self) -> str:
+        """Methods, size and seed."""
+        return f"{'+'.join(self.settings.method)}, {self.settings.ipc} per class, set {self.settings.seed}"
+
+    def done(self, folder: Path) -> bool:
+        """Its record exists."""
+        return (set_folder(folder, self.key) / SET).exists()
+
+    def perform(self, folder: Path) -> Generator[Event, None, None]:
+        """Distil it in a run's folder; what diverges leaves the last set that was kept before, and says so."""
+        own = set_folder(folder, self.key)
+        store_key = self.experts[0].store_key if self.experts else "none"
+        with files.locked(own, "a set", wait=-1.0):
+            if self.done(folder):  # another process has made it meanwhile
+                return
+            run = runs.open_run(self.settings, own, experts_folder(folder, store_key))
+            diverged = None
+            try:
+                distilled = yield from stage.distil(run)
+            except Diverged as error:
+                diverged, distilled = str(error), load(own)
+            files.write_json(own / SET, self._record(run, distilled, diverged))
+
+    def _record(self, run: runs.Run, distilled: Distilled, diverged: str | None) -> dict[str, Any]:
+        header, log = record.history(run.folder)
+        searches, provenance = log.get("measured", {}), distilled.provenance
+        spent = sum(found["seconds"] for found in searches.values()) + provenance.get("choosing_seconds", 0.0)
+        return files.stamped({
+            "label": self.label, "diverged": diverged, "images": len(distilled),
+            "bytes": sum(x.numel() * x.element_size() for x in (distilled.images, distilled.targets) if x is not None),
+            "seconds": {
+                "distilling": header["seconds"] + spent, "choosing": log["evaluation_seconds"],
+                "experts": None if run.experts is None else run.experts.seconds,
+            },
+            "iterations": header.get("before", 0) + header["iteration"], "chosen": provenance["iteration"],
+            "validation": provenance["chosen_with_accuracy"], "step_size": distilled.step_size,
+            "peak_memory_bytes": max(log.get("peak_memory_bytes", 0), peak_memory(run.problem.device)),
+            "config": record.as_dict(settled(run.settings, searches)),
+            "environment": environment(run.problem.device),
+        })  # fmt: skip
+
+
+def set_task(settings: Settings, before: list[ExpertTask]) -> SetTask:
+    """The task of distilling by some settings, with experts that are trained before."""
+    fixed = {name: value for name, value in fixed_fields(settings).items() if name not in ("dataset", "expert")}
+    following = [before[0].store_key, len(before)] if before else None
+    key = files.fingerprint("set", problem_of(settings).dataset.fingerprint, files.plain(fixed), following)
+    return SetTask(settings, key, tuple(before))
+
+
+def set_folder(folder: Path, key: str) -> Path:
+    """Where a set lies, in the folder of its run."""
+    return folder / "sets" / key
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FigureTask:
+    """Training one network on a set, or on all training images, and testing it."""
+
+    settings: Settings  # those of the set, and how it is evaluated
+    network: NetworkConfig
+    made_from: SetTask | None  # None: all training images
+    number: int  # of the network, counted over the sets of a row, so that no two share their draws
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Fingerprint of set, network, protocol and number."""
+        return files.fingerprint(files.plain(self._identity))
+
+    @functools.cached_property
+    def _identity(self) -> list[Any]:
+        who = _evaluator(self.settings, self.network)
+        key = FULL if self.made_from is None else self.made_from.key
+        return ["figure", *controls.common_identity(who), self._epochs, key, self.number]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Its set."""
+        return () if self.made_from is None else (self.made_from.key,)
+
+    @property
+    def label(self) -> str:
+        """Set, network and number."""
+        trained_on = "all images" if self.made_from is None else self.made_from.label
+        return f"{trained_on}: {self.network.name} {self.number}"
+
+    @property
+    def _epochs(self) -> int:
+        protocol = protocol_of(self.settings.evaluation)
+        return protocol.full_epochs if self.made_from is None else protocol.epochs
+
+    def done(self, folder: Path) -> bool:
+        """Its record exists."""
+        return figure_path(folder, self.key).exists()
+
+    def perform(self, folder: Path) -> Generator[Event, None, None]:
+        """Train and test it; kept accuracies of the same network are taken."""
+        yield {"stage": "evaluation", "done": 0, "total": 1, "set": self.label}
+        store.once_json("figures", self._identity, lambda: self._found(folder), folder)
+
+    def _found(self, folder: Path) -> dict[str, Any]:
+        who = _evaluator(self.settings, self.network)
+        series = Series(self.label, 1, self._epochs, *self._trained_on(folder, who))
+        accuracy, seconds, _ = controls.network_accuracy(who, series, self.number)
+        return {"accuracy": accuracy, "seconds": seconds, "protocol": vars(who.protocol), "network": vars(who.config)}
+
+    def _trained_on(self, folder: Path, who: Evaluator) -> tuple[list[Any], Any]:
+        """What the network trains on: its identity, and a function that gives it."""
+        if self.made_from is None:
+            return [FULL], lambda number: controls.full_set(who.problem)
+        distilled = load(set_folder(folder, self.made_from.key) / FILE)
+        found: TrainingSet = training_set_of(distilled, who.config, who.problem.device)
+        return controls.identity_of(found), lambda number: found
+
+
+def figure_path(folder: Path, key: str) -> Path:
+    """Where a figure's record lies."""
+    return folder / "figures" / f"{key}.json"
+
+
+# --- what they share -----------------------------------------------------------------------------------------------
+
+
+def perform(task: Task, folder: Path) -> Generator[Event, None, str | None]:
+    """Do a task unless it is done; what goes wrong is returned, left in the store as a sentence, and stops nothing."""
+    failure = folder / "failures" / f"{task.key}.json"
+    failure.unlink(missing_ok=True)
+    if task.done(folder):
+        return None
+    try:
+        yield from task.perform(folder)
+        return None if task.done(folder) else f"{folder}: its result could not be written"
+    except Exception as error:  # of any kind: the other rows do not suffer by it
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        logger.info("%s: %s", task.label, told, exc_info=True)
+        with contextlib.suppress(Exception):
+            files.write_json(failure, {"label": task.label, "error": told})
+        return told
+
+
+def why_failed(folder: Path, key: str) -> str | None:
+    """Why a task failed when it was last tried; None where it did not."""
+    path = folder / "failures" / f"{key}.json"
+    return str(files.read_json(path).get("error")) if path.exists() else None
+
+
+def problem_of(settings: Settings) -> Problem:
+    """Data, transform and network; the one used last stays in memory."""
+    return _prepared(_without_method(settings))
+
+
+@functools.lru_cache(maxsize=1)
+def _prepared(settings: Settings) -> Problem:
+    return runs.prepare_problem(settings)
+
+
+def _evaluator(settings: Settings, network: NetworkConfig) -> Evaluator:
+    return _built(_without_method(settings), network, settings.evaluation)
+
+
+@functools.lru_cache(maxsize=4)
+def _built(settings: Settings, network: NetworkConfig, evaluation: EvaluationConfig) -> Evaluator:
+    protocol = protocol_of(evaluation)
+    return evaluator_for(_prepared(settings), network, protocol, settings.augment, settings.compile)
+
+
+def _without_method(settings: Settings) -> Settings:
+    """What data, transform and network depend on, and how networks are evaluated."""
+    return replace(
+        settings, ipc=1, method=(), stages=(), seed=0, start=None, expert=ExpertConfig(), evaluation=EvaluationConfig()
+    )
