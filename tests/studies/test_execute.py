@@ -1,0 +1,225 @@
+"""Carrying tasks out: in their order, at once, after workers were killed, by several drivers."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from potstill.errors import PotstillError
+from potstill.runs.api import run_to_completion
+from potstill.studies import execute, task
+from potstill.studies.execute import Processes
+from tests.studies.test_task import figure_of, followed, set_of
+
+
+@dataclass(frozen=True)
+class Note:
+    """A task that leaves a line of what it did, or fails, or dies as often as it is told to."""
+
+    key: str
+    needs: tuple[str, ...] = ()
+    fails: bool = False
+    deaths: int = 0
+    label: str = field(default="a note")
+
+    def done(self, folder: Path) -> bool:
+        return (folder / self.key).exists()
+
+    def perform(self, folder: Path):
+        yield {"stage": "noting", "done": 0, "total": 1}
+        assert all((folder / need).exists() for need in self.needs)
+        died = folder / f"{self.key}.deaths"
+        before = len(died.read_text()) if died.exists() else 0
+        if before < self.deaths:
+            died.write_text("x" * (before + 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fails:
+            raise PotstillError("cannot be done; do something else.")
+        (folder / self.key).write_text(str(os.getpid()))
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A real task whose worker is killed at some event, when it is tried for the first time."""
+
+    inside: task.Task
+    at: int
+
+    @property
+    def key(self):
+        return self.inside.key
+
+    @property
+    def needs(self):
+        return self.inside.needs
+
+    @property
+    def label(self):
+        return self.inside.label
+
+    def done(self, folder):
+        return self.inside.done(folder)
+
+    def perform(self, folder):
+        mark = folder / f"killed-{self.key}"
+        for number, event in enumerate(self.inside.perform(folder)):
+            if number == self.at and not mark.exists():
+                mark.write_text("once")
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield event
+
+
+def done(tasks, folder, executor=None):
+    events = []
+    return run_to_completion(execute.execute(tasks, folder, executor), events.append), events
+
+
+CHAIN = [Note("a"), Note("b", ("a",)), Note("c", ("a", "b")), Note("d", fails=True), Note("e", ("d",)), Note("f", ("e",))]
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_each_task_follows_what_it_needs_and_failures_stop_nothing_else(tmp_path, workers):
+    failures, events = done(CHAIN, tmp_path, Processes(workers) if workers else None)
+    assert set(failures) == {"d", "e", "f"}
+    assert set(failures.values()) == {"cannot be done; do something else."}
+    assert all((tmp_path / name).exists() for name in "abc")
+    assert events[-1]["done"] == events[-1]["total"]
+
+
+def test_a_task_that_two_rows_need_is_done_once(tmp_path):
+    _, events = done([Note("a"), Note("b", ("a",)), Note("a")], tmp_path)
+    assert events[-1]["total"] == 200
+
+
+def test_a_task_whose_worker_was_killed_is_tried_again(tmp_path):
+    failures, _ = done([Note("a", deaths=1), Note("b", ("a",)), Note("c")], tmp_path, Processes(2))
+    assert failures == {}
+    assert all((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_task_that_takes_every_worker_along_is_given_up(tmp_path):
+    failures, _ = done([Note("a", deaths=99), Note("b", ("a",))], tmp_path, Processes(1))
+    assert "its worker was killed 4 times; there may be too little memory" in failures["a"]
+    assert set(failures) == {"a", "b"}
+
+
+def real_tasks():
+    """Two experts, a set, and a figure: what depends on what."""
+    made = followed(checkpoint_seconds=0.0)
+    return [*made.experts, made, figure_of(made)]
+
+
+def results_of(tasks, folder):
+    """What the tasks left, without the seconds they took."""
+    *_, made, figure = tasks
+    images = task.load(task.set_folder(folder, made.key)).images
+    return images, task.files.read_json(task.figure_path(folder, figure.key))["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serial")
+    tasks = real_tasks()
+    assert done(tasks, folder)[0] == {}
+    return results_of(tasks, folder)
+
+
+def test_processes_give_what_one_gives_bit_for_bit_though_each_is_killed_once(tmp_path, serial, monkeypatch):
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))  # nothing is taken from the serial one
+    tasks = real_tasks()
+    killed = [Killed(one, at) for one, at in zip(tasks, (1, 2, 1, 0), strict=True)]
+    failures, _ = done(killed, tmp_path, Processes(2))
+    assert failures == {}
+    assert len(list(tmp_path.glob("killed-*"))) == 4
+    images, accuracy = results_of(tasks, tmp_path)
+    assert images.equal(serial[0])
+    assert accuracy == serial[1]
+
+
+def test_two_drivers_on_one_store_train_each_expert_once(tmp_path, serial):
+    tasks, failures = real_tasks(), []
+    trained = []
+
+    def drive():
+        found, events = done(tasks, tmp_path)
+        failures.append(found)
+        trained.extend(event["epoch"] for event in events if "epoch" in event)
+
+    drivers = [threading.Thread(target=drive) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+    assert failures == [{}, {}]
+    assert len(trained) == 2 * 4, "two experts of four epochs"
+    assert results_of(tasks, tmp_path)[0].equal(serial[0])
+
+
+def test_a_driver_that_is_killed_loses_nothing(tmp_path, serial):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from tests.studies.test_execute import *\n"
+        "def watch(event):\n"
+        "    if event.get('epoch') == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"run_to_completion(execute.execute(real_tasks(), Path({str(tmp_path)!r})), watch)"
+    )
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == -signal.SIGKILL
+    tasks = real_tasks()
+    assert done(tasks, tmp_path)[0] == {}
+    assert results_of(tasks, tmp_path)[0].equal(serial[0])
+
+
+# --- Ray -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one thread each, on this machine."""
+    ray = pytest.importorskip("ray", reason="needs the package ray")
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    started.add_node(num_cpus=1)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+def test_a_cluster_of_two_nodes_gives_what_one_process_gives_though_each_is_killed_once(
+    cluster, tmp_path, serial, monkeypatch
+):
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    tasks = real_tasks()
+    killed = [Killed(one, at) for one, at in zip(tasks, (1, 2, 1, 0), strict=True)]
+    failures, _ = done(killed, tmp_path, execute.Ray(cluster.address))
+    assert failures == {}
+    assert len(list(tmp_path.glob("killed-*"))) == 4
+    images, accuracy = results_of(tasks, tmp_path)
+    assert images.equal(serial[0])
+    assert accuracy == serial[1]
+
+
+def test_failures_on_a_cluster_stop_nothing_else(cluster, tmp_path):
+    failures, _ = done(CHAIN, tmp_path, execute.Ray(cluster.address))
+    assert set(failures) == {"d", "e", "f"}
+
+
+def test_a_cluster_that_is_not_there_is_told():
+    pytest.importorskip("ray", reason="needs the package ray")
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("this process is connected to a cluster already")
+    with pytest.raises(PotstillError, match="no cluster answers there"):
+        execute.Ray("127.0.0.1:1")
+
+
+def test_without_the_package_the_remedy_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PotstillError, match=r"pip install 'potstill\[ray\]'"):
+        execute.Ray()
