@@ -20,6 +20,7 @@ VERSION = 1  # of the fit; raised by hand whenever a change of the code changes 
 EPSILON = 0.1  # added to the eigenvalues; the published value for pixels in [0, 1]
 RELATIVE_EPSILON = 0.1  # zca-image: the same, in units of the eigenvalues' mean (λ)
 SMALLEST_NORM = 1e-3  # of an image about its mean, below a change of one grey level in one pixel (3e-3): it is constant
+LEAST_MEAN = 1e-12  # of the eigenvalues, where no training image is anything but constant
 AUTO_VALUES = 4096  # values an image up to which "auto" whitens by ZCA
 MAX_VALUES = 4 * AUTO_VALUES  # beyond, the eigenvectors alone need over a gigabyte
 PACKED_ERROR = 1e-5  # root mean square over whitened values that leaving eigenvectors out may cost
@@ -81,11 +82,11 @@ class Transform:
     def invert(self, images: Tensor, levels: Levels | None = None) -> Tensor:
         """Pixels in about [0, 1] from whitened images; learned images may leave that range.
 
-        zca-image forgets the mean and the norm of an image.  Those of :func:`levels` give the pixels back.
-        Without them each image is shown at the mean brightness and the mean norm of the training images, whatever its
+        zca-image forgets the mean and the norm of an image.  Those of :func:`levels` give the pixels back.  Without
+        them each image is shown at the mean brightness and the mean norm of the training images, whatever its
         own scale: a real one differs from its pixels in brightness and contrast alone.  A synthetic one has no such
-        pixels, and its scale means little: RaT-BPTT begins with noise, and AT-BPTT ends with images, of norm 1 where
-        real ones have 28, which would all be shown as grey.
+        pixels, and its scale means little: RaT-BPTT begins with noise of norm 1, and AT-BPTT keeps its images there,
+        where real ones of CIFAR-10 have 28; all would be shown as grey.
 
         Raises:
             PotstillError: images of another size, or levels of a transform that forgets none.
@@ -352,8 +353,8 @@ def _zca_image(flat: Tensor) -> dict[str, Tensor]:
         norms += float(norm.double().sum())
     scale, basis = torch.linalg.eigh(moment / max(count, 1))
     scale = scale.clamp_min(0)
-    floor = RELATIVE_EPSILON * (scale.mean() if bool(scale.any()) else scale.new_tensor(1 / d))  # all constant: all 0
-    mean, norm = (torch.tensor(total / max(count, 1)) for total in (brightness, norms))
+    floor = RELATIVE_EPSILON * scale.mean().clamp_min(LEAST_MEAN)
+    mean, norm = (flat.new_tensor(total / max(count, 1)) for total in (brightness, norms))
     return Transform(
         "zca-image", mean, scale.float(), basis.float().contiguous(), floor=floor.float(), norm=norm
     ).tensors()  # fmt: skip
