@@ -113,12 +113,12 @@ class Distilled:
         """Write one self-describing file, atomically.
 
         ZCA's eigenvectors are rounded to 16 bits and those without effect left out: whitened images then differ by a
-        root mean square of 2e-5 (see :meth:`potstill.data.transform.Transform.packed`).
+        root mean square of 2e-5, of zca-image 7e-5 (see :meth:`potstill.data.transform.Transform.packed`).
 
         Args:
             path: the file.
-            compact: store images and targets in half precision, and leave ZCA's matrices out (11 MB for 32×32 colour
-                images); :func:`load` then fits them again and needs the dataset for that.
+            compact: store images and targets in half precision, and leave ZCA's matrices out (11 or 17 MB for 32×32
+                colour images); :func:`load` then fits them again and needs the dataset for that.
 
         Raises:
             PotstillError: the set is not one that :func:`check` accepts, NaN above all; nothing is written.
@@ -304,25 +304,29 @@ def _faults_of_targets(tensors: Mapping[str, Tensor], kind: Kind, n: int, classe
 
 
 def _faults_of_transform(tensors: Mapping[str, Tensor], kind: str, shape: tuple[int, int, int]) -> Iterator[str]:
-    if kind not in ("zca", "standardise"):
-        yield f"transform {kind!r}: is not known to this version; expected zca or standardise."
+    if kind not in transforms.KINDS:
+        yield f"transform {kind!r}: is not known to this version; expected one of {', '.join(transforms.KINDS)}."
     if "transform.mean" not in tensors:  # compact: it is fitted again
         return
-    values = math.prod(shape) if kind == "zca" else shape[0]
+    whitening = kind in transforms.WHITENING
+    values = math.prod(shape) if whitening else shape[0]
     basis = tensors.get("transform.basis")
     packed = "transform.unit" in tensors or (basis is not None and not basis.is_floating_point())
-    names = ["mean", "scale", *(["basis"] if kind == "zca" else []), *(["unit"] if packed else [])]
+    names = [*transforms.tensors_of(kind), *(["unit"] if packed else [])]
     for name in names:
         if f"transform.{name}" not in tensors:
             yield f"tensor 'transform.{name}': is missing from the set; copy the file again or make it anew."
     scale = tensors["transform.scale"]
-    r = scale.numel() if kind == "zca" else values
-    expected = {"mean": (values,), "scale": (r,), "basis": (values, r), "unit": (r,)}
+    r = scale.numel() if whitening else values
+    mean = () if kind == "zca-image" else (values,)
+    expected = {"mean": mean, "scale": (r,), "basis": (values, r), "unit": (r,), "floor": (), "norm": ()}
     for name in names:
         if (tensor := tensors[f"transform.{name}"]).shape != expected[name]:
             yield f"transform.{name} {_shape(tensor)}: images {shape} need {expected[name]}; make the set anew."
     if not 1 <= r <= values:
         yield f"transform.scale {_shape(scale)}: images of {values} values have 1 to {values} eigenvectors."
+    if "floor" in names and not float(tensors["transform.floor"]) > 0:
+        yield f"transform.floor {float(tensors['transform.floor']):g}: must be above 0; make the set anew."
 
 
 def _shape(tensor: Tensor) -> str:

@@ -2,7 +2,8 @@
 
 Only ``.npz`` is exact.  Pictures hold whole numbers from 0 to 255 in true colours, and learned images leave that range:
 of a set of CIFAR-10 whitened by ZCA 77 % of the values were clipped, and networks came to 23 instead of 48 %.  Rescaled
-pictures hold the whole range, rounded to one of 256 values.
+pictures hold the whole range, rounded to one of 256 values.  Of the transform zca-image, pictures have the mean
+brightness and contrast of the training images, see :meth:`potstill.data.transform.Transform.invert`.
 """
 
 import io
@@ -139,13 +140,18 @@ def _folder(content: Content, path: Path) -> None:
 
 
 def _arrays(content: Content) -> bytes:
-    """All of it in NumPy arrays, which need nothing of ours: x' = (x − mean) U (S + 0.1)^(−1/2) Uᵀ under ZCA."""
+    """All of it in NumPy arrays, which need nothing of ours.
+
+    ``transform_kind`` zca: x' = (x − mean) U (S + 0.1)^(−1/2) Uᵀ, with U ``transform_basis`` and S ``transform_scale``.
+    zca-image: x' = u U (S + floor)^(−1/2) Uᵀ, where u is an image less its own mean over all values, divided by its
+    own norm; ``transform_mean`` and ``transform_norm`` are those that pictures are shown at.
+    """
     optional: dict[str, Any] = {
         "targets": None if content.targets is None else content.targets.numpy(), "step_size": content.step_size,
     }  # fmt: skip
     transform: dict[str, Any] = {
         name.replace(".", "_"): value.numpy() for name, value in content.transform.whole().tensors().items()
-    }
+    } | {"transform_kind": np.array(content.transform.kind)}
     buffer = io.BytesIO()
     np.savez(
         buffer, images=content.images.numpy(), soft_labels=content.soft_labels.numpy(), kind=np.array(content.kind),

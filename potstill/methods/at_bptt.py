@@ -167,7 +167,7 @@ def probe(settings: AtBptt) -> Probe:
 def _cell(unroll: int, window: int, radius: int, lr: float, batch: int) -> dict[str, Any]:
     return {
         "iterations": 100_000, "unroll": unroll, "window": window, "radius": radius, "lr_images": lr, "lr_labels": lr,
-        "batch_size": batch, "transform": "zca", "network": {"depth": 3}, "augment": ("flip", "rotate"),
+        "batch_size": batch, "transform": "zca-image", "network": {"depth": 3}, "augment": ("flip", "rotate"),
     }  # fmt: skip
 
 

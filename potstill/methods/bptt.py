@@ -292,7 +292,7 @@ def probe(settings: RatBptt) -> Probe:
 def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: str = "random") -> dict[str, Any]:
     return {
         "iterations": 100_000, "unroll": unroll, "window": window, "place": place, "lr_images": lr, "lr_labels": lr,
-        "labels": labels, "batch_size": batch, "transform": "zca", "network": {"depth": 3},
+        "labels": labels, "batch_size": batch, "transform": "zca-image", "network": {"depth": 3},
         "augment": ("flip", "rotate"),
     }  # fmt: skip
 

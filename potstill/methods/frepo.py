@@ -154,8 +154,13 @@ def probe(settings: Frepo) -> Probe:
 
 
 def _cell(ipc: int, flip: bool, depth: int = 3) -> dict[str, Any]:
+    """A published cell.
+
+    Its code whitens standardised channels less the mean image, with λ relative to the mean eigenvalue, and keeps the
+    images' norms; of the transforms here zca-image comes nearest (see :class:`~potstill.data.transform.Transform`).
+    """
     return {
-        "iterations": 500_000, "lr_images": 3e-4, "lr_labels": 3e-4, "flip": flip, "transform": "zca",
+        "iterations": 500_000, "lr_images": 3e-4, "lr_labels": 3e-4, "flip": flip, "transform": "zca-image",
         "network": {"name": "wide-convnet", "depth": depth, "norm": "none"},
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from potstill import bounds, files
 from potstill.bounds import Count, Part, Rate, Whole
 from potstill.data.augment import DSA, Operation
+from potstill.data.transform import Choice
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
@@ -56,9 +57,10 @@ class Shared:
     """Compile the inner step; auto: where the job is long enough to repay the minute it takes."""
     micro_batch: Count | None = None
     """Images differentiated at once; None: chosen for the device.  Changes memory and speed, not the result."""
-    transform: Literal["auto", "zca", "standardise"] = "auto"
-    """Whitening of the pixels, fitted on the training images and stored with the set; auto: ZCA up to 4096 values an
-    image, per-channel standardising beyond."""
+    transform: Choice = "auto"
+    """Whitening of the pixels, fitted on the training images and stored with the set; zca: as MTT and DATM; zca-image:
+    the per-image form of KIP, RaT-BPTT and AT-BPTT, each image brought to mean 0 and norm 1 before; standardise: each
+    channel to mean 0 and deviation 1; auto: zca up to 4096 values an image, standardise beyond."""
     augment: tuple[Operation, ...] = DSA
     """Operations of differentiable siamese augmentation; one of them is drawn for each batch."""
     resize: Count | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from potstill.adjoint.engine import choose_precision
 from potstill.data import dataset as datasets
 from potstill.data import transform as transforms
 from potstill.data.dataset import Dataset, Split
-from potstill.data.transform import Transform
+from potstill.data.transform import Choice, Transform
 from potstill.errors import PotstillError
 from potstill.networks import architectures, flat
 from potstill.networks.architectures import NetworkConfig
@@ -64,7 +64,7 @@ class Problem:
 
 
 def prepare(
-    dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: Literal["auto", "zca", "standardise"] = "auto",
+    dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: Choice = "auto",
     device: str = "auto", precision: str = "auto", reading: Mapping[str, Any] | None = None,
 ) -> Problem:  # fmt: skip
     """Read the data, fit the transform and build the network.
@@ -73,7 +73,7 @@ def prepare(
         dataset: "digits", a folder, a file or a Hugging Face name; see :func:`potstill.data.dataset.load`.
         network: the network that experts and students share; its depth may follow from the images.
         ipc: images that every class must have for training.
-        transform: "auto", "zca" or "standardise".
+        transform: "auto", or a kind of :class:`potstill.data.transform.Transform`.
         device: "auto", or a name of PyTorch's.
         precision: of convolutions and activations; "auto" for what suits the device.
         reading: further arguments of :func:`potstill.data.dataset.load`.

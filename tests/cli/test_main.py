@@ -59,6 +59,26 @@ def test_a_set_that_was_never_stepped_on_is_said_to_be_its_start(tmp_path, capsy
     assert "none of its 4 iterations was stepped on" in err
 
 
+def test_a_run_on_images_at_one_scale_from_data_to_export(tmp_path, capsys):
+    small = (
+        "--method rat-bptt --transform zca-image --network.width 8 --rat-bptt.iterations 4 --rat-bptt.unroll 4 "
+        "--rat-bptt.window 2 --rat-bptt.real-batch 50 --evaluations 1 --evaluation.protocol quick "
+        "--evaluation.epochs 3 --evaluation.full-epochs 1 --evaluation.seeds 2"
+    ).split()
+    code, out, _ = call(capsys, "run", *small, "--out", tmp_path / "run")
+    assert (code, "distilled" in out) == (0, True)
+    found = load(tmp_path / "run")
+    assert found.transform.kind == "zca-image"
+    assert found.pixels.flatten(1).float().std(1).min() > 10  # shown at the contrast of real digits, not as grey
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "zca-image undone, each at the mean brightness and contrast of the training images, clipped" in page
+    code, out, _ = call(capsys, "show", tmp_path / "run", "--out", tmp_path / "set.png")
+    assert (code, "zca-image" in out) == (0, True)
+    for name in ("set.npz", "set.parquet", "folder"):
+        assert call(capsys, "export", tmp_path / "run", "--out", tmp_path / name)[0] == 0
+    assert call(capsys, "forecast", *small)[0] == 0
+
+
 def test_stages_one_at_a_time(finished, tmp_path, capsys):
     code, out, _ = call(capsys, "experts", *SMALL, "--out", tmp_path / "experts")
     assert (code, "2 experts" in out) == (0, True)

@@ -48,6 +48,48 @@ def test_round_trip(distilled, tmp_path, kind):
         assert torch.allclose(again.transform(given.pixels), given.transform(given.pixels), atol=1e-3)
 
 
+def at_one_scale(distilled):
+    """The set in the space of zca-image."""
+    draws = seeds.generator(0, "set")
+    pixels = torch.randint(0, 256, (60, 3, 6, 5), generator=draws, dtype=torch.uint8)
+    transform = transforms.fit("zca-image", pixels)
+    return replace(distilled, images=transform(pixels[:6]), transform=transform)
+
+
+def test_round_trip_of_images_at_one_scale(distilled, tmp_path):
+    given = at_one_scale(distilled)
+    given.save(tmp_path / module.FILE)
+    again = potstill.load(tmp_path)
+    assert repr(again).endswith("zca-image)")
+    assert torch.equal(again.images, given.images)
+    assert (float(again.transform.mean), float(again.transform.norm), float(again.transform.floor)) == (
+        float(given.transform.mean), float(given.transform.norm), float(given.transform.floor)
+    )  # fmt: skip
+    assert torch.allclose(again.transform(given.pixels), given.transform(given.pixels), atol=1e-3)
+    assert int((again.pixels.int() - given.pixels.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("transform.floor", None, r"tensor 'transform.floor': is missing"),
+        ("transform.norm", None, r"tensor 'transform.norm': is missing"),
+        ("transform.basis", None, r"tensor 'transform.basis': is missing"),
+        ("transform.mean", torch.zeros(90), r"transform.mean \(90,\): images \(3, 6, 5\) need \(\)"),
+        ("transform.norm", torch.ones(6), r"transform.norm \(6,\): images \(3, 6, 5\) need \(\)"),
+        ("transform.floor", torch.tensor(0.0), r"transform.floor 0: must be above 0"),
+        ("transform.floor", torch.tensor(torch.nan), r"transform.floor: 1 of 1 values are NaN"),
+    ],
+)
+def test_tensors_of_images_at_one_scale_that_do_not_fit_are_refused(distilled, tmp_path, name, value, words):
+    at_one_scale(distilled).save(tmp_path / module.FILE)
+    tensors, header = files.load(tmp_path / module.FILE, module.KIND)
+    tensors.pop(name)
+    tensors |= {} if value is None else {name: value}
+    with pytest.raises(PotstillError, match=words):
+        module.check(tensors, header)
+
+
 def test_without_a_step_size_and_rows(distilled, tmp_path):
     replace(distilled, step_size=None).save(tmp_path / module.FILE)
     again = potstill.load(tmp_path)
@@ -228,17 +270,18 @@ def test_what_half_precision_cannot_hold_is_refused(distilled, tmp_path):
 # --- smaller, and older, files -------------------------------------------------------------------------------------
 
 
-def test_a_compact_file_fits_its_transform_again(tmp_path, arrays):
+@pytest.mark.parametrize("kind", transforms.WHITENING)
+def test_a_compact_file_fits_its_transform_again(tmp_path, arrays, kind):
     rng = np.random.default_rng(0)
     path = arrays(rng.integers(0, 256, (90, 6, 5, 3), dtype=np.uint8), np.arange(90) % 3)
-    settings = {"transform": "zca", "network": {"width": 4, "depth": 1}, "evaluations": 1}
+    settings = {"transform": kind, "network": {"width": 4, "depth": 1}, "evaluations": 1}
     whole = potstill.distill(
         path, 1, out=tmp_path / "run", expert={"count": 1, "epochs": 2},
         datm={"iterations": 1, "inner_steps": 1, "start_epochs": (0, 1), "expert_epochs": 1}, **settings,
     )  # fmt: skip
     whole.save(tmp_path / "compact.safetensors", compact=True)
     assert (tmp_path / "compact.safetensors").stat().st_size < (tmp_path / "run" / module.FILE).stat().st_size
-    with pytest.raises(PotstillError, match="leaves its zca transform out"):
+    with pytest.raises(PotstillError, match=f"leaves its {kind} transform out"):
         potstill.load(tmp_path / "compact.safetensors")
     compact = potstill.load(tmp_path / "compact.safetensors", dataset=path)
     assert (compact.images - whole.images).abs().max() < 0.01

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from potstill.data import export
+from potstill.data import transform as transforms
 from potstill.data.distilled import decode, load
 from potstill.errors import PotstillError
 
@@ -20,6 +21,15 @@ def whiten(arrays):
     basis, scale = arrays["transform_basis"], arrays["transform_scale"]
     flat = arrays["pixels"].transpose(0, 3, 1, 2).reshape(len(arrays["pixels"]), -1) / 255.0
     return (flat - arrays["transform_mean"]) @ (basis * (scale + 0.1) ** -0.5 @ basis.T)
+
+
+def whiten_at_one_scale(arrays):
+    """The same of zca-image."""
+    basis, scale = arrays["transform_basis"], arrays["transform_scale"]
+    flat = arrays["pixels"].transpose(0, 3, 1, 2).reshape(len(arrays["pixels"]), -1) / 255.0
+    flat = flat - flat.mean(1, keepdims=True)
+    flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    return flat @ (basis * (scale + arrays["transform_floor"]) ** -0.5 @ basis.T)
 
 
 @pytest.mark.parametrize("name", ["set.npz", "set.NPZ"])
@@ -33,6 +43,21 @@ def test_npz_is_exact_and_needs_nothing_of_ours(distilled, tmp_path, name):
     assert (found["labels"].tolist(), found["classes"].tolist()) == ([0, 0, 1, 1, 2, 2], ["a", "b", "c/d"])
     assert found["pixels"].shape == (6, 6, 5, 3)
     assert np.allclose(whiten(found), found["images"].reshape(6, -1), atol=0.05)
+    assert str(found["transform_kind"]) == "zca"
+
+
+def test_npz_of_images_at_one_scale_needs_nothing_of_ours_either(distilled, tmp_path):
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(64, 192, (60, 3, 6, 5), generator=draws, dtype=torch.uint8)  # brighter ones would be clipped
+    transform = transforms.fit("zca-image", pixels).leading(1e-4)
+    replace(distilled, images=transform(pixels[:6]), transform=transform).export(tmp_path / "set.npz")
+    found = np.load(tmp_path / "set.npz")
+    assert str(found["transform_kind"]) == "zca-image"
+    assert found["transform_basis"].shape == (90, 90)
+    assert np.allclose(whiten_at_one_scale(found), found["images"].reshape(6, -1), atol=0.05)
+    shown = found["pixels"].reshape(6, -1) / 255.0
+    assert np.allclose(shown.mean(1), found["transform_mean"], atol=2e-3)
+    assert np.allclose(np.linalg.norm(shown - shown.mean(1, keepdims=True), axis=1), found["transform_norm"], atol=2e-2)
 
 
 def test_npz_holds_all_eigenvectors_though_the_file_of_the_set_does_not(distilled, tmp_path):

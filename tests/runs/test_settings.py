@@ -50,6 +50,13 @@ def test_a_preset_is_the_published_cell(name):
     assert METHODS["datm"].open_fields(own) == []
 
 
+@pytest.mark.parametrize("method", ["frepo", "rat-bptt", "at-bptt"])
+def test_published_cells_that_bring_each_image_to_one_scale_say_so(method):
+    assert METHODS[method].published
+    for cell in METHODS[method].published:
+        assert defaults("mine", method=(method,), preset=settings.name_of(cell)).transform == "zca-image"
+
+
 def test_there_are_the_twelve_cells_and_three_of_digits():
     cells = [settings.name_of(cell) for cell in {**METHODS["datm"].published, **METHODS["datm"].tuned}]
     assert set(cells) == {*PUBLISHED, "digits-ipc1", "digits-ipc10", "digits-ipc50"}
@@ -133,7 +140,7 @@ def test_settings_of_0_1_0_are_brought_up_to_date():
     ({"ipc": 0}, "ipc 0"), ({"datm": {"iterations": 0}}, "datm.iterations 0"),
     ({"datm": {"step_size": 0.0}}, "step_size 0.0"), ({"expert": {"count": 0}}, "expert.count 0"),
     ({"micro_batch": 0}, "micro_batch 0"),
-    ({"transform": "pca"}, "transform 'pca': choose among auto, zca, standardise"),
+    ({"transform": "pca"}, "transform 'pca': choose among auto, zca, zca-image, standardise"),
     ({"network": {"norm": "layer"}}, "network.norm 'layer'"), ({"datm": {"adjoint": "tesla"}}, "datm.adjoint"),
     ({"datm": {"label_experts": 0}}, "datm.label_experts 0"), ({"resize": -1}, "resize -1"),
     ({"evaluation": {"full_seeds": -1}}, "evaluation.full_seeds -1"), ({"datm": {"cooldown": 2.0}}, "cooldown 2.0"),
