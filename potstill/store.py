@@ -26,7 +26,7 @@ ENDINGS = (".safetensors", ".json")
 KINDS = {
     "images": "decoded images", "zca": "whitening", "networks": "accuracies of networks trained for figures",
     "lines": "how far experts were along", "scores": "how hard training images are",
-    "references": "images that tables point at",
+    "distances": "how near training images lie to each other", "references": "images that tables point at",
 }  # fmt: skip
 _unwritable: set[Path] = set()  # folders of which it was said that nothing can be kept there: once, not each time
 

@@ -13,10 +13,10 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 SLIDE = """(() => {
   const slider = document.querySelector(".slider input"), shown = document.querySelector(".slider output");
-  const pictures = [document.querySelector(".film img").src], says = [shown.value];
+  const pictures = [document.querySelector(".sequence img").src], says = [shown.value];
   slider.value = 0;
   slider.dispatchEvent(new Event("input"));
-  pictures.push(document.querySelector(".film img").src);
+  pictures.push(document.querySelector(".sequence img").src);
   says.push(shown.value);
   return {pictures, says};
 })()"""

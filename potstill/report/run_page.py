@@ -8,10 +8,11 @@ import torch
 from potstill import files
 from potstill.data.distilled import FILE, Distilled, load, png
 from potstill.errors import PotstillError
+from potstill.evaluation import memorisation
 from potstill.evaluation.protocol import described
 from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page, svg
 from potstill.runs import snapshots
-from potstill.runs.record import METRICS, read_metrics, upgrade
+from potstill.runs.record import METRICS, NEAREST, NEAREST_KIND, read_metrics, upgrade
 from potstill.runs.snapshots import Snapshot
 from potstill.training import trajectories
 
@@ -60,6 +61,7 @@ def _text(folder: Path, results: dict[str, Any]) -> str:
         validation_figure=_validation_figure(results, distilled),
         step_size_figure=_step_size_figure(metrics),
         classes=_classes(distilled, _start(folder, distilled)),
+        memorised=_memorised(folder, results["memorisation"], distilled),
         most=MOST_IMAGES,
         transform=distilled.transform.kind,
         path=str(folder / FILE),
@@ -117,6 +119,43 @@ def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]
             )
         shown.append({"name": name, "images": images})
     return shown
+
+
+def _memorised(folder: Path, told: dict[str, Any] | None, distilled: Distilled) -> dict[str, Any] | None:
+    """What the set gives away: a sentence, a figure, and the most copied images beside the nearest training images.
+
+    None where the results are of a version that did not look; no images where their file is gone.
+    """
+    if told is None:
+        return None
+    drawn = memorisation.drawn(told)
+    return {
+        "sentence": memorisation.sentence(told), "notes": told["notes"],
+        "figure": _distances_figure(drawn, distilled.classes),
+        "left_out": len(told["classes"]) - len(drawn),
+        "classes": _most_copied(folder / NEAREST, drawn, distilled) if (folder / NEAREST).exists() else [],
+    }  # fmt: skip
+
+
+def _most_copied(path: Path, drawn: list[dict[str, Any]], distilled: Distilled) -> list[dict[str, Any]]:
+    """The pictures of each class that is drawn; only where the file is of the same images as the results."""
+    tensors, _ = files.load(path, NEAREST_KIND)
+    entries = [one["most_copied"] for one in drawn]
+    if tensors["rows"].tolist() != [row for entry in entries for row in entry["rows"]]:
+        return []
+    mine = memorisation.pixels_of(distilled, torch.tensor([entry["image"] for entry in entries]))
+    real = tensors["pixels"].split([len(entry["rows"]) for entry in entries])
+    scale = max(1, 64 // mine.shape[2])
+    return [
+        {
+            "name": distilled.classes[entry["label"]], "image": data_uri(png(image, scale)), "copy": entry["near_copy"],
+            "nearest": [
+                (data_uri(png(picture, scale)), f"{distance:.1%}")
+                for picture, distance in zip(pictures, entry["distances"], strict=True)
+            ],
+        }
+        for entry, image, pictures in zip(entries, mine, real, strict=True)
+    ]  # fmt: skip
 
 
 def _accuracies(folder: Path) -> list[float]:
@@ -248,6 +287,24 @@ def _labels_figure(distilled: Distilled) -> str:
         plot.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
         plot.set_yticks(range(len(names)), names, parse_math=False)  # a name may hold dollars
     figure.colorbar(shown, ax=plot, label="probability")
+    return svg(figure)
+
+
+def _distances_figure(drawn: list[dict[str, Any]], names: tuple[str, ...]) -> str:
+    """Distance of each image to its nearest training image, over how far real images lie from theirs."""
+    x = "distance to the nearest training image (% of pixel range)"
+    figure, plot = axes(x, "", 1.2 + 0.22 * len(drawn), "How near the set comes to real images")
+    for y, one in enumerate(reversed(drawn)):
+        if one["real"]:
+            low, middle, high = (100 * value for value in one["real"])
+            plot.barh(y, high - low, left=low, color=COLOURS["random"], alpha=0.35, height=0.6)
+            plot.plot([middle, middle], [y - 0.3, y + 0.3], color=COLOURS["random"], linewidth=2)
+        found = [100 * value for value in one["distances"]]
+        plot.plot(found, [y] * len(found), "o", color=COLOURS["distilled"], markersize=4, alpha=0.6)
+    plot.set_yticks(range(len(drawn)), [names[one["label"]] for one in reversed(drawn)], parse_math=False)
+    plot.set_xlim(left=0)
+    plot.grid(axis="x", color="#e4e6ea", linewidth=0.8)
+    plot.grid(axis="y", visible=False)
     return svg(figure)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from potstill import files
 from potstill.data.distilled import Distilled
-from potstill.evaluation import controls, statistics
+from potstill.evaluation import controls, memorisation, statistics
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of
 from potstill.evaluation.protocol import protocol_of
 from potstill.evaluation.tuning import Wanted
@@ -26,6 +26,8 @@ from potstill.training import experts, trajectories
 from potstill.training.trajectories import Trajectories
 
 METRICS = "metrics.jsonl"
+NEAREST = "nearest.safetensors"  # the training images that the set's images come nearest to, drawn on the page
+NEAREST_KIND = "nearest training images"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str,
     if who.protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
         found["accuracy"]["distilled"] = statistics.interval([distilled.provenance["chosen_with_accuracy"]])
     results = summary(run, who, distilled, found, store)
+    nearest = memorisation.pictures(results["memorisation"], run.problem)
+    files.save(run.folder / NEAREST, NEAREST_KIND, nearest, {})
     files.write_json(run.folder / "results.json", results)
     return results
 
@@ -112,6 +116,7 @@ def summary(
         "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
         "step_size": distilled.step_size,
         "step_sizes": distilled.provenance.get("step_sizes", []),
+        "memorisation": memorisation.summary(memorisation.examine(distilled, problem)),
         "config": as_dict(settings),
         "dataset_fingerprint": problem.dataset.fingerprint,
         "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
@@ -158,8 +163,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def upgrade(results: dict[str, Any]) -> dict[str, Any]:
-    """results.json of a run of 0.1.0 as of today."""
-    results = {"kept": {}, **results}
+    """results.json of a run of any earlier version as of today."""
+    results = {"kept": {}, "memorisation": None, **results}
     if "stages" in results:
         return results
     settings = from_dict(results["config"])

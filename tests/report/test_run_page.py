@@ -5,7 +5,10 @@ import shutil
 
 import pytest
 
+from potstill import files
+from potstill.data.distilled import load
 from potstill.errors import PotstillError
+from potstill.evaluation import memorisation
 from potstill.report import run_page
 from potstill.runs import record, run, stage
 from potstill.runs.api import run_to_completion
@@ -40,7 +43,7 @@ def test_page_says_what_was_done(page):
                   "difficulty-aligned trajectory matching, then random truncated", "Start epoch by iteration",
                   "Steps the student has taken by iteration"):  # fmt: skip
         assert words in text
-    assert text.count("<figcaption>") == 9
+    assert text.count("<figcaption>") == 10
     assert text.count('alt="before"') == text.count('alt="after"') == 20
 
 
@@ -58,6 +61,42 @@ def test_a_run_without_snapshots_has_no_slider(page, tmp_path):
     assert 'type="range"' in page.read_text()
 
 
+def test_page_shows_what_sharing_the_set_gives_away(page):
+    text, told = page.read_text(), files.read_json(page.parent / "results.json")["memorisation"]
+    assert memorisation.sentence(told) in text
+    assert text.count('alt="most copied image"') == 10
+    assert text.count('alt="training image"') == 30
+    mine = load(page.parent).pixels.float()
+    real = files.load(page.parent / record.NEAREST, record.NEAREST_KIND)[0]["pixels"].float()
+    entries = [one["most_copied"] for one in told["classes"]]
+    for number, entry in enumerate(entries):
+        apart = (mine[entry["image"]] - real[3 * number : 3 * number + 3]).square().mean((1, 2, 3)).sqrt() / 255
+        assert apart.tolist() == pytest.approx(entry["distances"], abs=1e-6)
+        assert all(f"{distance:.1%}" in text for distance in entry["distances"])
+
+
+def test_results_of_before_have_no_such_section(page, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(page.parent, folder)
+    results = files.read_json(folder / "results.json")
+    del results["memorisation"]
+    files.write_json(folder / "results.json", results)
+    assert "What sharing it gives away" not in run_page.write(folder).read_text()
+
+
+@pytest.mark.parametrize("other", [None, 1])
+def test_pictures_that_are_gone_or_of_other_images_are_not_drawn(page, tmp_path, other):
+    folder = tmp_path / "run"
+    shutil.copytree(page.parent, folder)
+    tensors, _ = files.load(folder / record.NEAREST, record.NEAREST_KIND)
+    (folder / record.NEAREST).unlink()
+    if other:
+        files.save(folder / record.NEAREST, record.NEAREST_KIND, {**tensors, "rows": tensors["rows"] + other}, {})
+    text = run_page.write(folder).read_text()
+    assert "What sharing it gives away" in text
+    assert 'alt="training image"' not in text
+
+
 @needs_chromium
 def test_page_opens_in_a_browser(page, tmp_path):
     """The browser lays the page out, decodes every picture, and reports no error."""
@@ -67,7 +106,7 @@ def test_page_opens_in_a_browser(page, tmp_path):
         wide: document.documentElement.scrollWidth > innerWidth, rows: document.querySelectorAll("tr").length}""",
         tmp_path,
     )
-    assert found["images"] == found["decoded"] == 50
+    assert found["images"] == found["decoded"] == 91
     assert not found["wide"]
     assert found["rows"] > 30
 

@@ -43,7 +43,7 @@ def test_results_keep_the_contract(finished):
     assert files.plain(results) == files.read_json(job.folder / "results.json")
     assert set(results) >= {
         "dataset", "ipc", "method", "network", "protocol", "accuracy", "recovered", "images", "compression", "seconds",
-        "peak_memory_bytes", "config", "environment", "version",
+        "peak_memory_bytes", "config", "environment", "version", "memorisation",
     }  # fmt: skip
     assert set(results["accuracy"]) == {"distilled", "random", "random_soft", "full"}
     for figure in results["accuracy"].values():
