@@ -9,6 +9,7 @@ import concurrent.futures
 import logging
 import multiprocessing
 import os
+import socket
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +24,9 @@ from potstill.evaluation.evaluator import Event
 from potstill.process import find_compiler_cache
 from potstill.studies.task import Task, perform
 
+RAY_DEATHS = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
 RETRIES = 3  # of a task whose worker was killed
+KNOCK_SECONDS = 10.0
 POLL_SECONDS = 1.0  # between two events while nothing ends
 logger = logging.getLogger(__name__)
 Failures = dict[str, str]
@@ -134,9 +137,9 @@ def _collect(future: "Future[str | None]", task: Task, finished: set[str], failu
     try:
         why = future.result()
     except Exception as error:
-        if not _is_death(error):
-            raise
-        return False
+        if _is_death(error):
+            return False
+        why = str(error).splitlines()[-1]  # it could not even begin: what it needs is not installed there
     if why is None:
         finished.add(task.key)
     else:
@@ -146,7 +149,7 @@ def _collect(future: "Future[str | None]", task: Task, finished: set[str], failu
 
 def _is_death(error: Exception) -> bool:
     """Whether an error tells of a worker that is gone, rather than of the task."""
-    return isinstance(error, BrokenProcessPool) or type(error).__module__.startswith("ray.")
+    return isinstance(error, BrokenProcessPool) or type(error).__name__ in RAY_DEATHS
 
 
 def _given_up(task: Task, killed: Sequence[Task], deaths: dict[str, int], failures: Failures) -> bool:
@@ -245,11 +248,12 @@ class Ray:
         self._started = not self._ray.is_initialized()
         if self._started:
             try:
+                _knock(address)
                 self._ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise PotstillError(
-                    f"--ray {address}: no cluster answers there ({error}); start one by `ray start --head`, or leave "
-                    "the address out."
+                    f"--ray {address}: no cluster answers there ({error}); start one by `ray start --head`, or take "
+                    "--ray local."
                 ) from error
         self._needs = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
         self._remote: Any = self._ray.remote(_ray_task).options(**self._needs)
@@ -276,6 +280,13 @@ class Ray:
         """Leave the cluster; end it if it was started here."""
         if self._started:
             self._ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody listens at HOST:PORT, which Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def _ray_task(task: Task, folder: Path, cpus: int) -> str | None:

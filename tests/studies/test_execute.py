@@ -17,6 +17,9 @@ from potstill.studies.execute import Processes
 from tests.studies.test_task import figure_of, followed, set_of
 
 
+ROOT = Path(__file__).parents[2]
+
+
 @dataclass(frozen=True)
 class Note:
     """A task that leaves a line of what it did, or fails, or dies as often as it is told to."""
@@ -167,8 +170,7 @@ def test_a_driver_that_is_killed_loses_nothing(tmp_path, serial):
         "    if event.get('epoch') == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"run_to_completion(execute.execute(real_tasks(), Path({str(tmp_path)!r})), watch)"
     )
-    root = Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -signal.SIGKILL
     tasks = real_tasks()
     assert done(tasks, tmp_path)[0] == {}
     assert results_of(tasks, tmp_path)[0].equal(serial[0])
@@ -177,17 +179,25 @@ def test_a_driver_that_is_killed_loses_nothing(tmp_path, serial):
 # --- Ray -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_cluster_that_is_not_there_is_told():
+    pytest.importorskip("ray", reason="needs the package ray")
+    with pytest.raises(PotstillError, match="no cluster answers there"):
+        execute.Ray("127.0.0.1:1")
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one thread each, on this machine."""
+    """Two nodes of one thread each, on this machine, whose workers find these tests."""
     ray = pytest.importorskip("ray", reason="needs the package ray")
     from ray.cluster_utils import Cluster
 
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     started.add_node(num_cpus=1)
     yield started
     ray.shutdown()
     started.shutdown()
+    del os.environ["PYTHONPATH"]
 
 
 def test_a_cluster_of_two_nodes_gives_what_one_process_gives_though_each_is_killed_once(
@@ -207,16 +217,6 @@ def test_a_cluster_of_two_nodes_gives_what_one_process_gives_though_each_is_kill
 def test_failures_on_a_cluster_stop_nothing_else(cluster, tmp_path):
     failures, _ = done(CHAIN, tmp_path, execute.Ray(cluster.address))
     assert set(failures) == {"d", "e", "f"}
-
-
-def test_a_cluster_that_is_not_there_is_told():
-    pytest.importorskip("ray", reason="needs the package ray")
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("this process is connected to a cluster already")
-    with pytest.raises(PotstillError, match="no cluster answers there"):
-        execute.Ray("127.0.0.1:1")
 
 
 def test_without_the_package_the_remedy_is_told(monkeypatch):
