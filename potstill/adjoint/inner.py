@@ -6,8 +6,9 @@ Every one of them goes θ′ = θ − α u, where u comes from the batch's gradi
     Adam    u = m̂ / (√v̂ + ε),    m̂ = m′ / (1 − β₁ᵗ),              v̂ = v′ / (1 − β₂ᵗ),
                                  m′ = β₁ m + (1 − β₁) g,          v′ = β₂ v + (1 − β₂) g²,
 
-with t the steps taken, this one included (Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015).  The
-adjoint goes the other way: from λ_θ = ∂L/∂θ′ and ∂L/∂(m′, v′) to
+with t the steps taken, this one included (Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015).
+Either may follow another vector than g, which a constant map makes of it.  The adjoint goes the other way: from
+λ_θ = ∂L/∂θ′ and ∂L/∂(m′, v′) to
 
     ∂L/∂α −= ⟨u, λ_θ⟩,    λ_m′ −= α λ_θ ∂u/∂m′,    λ_v′ −= α λ_θ ∂u/∂v′,
     λ_g = (1 − β₁) λ_m′ + 2 (1 − β₂) g λ_v′,    λ_m = β₁ λ_m′,    λ_v = β₂ λ_v′,
@@ -23,12 +24,13 @@ Example:
     tensor([-0.1000,  0.1000,  0.0000])
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from potstill.adjoint.curvature import LowRank
 from potstill.errors import PotstillError
 
 
@@ -167,6 +169,47 @@ class Adam:
         return 1 - self.beta1**count, 1 - self.beta2**count
 
 
-Inner = Sgd | Adam
+@dataclass(frozen=True, eq=False)
+class Preconditioned:
+    """Another optimiser's steps by gradients that a constant map has turned (``curvature.py``), as long as they were.
+
+    The map is linear up to the length it restores, so the sum of a batch's gradients may take the mean's place.
+    """
+
+    inner: Sgd | Adam
+    turn: LowRank
+
+    keeps_gradient: ClassVar[bool] = True
+
+    @property
+    def vectors(self) -> int:
+        """Of its moments."""
+        return self.inner.vectors
+
+    def initial_moments(self, theta: Tensor) -> Moments:
+        """Those of the other optimiser."""
+        return self.inner.initial_moments(theta)
+
+    def step(
+        self, theta: Tensor, gradient: Tensor, size: int, moments: Moments, step_size: Tensor
+    ) -> tuple[Tensor, Moments]:  # fmt: skip
+        """θ′ (P,) and the moments after the step; arguments as of :meth:`Sgd.step`."""
+        return self.inner.step(theta, self.turn.rescaled(gradient), size, moments, step_size)
+
+    def adjoint(
+        self, theta_adjoint: Tensor, moment_adjoints: tuple[Tensor, ...], gradient: Tensor | None, size: int,
+        moments: Moments, step_size: Tensor,
+    ) -> StepAdjoint:  # fmt: skip
+        """The adjoint of a step; arguments as of :meth:`Sgd.adjoint`.
+
+        Where the step size's part is left to the sweep it is right: ⟨g, ∂ĝ/∂gᵀ λ⟩ = ⟨ĝ, λ⟩, as ĝ(t g) = t ĝ(g).
+        """
+        assert gradient is not None
+        turned = self.turn.rescaled(gradient)
+        through = self.inner.adjoint(theta_adjoint, moment_adjoints, turned, size, moments, step_size)
+        return replace(through, direction=self.turn.adjoint(gradient, through.direction))
+
+
+Inner = Sgd | Adam | Preconditioned
 
 SGD = Sgd()

@@ -135,14 +135,15 @@ def _direct(
     theta = theta if theta.requires_grad else theta.detach().requires_grad_()
     for step in steps:
         gradients: list[Tensor] = []
-        for rows, drawing in _micro_batches(step, micro_batch):
+        for rows, drawing in micro_batches(step, micro_batch):
             value = loss(theta, augment.apply(images[rows], drawing), targets[rows])
             gradients.extend(torch.autograd.grad(value, theta, create_graph=True))
         theta, moments = inner.step(theta, _sum(gradients), len(step.rows), moments, step_size)
     return theta, moments
 
 
-def _micro_batches(step: InnerStep, size: int | None) -> Iterator[tuple[Tensor, Drawing]]:
+def micro_batches(step: InnerStep, size: int | None) -> Iterator[tuple[Tensor, Drawing]]:
+    """Rows and augmentation of each part of a step's batch that is differentiated at once."""
     size = size or len(step.rows)
     for first in range(0, len(step.rows), size):
         part = slice(first, first + size)
@@ -177,7 +178,7 @@ class _Sweep:
         room = self.room
         for step in self.steps:
             gradients, residuals = [], []
-            for rows, drawing in _micro_batches(step, self.micro_batch):
+            for rows, drawing in micro_batches(step, self.micro_batch):
                 x = augment.apply(images[rows], drawing)
                 gradient, found = self.derivatives.gradient(theta, x, targets[rows])
                 size = bytes_of(found)
@@ -212,7 +213,7 @@ class _Sweep:
             through = self.inner.adjoint(adjoint, moments, here.gradient, size, here.moments, step_size)
             moments, d_theta = through.moments, []
             residuals, here.residuals = here.residuals, [()] * len(here.residuals)  # let go, whoever holds the graph
-            for (rows, drawing), found in zip(_micro_batches(step, self.micro_batch), residuals, strict=True):
+            for (rows, drawing), found in zip(micro_batches(step, self.micro_batch), residuals, strict=True):
                 with torch.enable_grad():
                     raw = images[rows].detach().requires_grad_()
                     x = augment.apply(raw, drawing)

@@ -1,6 +1,7 @@
 """The methods, each a value in one literal dict, by the name they have on the command line."""
 
 from potstill.methods.at_bptt import AT_BPTT
+from potstill.methods.at_bptt_plus import AT_BPTT_PLUS
 from potstill.methods.bptt import RAT_BPTT
 from potstill.methods.cafe import CAFE
 from potstill.methods.coverage import HERDING, K_CENTER, K_MEDOIDS, MODERATE
@@ -34,6 +35,7 @@ METHODS: dict[str, Method] = {
     "frepo": FREPO,
     "rat-bptt": RAT_BPTT,
     "at-bptt": AT_BPTT,
+    "at-bptt-plus": AT_BPTT_PLUS,
     "random": RANDOM,
     "herding": HERDING,
     "k-center": K_CENTER,

@@ -1,17 +1,19 @@
 """AT-BPTT: the place and the length of the differentiated window follow from how steep training is where.
 
 "Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025, in the form of its successor
-AT-BPTT++ without the low-rank Hessian step, whose differentiated steps are not those of training.
+AT-BPTT++ without the low-rank Hessian step (``at_bptt_plus.py``), whose differentiated steps are not those of training.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.adjoint.unroll import InnerStep, unroll
+from potstill.adjoint.inner import Inner
+from potstill.adjoint.unroll import InnerStep, unroll, unroll_with_moments
 from potstill.bounds import Count, Fraction, Positive, Whole
 from potstill.data import augment
 from potstill.data.augment import Operation
@@ -36,6 +38,19 @@ from potstill.methods.trajectory import draw_steps
 from potstill.networks.losses import loss_for
 
 POLICY, RANGE = "policy", "range"  # π_ref (T,); least and largest mean gradient norm so far
+
+
+@dataclass(frozen=True)
+class Window:
+    """The steps of a student that will be differentiated, before they are taken."""
+
+    theta: Tensor  # (P,) before the first of them
+    images: Tensor  # (n, C, H, W) of the set, and below: constants here
+    targets: Tensor  # (n, K)
+    steps: list[InnerStep]
+    norms: Tensor  # (T,) of the gradient at each step of the whole training
+    end: int  # the last of them, counted from 0 in the whole training
+    iteration: int  # the outer one
 
 
 @dataclass(frozen=True)
@@ -87,12 +102,27 @@ def begin(ctx: Context, settings: AtBptt, start: Start | None) -> Begun:
     return replace(begun, memory={POLICY: even, RANGE: torch.tensor([math.inf, -math.inf])})
 
 
+def plainly(ctx: Context, settings: AtBptt, memory: Memory, window: Window) -> tuple[Inner, Memory]:
+    """The optimiser of the window's steps: the students' own, which remembers nothing."""
+    return bptt.optimiser(settings), {}
+
+
 def real_loss(
-    ctx: Context, settings: AtBptt, variables: Variables, memory: Memory, labels: Tensor, iteration: int
+    ctx: Context, settings: AtBptt, variables: Variables, memory: Memory, labels: Tensor, iteration: int,
+    optimiser: Callable[[Context, Any, Memory, Window], tuple[Inner, Memory]] = plainly,
 ) -> Outcome:  # fmt: skip
     """Cross-entropy of real images where the window ends, which the policy has drawn, as a fraction of log K.
 
     Several processes take the same steps and share the real images.
+
+    Args:
+        ctx: and the others up to ``iteration`` as of every method's loss.
+        settings: of this method or of AT-BPTT++.
+        variables: the set.
+        memory: of the iterations before.
+        labels: (n,).
+        iteration: counted from 0.
+        optimiser: that of the window's steps, and what is to be remembered of it.
     """
     draws = ctx.draws("student", iteration)
     theta, images = ctx.fresh("student network", iteration), variables["images"]
@@ -101,19 +131,29 @@ def real_loss(
     norms = gradient_norms(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
     if not bool(norms.isfinite().all()):  # the last step led astray: the loop undoes it
         return Outcome(nothing(variables) + torch.nan, memory)
-    memory = {name: tensor.cpu() for name, tensor in memory.items()}
     policy, remembered = policy_of(settings, memory, norms)
     end = int(torch.multinomial(policy, 1, generator=draws))
     length = length_of(settings, norms, end)
+    before, differentiated = steps[: end + 1 - length], steps[end + 1 - length : end + 1]
+    batch_loss, how = loss_for(ctx.problem.network, bptt.kind(settings)), _how(ctx)
+    with torch.no_grad():
+        theta, moments = unroll_with_moments(
+            theta, images, targets, step_size, before, batch_loss, inner=bptt.optimiser(settings), **how
+        )
+    window = Window(theta, images.detach(), targets.detach(), differentiated, norms, end, iteration)
+    inner, further = optimiser(ctx, settings, memory, window)
     theta = unroll(
-        theta, images, targets, step_size, steps[: end + 1], loss_for(ctx.problem.network, bptt.kind(settings)),
-        inner=bptt.optimiser(settings), adjoint="truncated", last=length,
-        derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
+        theta, images, targets, step_size, differentiated, batch_loss, inner=inner, moments=moments, **how
     )  # fmt: skip
     real, truth = bptt.real_batch(ctx, settings, draws)
     loss = bptt.mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
     accept = below(float(loss.detach()), settings.threshold)
-    return Outcome(loss, remembered, {"end": end + 1, "length": length}, accept)
+    return Outcome(loss, remembered | further, {"end": end + 1, "length": length}, accept)
+
+
+def _how(ctx: Context) -> dict[str, Any]:
+    """How the student's loss is differentiated."""
+    return {"derivatives": ctx.derivatives, "micro_batch": ctx.micro_batch}
 
 
 @torch.no_grad()
@@ -138,19 +178,23 @@ def policy_of(settings: AtBptt, memory: Memory, norms: Tensor) -> tuple[Tensor, 
     π = softmax(log π_ref + β G̃ / λ), G̃ the standardised norms; β falls from 1 to −1 as the mean norm falls through its
     range so far: at first steep steps are sought, later flat ones.  π_ref ← (1 − ρ) π_ref + ρ π.
     """
-    mean = norms.mean()
-    low, high = torch.minimum(memory[RANGE][0], mean), torch.maximum(memory[RANGE][1], mean)
+    mean, before, (least, most) = norms.mean(), memory[POLICY].cpu(), memory[RANGE].cpu()
+    low, high = torch.minimum(least, mean), torch.maximum(most, mean)
     beta = 2 * (mean - low) / (high - low) - 1 if high > low else torch.tensor(1.0)
-    policy = (memory[POLICY].log() + beta * standardised(norms) / settings.temperature).softmax(0)
-    reference = (1 - settings.memory_rate) * memory[POLICY] + settings.memory_rate * policy
+    policy = (before.log() + beta * standardised(norms) / settings.temperature).softmax(0)
+    reference = (1 - settings.memory_rate) * before + settings.memory_rate * policy
     return policy, {POLICY: reference, RANGE: torch.stack([low, high])}
 
 
 def length_of(settings: AtBptt, norms: Tensor, end: int) -> int:
     """W − R + 2 R σ(Ṽ), rounded, Ṽ the standardised change of the norm at the step; at most the steps there are."""
-    change = torch.cat([torch.zeros(1), (norms[1:] - norms[:-1]).abs()])
-    at = float(standardised(change)[end].sigmoid())
+    at = float(standardised(changes(norms))[end].sigmoid())
     return max(1, min(round(settings.window - settings.radius + 2 * settings.radius * at), end + 1))
+
+
+def changes(norms: Tensor) -> Tensor:
+    """By how much each of the norms (T,) differs from that of the step before; 0 for the first."""
+    return torch.cat([torch.zeros(1), (norms[1:] - norms[:-1]).abs()])
 
 
 def standardised(values: Tensor) -> Tensor:
@@ -164,10 +208,11 @@ def probe(settings: AtBptt) -> Probe:
     return Probe(replace(settings, **rates), 1.0, settings.window + settings.radius + 2)
 
 
-def _cell(unroll: int, window: int, radius: int, lr: float, batch: int) -> dict[str, Any]:
+def cell(unroll: int, window: int, radius: int, lr: float, batch: int, **more: Any) -> dict[str, Any]:
+    """A published cell, of this method or of AT-BPTT++."""
     return {
         "iterations": 100_000, "unroll": unroll, "window": window, "radius": radius, "lr_images": lr, "lr_labels": lr,
-        "batch_size": batch, "transform": "zca-image", "network": {"depth": 3}, "augment": ("flip", "rotate"),
+        "batch_size": batch, "transform": "zca-image", "network": {"depth": 3}, "augment": ("flip", "rotate"), **more,
     }  # fmt: skip
 
 
@@ -178,5 +223,5 @@ AT_BPTT = Method(
     loss_label="loss of real images (1: guessing)", metrics={"end": "last step of the window", "length": "its length"},
     measured=bptt.MEASURED, measure=bptt.measure_with(real_loss, learns), probe=probe,
     refining={"project": False},
-    published={("cifar10", 10): _cell(32, 16, 8, 1e-3, 100), ("cifar100", 10): _cell(300, 100, 30, 1e-3, 100)},
+    published={("cifar10", 10): cell(32, 16, 8, 1e-3, 100), ("cifar100", 10): cell(300, 100, 30, 1e-3, 100)},
 )  # fmt: skip

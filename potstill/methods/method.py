@@ -77,6 +77,7 @@ class Experts:
     epochs: range | None = None  # whose snapshots are read; None where measuring will say, so that all are kept
     rho: float | None = None  # radius of the flat recipe (FTD); None leaves it to --expert.rho
     reach: int = 0  # the last epoch that is matched, where all snapshots are read
+    curriculum: bool | None = None  # easy images first (PAD); None leaves it to --expert.curriculum
 
 
 @dataclass(frozen=True)

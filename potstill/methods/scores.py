@@ -20,6 +20,7 @@ from potstill.methods.method import Context, Experts
 from potstill.methods.selection import BATCH, at_epoch
 from potstill.networks import flat
 from potstill.store import once
+from potstill.training.curriculum import error_norms
 from potstill.training.trajectories import Trajectories
 
 Score = Literal["el2n", "grand", "forgetting", "aum"]
@@ -82,8 +83,7 @@ def margin(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def _error(ctx: Context, experts: Trajectories, number: int, epoch: int) -> Tensor:
     """‖softmax f(x) − y‖ (N,)."""
-    outputs = _outputs(ctx, experts, number, epoch)
-    return (outputs.softmax(1) - one_hot(ctx.problem.train.labels, ctx.classes)).norm(dim=1)
+    return error_norms(_outputs(ctx, experts, number, epoch), one_hot(ctx.problem.train.labels, ctx.classes))
 
 
 @torch.no_grad()

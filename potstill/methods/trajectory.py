@@ -7,7 +7,7 @@ al., ICML 2023) holds λ fixed in the sweep.  FTD (Du et al., CVPR 2023) follows
 average of the images.  DATM (Guo et al., ICLR 2024) chooses which start epochs to match, and learns soft labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -142,6 +142,8 @@ class Pad(Datm):
     """Difficulty-aligned matching of the weights that matter."""
 
     mask_ratio: Fraction = 0.5
+    curriculum: bool | None = True
+    """Experts that see easy images first, and at last not the easiest. None: what --expert.curriculum says."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,11 @@ def needs(settings: Trajectory) -> Experts:
     if start is None or settings.path == "lines":
         return Experts(None, settings.rho, reach_of(settings))
     return Experts(start.epochs(span_of(settings)), settings.rho)
+
+
+def pad_needs(settings: Pad) -> Experts:
+    """Experts as for DATM, by their curriculum."""
+    return replace(needs(settings), curriculum=settings.curriculum)
 
 
 def reach_of(settings: Trajectory) -> int:

@@ -33,7 +33,7 @@ def _datm(
 
 
 def _pad(ratio: float, *datm: Any, **more: Any) -> dict[str, Any]:
-    return {**_datm(*datm, **more), "mask_ratio": ratio}
+    return {**_datm(*datm, **more), "mask_ratio": ratio, "curriculum": True}
 
 
 def _selmatch(lr_images: float, distilled: float, skip: float) -> dict[str, Any]:
@@ -190,6 +190,7 @@ MCT = _method(
 )  # fmt: skip
 PAD = _method(
     "pad", "Prioritize alignment", 'Li et al., "Prioritize Alignment in Dataset Distillation", 2024', Pad,
+    needs=trajectory.pad_needs,
 )  # fmt: skip
 SELMATCH = _method(
     "selmatch", "Selection and partial matching",

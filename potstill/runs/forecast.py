@@ -16,8 +16,9 @@ from potstill.machine import timed
 from potstill.methods import initial
 from potstill.methods.method import Begun, Context, Experts, Method, Start
 from potstill.runs import loop, state
-from potstill.runs.run import Run, check_snapshots, expert_needs, inner_engine
+from potstill.runs.run import Run, check_snapshots, expert_needs, expert_recipe, inner_engine
 from potstill.runs.settings import Settings
+from potstill.training import curriculum
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, run_to_end, sgd
 from potstill.training.trajectories import Trajectories
@@ -125,11 +126,11 @@ class _Untrained(Trajectories):
 
 def _experts(run: Run, needed: Experts) -> tuple[float, int]:
     """Seconds and bytes of training all experts."""
-    settings, real = run.settings, len(run.problem.train.labels)
-    expert = settings.expert
-    epochs = expert.count * expert.epochs
-    rho = expert.rho if needed.rho is None else needed.rho
-    step = _training_step(run, expert.batch_size, epochs * real, rho)
+    real, expert = len(run.problem.train.labels), expert_recipe(run.settings, needed)
+    epochs: float = expert.count * expert.epochs
+    if expert.curriculum:
+        epochs = epochs * curriculum.mean_part(expert.epochs) + curriculum.NETWORKS * curriculum.EPOCHS
+    step = _training_step(run, expert.batch_size, epochs * real, expert.rho)
     kept = expert.epochs + 1 if needed.epochs is None or expert.keep_all else len({*needed.epochs, expert.epochs})
     width = 2 if expert.storage == "float16" else 4
     bytes_ = expert.count * kept * sum(run.problem.network.sizes) * width

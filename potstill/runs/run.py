@@ -190,18 +190,24 @@ def expert_needs(settings: Settings) -> Experts | None:
     found = [need for need in needed if need is not None]
     if not found:
         return None
-    radii = {need.rho for need in found if need.rho is not None}
-    if len(radii) > 1:
-        raise PotstillError(
-            f"method {' '.join(settings.method)!r}: its stages need experts of different --expert.rho "
-            f"({', '.join(map(str, sorted(radii)))}); run them one by one."
-        )
     ranges = [need.epochs for need in found]
     epochs = None
     if None not in ranges:
         used = [r for r in ranges if r]
         epochs = range(min(r.start for r in used), max(r.stop for r in used)) if used else range(0)
-    return Experts(epochs, radii.pop() if radii else None, max(need.reach for need in found))
+    rho, curriculum = (_agreed(settings, found, name) for name in ("rho", "curriculum"))
+    return Experts(epochs, rho, max(need.reach for need in found), curriculum)
+
+
+def _agreed(settings: Settings, needed: Sequence[Experts], name: str) -> Any:
+    """What all stages that need something of the experts' recipe need of it; None where none does."""
+    wanted = {getattr(need, name) for need in needed} - {None}
+    if len(wanted) > 1:
+        raise PotstillError(
+            f"method {' '.join(settings.method)!r}: its stages need experts of different --expert.{name} "
+            f"({', '.join(map(str, sorted(wanted)))}); run them one by one."
+        )
+    return wanted.pop() if wanted else None
 
 
 def check_snapshots(needed: Experts, stored: Any, epochs: int, where: str) -> None:
@@ -257,7 +263,7 @@ def train_all(
     settings: Settings, problem: Problem, folder: Path, needed: Experts
 ) -> Generator[Event, None, None]:  # fmt: skip
     """Train the experts of some settings into a folder, all that it lacks."""
-    expert = _expert(settings, needed)
+    expert = expert_recipe(settings, needed)
     check_snapshots(needed, None, expert.epochs, "expert")
     yield from experts.train(
         problem, folder, expert, seed=settings.seed, augment=settings.augment, compile=settings.compile,
@@ -268,13 +274,14 @@ def train_all(
 def asked_experts(run: Run) -> dict[str, Any]:
     """Identity of the experts that the run would train itself."""
     settings = run.settings
-    expert = _expert(settings, run.needs or Experts())
+    expert = expert_recipe(settings, run.needs or Experts())
     return experts.identity(expert, run.problem, settings.seed, settings.augment)
 
 
-def _expert(settings: Settings, needed: Experts) -> ExpertConfig:
-    """The experts' recipe, with the radius that a method needs."""
-    return settings.expert if needed.rho is None else replace(settings.expert, rho=needed.rho)
+def expert_recipe(settings: Settings, needed: Experts) -> ExpertConfig:
+    """The experts' recipe, with the radius and the curriculum that a method needs."""
+    wanted: dict[str, Any] = {"rho": needed.rho, "curriculum": needed.curriculum}
+    return replace(settings.expert, **{name: value for name, value in wanted.items() if value is not None})
 
 
 # --- how it is computed --------------------------------------------------------------------------------------------

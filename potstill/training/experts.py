@@ -24,7 +24,9 @@ from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
 from potstill.networks import flat
 from potstill.seeds import derive
-from potstill.training import trajectories
+from potstill.store import once
+from potstill.training import curriculum, trajectories
+from potstill.training.curriculum import Curriculum
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, sgd
 from potstill.training.trajectories import expert_path, partial_path
@@ -51,6 +53,8 @@ class ExpertConfig:
     """Radius of the flat recipe (FTD's adaptive GSAM; published: 0.01); 0 trains by plain SGD."""
     alpha: Rate = 0.3
     """Weight of GSAM's orthogonal part; unused when rho is 0."""
+    curriculum: bool = False
+    """Train on easy images first, and at last without the easiest (PAD)."""
     storage: Literal["float32", "float16"] = "float32"
     """Precision of the snapshots on disk."""
     keep_all: bool = False
@@ -72,7 +76,9 @@ def subject(problem: Problem) -> dict[str, Any]:
 
 def identity(expert: ExpertConfig, problem: Problem, seed: int, augment: tuple[Operation, ...]) -> dict[str, Any]:
     """What makes one store of experts differ from another: every setting that changes a weight."""
-    own = {name: value for name, value in vars(expert).items() if name not in ("count", "keep_all")}
+    own = {name: value for name, value in vars(expert).items() if name not in ("count", "keep_all", "curriculum")}
+    if expert.curriculum:  # no word of it where there is none: stores from before there was any go on
+        own["curriculum"] = curriculum.SCORE
     return {**subject(problem), "expert": own, "augment": list(augment), "seed": seed}
 
 
@@ -88,6 +94,7 @@ class _Job:
     compile: Compile
     epochs: tuple[int, ...]  # whose snapshots are kept
     wanted: range  # experts that are trained by this call
+    order: Curriculum | None = None  # which images each epoch trains on; None: all of them, or not known yet
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -128,6 +135,9 @@ def train(
             time.sleep(POLL_SECONDS)
             continue
         try:
+            if expert.curriculum and job.order is None:
+                yield {**_event(job, number, 0), "doing": "telling easy images from hard ones"}
+                job = replace(job, order=_curriculum(job))
             for epoch in _train_one(job, number):
                 yield {**_event(job, number, epoch), "epoch": epoch}
         finally:
@@ -166,7 +176,8 @@ def _train_one(job: _Job, number: int) -> Iterator[int]:
     gradient = partial(_gradient(job), buffers=buffers)
     targets = one_hot(problem.train.labels, len(problem.dataset.classes))
     began = saved = time.monotonic()
-    for theta in sgd(gradient, first, problem.train.images, targets, _recipe(job), seed, epoch):
+    rows = None if job.order is None else job.order.rows
+    for theta in sgd(gradient, first, problem.train.images, targets, _recipe(job), seed, epoch, rows):
         epoch += 1
         _check_finite(job, number, epoch, theta)
         if epoch in job.epochs:
@@ -209,6 +220,20 @@ def _recipe(job: _Job) -> Recipe:
     return Recipe(
         expert.epochs, expert.batch_size, expert.step_size, rho=expert.rho, alpha=expert.alpha, augment=job.augment
     )  # fmt: skip
+
+
+def _curriculum(job: _Job) -> Curriculum:
+    """The order of the images; what each of the networks that tell it has found is kept."""
+    recipe, gradient = replace(_recipe(job), epochs=curriculum.EPOCHS, rho=0.0), _gradient(job)
+
+    def errors_of(number: int) -> Tensor:
+        seed = derive(job.seed, "curriculum", number)
+        asked = ["curriculum", curriculum.VERSION, subject(job.problem), vars(recipe), seed]
+        made, _ = once("scores", asked, lambda: ({"score": curriculum.errors(job.problem, gradient, recipe, seed)}, {}))
+        return made["score"]
+
+    hardness = torch.stack([errors_of(number) for number in range(curriculum.NETWORKS)]).mean(0)
+    return curriculum.easy_first(hardness, job.problem.train.labels, job.expert.epochs)
 
 
 def _gradient(job: _Job) -> engine.TrainingGradient:

@@ -1,6 +1,6 @@
 """One training loop for real and synthetic images: experts, controls and evaluation all run it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +45,14 @@ def sharpness_aware(gradient: Gradient, rho: float, alpha: float) -> Gradient:
 
 
 def sgd(
-    gradient: Gradient, theta: Tensor, images: Tensor, targets: Tensor, recipe: Recipe, seed: int, first_epoch: int = 0
-) -> Iterator[Tensor]:
+    gradient: Gradient, theta: Tensor, images: Tensor, targets: Tensor, recipe: Recipe, seed: int, first_epoch: int = 0,
+    rows: Callable[[int], Tensor] | None = None,
+) -> Iterator[Tensor]:  # fmt: skip
     """Train from ``theta`` (P,) on images (N, C, H, W) with target probabilities (N, K); yield θ after each epoch.
 
     Every epoch draws its order and its augmentations from (seed, epoch) alone, so training without momentum can be
-    taken up again after any epoch.  What is yielded is never written to again.
+    taken up again after any epoch.  What is yielded is never written to again.  Where ``rows`` says so, an epoch
+    trains on some of the images only: those in ``rows(epoch)`` (n,), on the CPU.
     """
     if recipe.rho > 0:
         gradient = sharpness_aware(gradient, recipe.rho, recipe.alpha)
@@ -61,11 +63,12 @@ def sgd(
             velocity = torch.zeros_like(theta)
         step_size = recipe.step_size * (0.1 if decayed else 1.0)
         draws = seeds.generator(seed, "epoch", epoch)
-        order = torch.randperm(len(images), generator=draws)
-        for rows in order.split(recipe.batch_size):
-            drawing = augment.draw(recipe.augment, len(rows), _size(images), draws)
-            batch = augment.apply(images[rows.to(images.device)], drawing)
-            slope = gradient(theta, batch, targets[rows.to(targets.device)])
+        own = None if rows is None else rows(epoch)
+        order = torch.randperm(len(images) if own is None else len(own), generator=draws)
+        for chosen in (order if own is None else own[order]).split(recipe.batch_size):
+            drawing = augment.draw(recipe.augment, len(chosen), _size(images), draws)
+            batch = augment.apply(images[chosen.to(images.device)], drawing)
+            slope = gradient(theta, batch, targets[chosen.to(targets.device)])
             if recipe.weight_decay:
                 slope = slope + recipe.weight_decay * theta
             velocity = recipe.momentum * velocity + slope if recipe.momentum else slope

@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from potstill import seeds
-from potstill.adjoint.inner import Adam, Moments, Sgd
+from potstill.adjoint.curvature import LowRank
+from potstill.adjoint.inner import Adam, Moments, Preconditioned, Sgd
 from potstill.errors import PotstillError
 
 P, SIZE, ALPHA = 7, 3, torch.tensor(0.1, dtype=torch.float64)
-OPTIMISERS = [Sgd(), Adam(), Adam(0.5, 0.9, 1e-3), Adam(0.0, 0.0)]
 
 
 def draw(count, seed=0):
     return torch.randn(count, P, generator=seeds.generator(seed, "test")).double()
+
+
+TURN = LowRank(torch.linalg.qr(draw(3, 7).T).Q, torch.tensor([1.0, -0.6, 0.2], dtype=torch.float64))
+PLAIN = [Sgd(), Adam(), Adam(0.5, 0.9, 1e-3), Adam(0.0, 0.0)]
+OPTIMISERS = [*PLAIN, Preconditioned(Sgd(), TURN), Preconditioned(Adam(), TURN)]
 
 
 def adjoint_and_autograd(inner, gradient, moments):
@@ -57,7 +62,7 @@ def test_the_adjoint_of_a_step_is_autograds(inner, steps_before):
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("inner", OPTIMISERS)
+@pytest.mark.parametrize("inner", PLAIN)
 def test_weights_that_never_had_a_gradient_stay_and_give_finite_adjoints(inner):
     gradient = draw(1)[0]
     gradient[:2] = 0.0
@@ -66,6 +71,19 @@ def test_weights_that_never_had_a_gradient_stay_and_give_finite_adjoints(inner):
     for found, expected in zip(*adjoint_and_autograd(inner, gradient, moments), strict=True):
         assert found.isfinite().all()
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("inner", [Sgd(), Adam()])
+def test_a_preconditioned_step_is_the_others_by_another_gradient_as_long(inner):
+    gradient, theta = draw(2)
+    first = Preconditioned(inner, TURN).step(theta, gradient, SIZE, inner.initial_moments(theta), ALPHA)
+    mapped = TURN.vectors @ (TURN.values * (TURN.vectors.T @ gradient))
+    other = inner.step(
+        theta, mapped * gradient.norm() / mapped.norm(), SIZE, inner.initial_moments(theta), ALPHA
+    )  # fmt: skip
+    assert torch.allclose(first[0], other[0], rtol=1e-12)
+    assert first[1].count == 1
+    assert all(torch.allclose(a, b) for a, b in zip(first[1].vectors, other[1].vectors, strict=True))
 
 
 def test_adam_masks_the_derivative_through_the_root_alone():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from potstill import seeds
+from potstill.adjoint.curvature import low_rank
 from potstill.adjoint.derivatives import compiled
-from potstill.adjoint.inner import Adam, Moments, Sgd
+from potstill.adjoint.inner import Adam, Moments, Preconditioned, Sgd
 from potstill.adjoint.unroll import InnerStep, _Sweep, unroll, unroll_with_moments
 from potstill.data import augment
 from potstill.data.augment import DSA
@@ -208,6 +209,38 @@ def test_moments_of_another_optimiser_or_network_are_refused():
     setting.inner, setting.moments = SGD, ADAM.initial_moments(torch.zeros(3))
     with pytest.raises(PotstillError, match=r"moments of shapes \[\(3,\), \(3,\)\]: Sgd carries 0 of"):
         setting.outer()
+
+
+@MICRO_BATCHES
+@BOTH
+def test_steps_along_curvature_are_exact_for_a_constant_map(inner, micro_batch):
+    """Its gradient of either optimiser by the sweep, by the whole graph, and by finite differences."""
+    setting = Setting()
+    setting.theta.requires_grad_()
+    hessian = _hessian(setting)
+    random = torch.randn(len(hessian), 12, generator=seeds.generator(0, "test")).double()
+    turn = low_rank(lambda v: hessian @ v, random, 8)
+    setting.inner = Preconditioned(inner, turn)
+    found = setting.gradients(LEAVES, micro_batch=micro_batch)
+    assert max(relative(found, setting.gradients(LEAVES, adjoint="direct"))) < 1e-10
+    for which, gradient in zip(LEAVES, found, strict=True):
+        value, h = getattr(setting, which), 1e-6
+        direction = torch.randn(value.shape, generator=seeds.generator(0, which)).to(value)
+        ends = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                setattr(setting, which, value + sign * h * direction)
+                ends.append(float(setting.outer()))
+            setattr(setting, which, value)
+        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(float((gradient * direction).sum()), rel=1e-5), which
+
+
+def _hessian(setting):
+    """Of the first batch's loss (P, P), by autograd."""
+    step = setting.steps[0]
+    x = augment.apply(setting.images.detach()[step.rows], step.drawing)
+    z = setting.logits.detach()[step.rows]
+    return torch.autograd.functional.hessian(lambda theta: setting.loss(theta, x, z), setting.theta.detach())
 
 
 def test_dead_weights_give_finite_gradients_with_adam():

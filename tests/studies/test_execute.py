@@ -14,8 +14,7 @@ from potstill.errors import PotstillError
 from potstill.runs.api import run_to_completion
 from potstill.studies import execute, task
 from potstill.studies.execute import Processes
-from tests.studies.test_task import figure_of, followed, set_of
-
+from tests.studies.test_task import figure_of, followed
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +81,14 @@ def done(tasks, folder, executor=None):
     return run_to_completion(execute.execute(tasks, folder, executor), events.append), events
 
 
-CHAIN = [Note("a"), Note("b", ("a",)), Note("c", ("a", "b")), Note("d", fails=True), Note("e", ("d",)), Note("f", ("e",))]
+CHAIN = [
+    Note("a"),
+    Note("b", ("a",)),
+    Note("c", ("a", "b")),
+    Note("d", fails=True),
+    Note("e", ("d",)),
+    Note("f", ("e",)),
+]
 
 
 @pytest.mark.parametrize("workers", [None, 2])

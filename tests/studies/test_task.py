@@ -3,8 +3,6 @@
 import json
 from dataclasses import replace
 
-import pytest
-
 from potstill import files
 from potstill.data.distilled import FILE
 from potstill.errors import Diverged
@@ -129,4 +127,7 @@ def test_a_figure_equals_that_of_a_run(tmp_path):
 
     found = training_set_of(load(task.set_folder(tmp_path, made.key)), who.config, who.problem.device)
     record = run_to_completion(controls.evaluate(who, found, 1, None, 0))
-    assert record["accuracy"]["distilled"]["per_seed"][0] == files.read_json(task.figure_path(tmp_path, one.key))["accuracy"]
+    assert (
+        record["accuracy"]["distilled"]["per_seed"][0]
+        == files.read_json(task.figure_path(tmp_path, one.key))["accuracy"]
+    )
