@@ -106,7 +106,7 @@ def expert_tasks(settings: Settings, seed: int) -> list[ExpertTask]:
     needed = runs.expert_needs(settings)
     if needed is None:
         return []
-    expert = runs.expert_config(settings, needed)
+    expert = runs.expert_recipe(settings, needed)
     runs.check_snapshots(needed, None, expert.epochs, "expert")
     own = replace(settings, expert=replace(expert, keep_all=True), seed=seed)
     key = files.fingerprint(files.plain(experts.identity(expert, problem_of(settings), seed, settings.augment)))
