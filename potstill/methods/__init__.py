@@ -14,6 +14,7 @@ from potstill.methods.kip import KIP
 from potstill.methods.method import Method
 from potstill.methods.ncfm import NCFM
 from potstill.methods.pruning import CCS, D2_PRUNING, EL2N, FORGETTING, GRAND, WINDOW
+from potstill.methods.rcig import RCIG
 from potstill.methods.selection import RANDOM
 from potstill.methods.trajectory_family import DATM, FTD, MCT, MTT, PAD, SELMATCH, TESLA
 
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
     "ncfm": NCFM,
     "kip": KIP,
     "frepo": FREPO,
+    "rcig": RCIG,
     "rat-bptt": RAT_BPTT,
     "at-bptt": AT_BPTT,
     "at-bptt-plus": AT_BPTT_PLUS,

@@ -18,6 +18,7 @@ from potstill.data.labels import one_hot
 from potstill.methods import initial, ridge
 from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables
 from potstill.methods.outer import Rule
+from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import loss_for
 
 STEPS, LEFT = "steps", "left"  # that each network of the pool has taken, and that it may still take
@@ -76,11 +77,17 @@ def centred(ctx: Context, labels: Tensor, start: Start | None) -> Tensor:
 def _pool(ctx: Context, settings: Frepo) -> Memory:
     """Fresh networks whose lives are of different length, so that they are not replaced at once."""
     left = settings.life - torch.arange(settings.pool) * settings.life // settings.pool
-    networks = [_fresh(ctx, number, -1) for number in range(settings.pool)]
-    return {STEPS: torch.zeros_like(left), LEFT: left, **dict(ChainMap(*networks))}
+    return {LEFT: left, **pool_of(ctx, settings.pool)}
 
 
-def _fresh(ctx: Context, number: int, iteration: int) -> Memory:
+def pool_of(ctx: Context, size: int) -> Memory:
+    """Fresh networks, the moments of their optimisers, and how many steps each has taken."""
+    networks = [fresh(ctx, number, -1) for number in range(size)]
+    return {STEPS: torch.zeros(size, dtype=torch.int64), **dict(ChainMap(*networks))}
+
+
+def fresh(ctx: Context, number: int, iteration: int) -> Memory:
+    """Network ``number`` of the pool as it begins after an iteration."""
     theta = ctx.fresh("pool", number, iteration + 1)
     zeros = torch.zeros_like(theta)
     return {f"theta.{number}": theta, f"first.{number}": zeros, f"second.{number}": zeros.clone()}
@@ -96,8 +103,8 @@ def regression_loss(
     """
     number = int(torch.randint(settings.pool, (), generator=ctx.draws("network", iteration)))
     theta, values = memory[f"theta.{number}"], variables["values"]
-    synthetic, targets = _with_mirrors(settings, variables["images"], values)
-    real, truth = _real_batch(ctx, settings, iteration)
+    synthetic, targets = with_mirrors(settings.flip, variables["images"], values)
+    real, truth = real_batch(ctx, settings.real_batch, iteration)
     seen = list(range(len(real)))[ctx.rank :: ctx.world]
     found, solved = _features(ctx, theta, real[seen]).double(), ctx.problem.network.features(theta, synthetic).double()
     predicted = ridge.predict(found @ solved.T, solved @ solved.T, targets.double(), settings.ridge)
@@ -106,8 +113,9 @@ def regression_loss(
     return Outcome(loss.float(), _advanced(ctx, settings, memory, number, variables, iteration))
 
 
-def _with_mirrors(settings: Frepo, images: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    if not settings.flip:
+def with_mirrors(flip: bool, images: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (n, C, H, W) and values (n, K), and where ``flip`` says so also their mirror images (2 n, ...)."""
+    if not flip:
         return images, values
     return torch.cat([images, images.flip(3)]), torch.cat([values, values])
 
@@ -117,10 +125,10 @@ def _features(ctx: Context, theta: Tensor, images: Tensor) -> Tensor:
     return torch.cat([ctx.problem.network.features(theta, part) for part in images.split(CHUNK)])
 
 
-def _real_batch(ctx: Context, settings: Frepo, iteration: int) -> tuple[Tensor, Tensor]:
-    """Real images (b, C, H, W) and their centred labels (b, K)."""
+def real_batch(ctx: Context, size: int, iteration: int) -> tuple[Tensor, Tensor]:
+    """Random real images (b, C, H, W) and their centred labels (b, K)."""
     split = ctx.problem.train
-    rows = torch.randperm(len(split.labels), generator=ctx.draws("real", iteration))[: settings.real_batch]
+    rows = torch.randperm(len(split.labels), generator=ctx.draws("real", iteration))[:size]
     rows = rows.to(ctx.problem.device)
     return split.images[rows], one_hot(split.labels[rows], ctx.classes) - 1 / ctx.classes
 
@@ -132,20 +140,28 @@ def _advanced(
     steps, left = memory[STEPS].clone(), memory[LEFT].clone()
     if int(left[number]) <= 1:
         steps[number], left[number] = 0, settings.life
-        return {**memory, STEPS: steps, LEFT: left, **_fresh(ctx, number, iteration)}
+        return {**memory, STEPS: steps, LEFT: left, **fresh(ctx, number, iteration)}
     images, values = variables["images"].detach(), variables["values"].detach()
-    order = torch.randperm(len(images), generator=ctx.draws("batch", iteration))[: settings.batch_size]
-    rows, theta = order.to(images.device), memory[f"theta.{number}"].detach().requires_grad_()
+    rows = torch.randperm(len(images), generator=ctx.draws("batch", iteration))[: settings.batch_size].to(images.device)
+    left[number] -= 1
+    after = trained(ctx.problem.network, memory, number, images[rows], values[rows], settings.inner_step_size)
+    return {**after, LEFT: left}
+
+
+def trained(
+    network: FlatNetwork, memory: Memory, number: int, images: Tensor, values: Tensor, step_size: float
+) -> Memory:  # fmt: skip
+    """The pool after one of its networks took a step of Adam on the squared error of a batch of the set."""
+    steps, theta = memory[STEPS].clone(), memory[f"theta.{number}"].detach().requires_grad_()
     with torch.enable_grad():
-        loss = loss_for(ctx.problem.network, "values")(theta, images[rows], values[rows])
+        loss = loss_for(network, "values")(theta, images, values)
     (gradient,) = torch.autograd.grad(loss, theta)
     moments = Moments((memory[f"first.{number}"], memory[f"second.{number}"]), int(steps[number]))
-    step_size = torch.tensor(settings.inner_step_size, device=theta.device)
-    moved, moments = Adam().step(theta.detach(), gradient, len(rows), moments, step_size)
+    size = torch.tensor(step_size, device=theta.device)
+    moved, moments = Adam().step(theta.detach(), gradient, len(images), moments, size)
     steps[number] += 1
-    left[number] -= 1
     stepped = dict(zip(("theta", "first", "second"), (moved, *moments.vectors), strict=True))
-    return {**memory, STEPS: steps, LEFT: left, **{f"{name}.{number}": x for name, x in stepped.items()}}
+    return {**memory, STEPS: steps, **{f"{name}.{number}": x for name, x in stepped.items()}}
 
 
 def probe(settings: Frepo) -> Probe:

@@ -1,7 +1,8 @@
 """Rules of the outer loop: how one named variable of a set moves along its gradient.
 
-SGD with momentum, Adam and LAMB, with what the methods of the literature add: a variable that stays positive, one that
-is clamped from below, ascent, a norm clip against the gradient's own moving average, a moving average of the variable.
+SGD with momentum, Adam, AdaBelief and LAMB, with what the methods of the literature add: a variable that stays
+positive, one that is clamped from below, ascent, a norm clip against the gradient's own moving average, a moving
+average of the variable.
 """
 
 import math
@@ -16,6 +17,7 @@ Moments = dict[str, Tensor]
 
 NORM_DECAY = 0.9  # of the moving average that a clip is measured by (RaT-BPTT's)
 EPSILON = 1e-8  # Adam's
+BELIEF_EPSILON = 1e-16  # AdaBelief's, added to the second moment at each step
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Rule:
     """
 
     lr: float
-    kind: Literal["sgd", "adam", "lamb"] = "sgd"
+    kind: Literal["sgd", "adam", "adabelief", "lamb"] = "sgd"
     momentum: float = 0.0  # of SGD
-    betas: tuple[float, float] = (0.9, 0.999)  # of Adam and LAMB
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam, AdaBelief and LAMB
     positive: bool = False  # a scalar moves by the factor exp(−lr · v / x): to first order the same step, and never ≤ 0
     minimum: float | None = None  # clamped from below after each step
     norm: float | None = None  # of each item (n, ...), to which it is brought back after each step
@@ -95,13 +97,17 @@ def _clipped(clip: float, gradient: Tensor, moments: Moments) -> Tensor:
 
 
 def _adam(rule: Rule, gradient: Tensor, moments: Moments) -> Tensor:
+    """m̂ / (√v̂ + ε), v of the gradient's squares; AdaBelief's are of its distance to m (Zhuang et al., NeurIPS 2020)."""
     first, second = rule.betas
     moments["steps"] = moments["steps"] + 1
     moments["first"] = first * moments["first"] + (1 - first) * gradient
-    moments["second"] = second * moments["second"] + (1 - second) * gradient.square()
+    squares, epsilon = gradient.square(), EPSILON
+    if rule.kind == "adabelief":
+        squares, epsilon = (gradient - moments["first"]).square() + BELIEF_EPSILON / (1 - second), BELIEF_EPSILON
+    moments["second"] = second * moments["second"] + (1 - second) * squares
     steps = float(moments["steps"])
     unbiased = moments["first"] / (1 - first**steps)
-    return unbiased / ((moments["second"] / (1 - second**steps)).sqrt() + EPSILON)
+    return unbiased / ((moments["second"] / (1 - second**steps)).sqrt() + epsilon)
 
 
 def result(rule: Rule, x: Tensor, moments: Moments) -> Tensor:

@@ -26,7 +26,10 @@ def squared_error(predicted: Tensor, truth: Tensor) -> Tensor:
     return 0.5 * (predicted - truth).square().sum(1).mean()
 
 
-def unsureness(values: Tensor) -> Tensor:
-    """− mean min(largest − second largest, 1/K) of labels (n, K): falls as labels name one class (FRePo, its code)."""
+def unsureness(values: Tensor, margin: float = 1.0) -> Tensor:
+    """− mean min(largest − second largest, margin/K) of labels (n, K): falls as labels name one class.
+
+    The margin is 1 in FRePo's code, ½ in RCIG's.
+    """
     first, second = values.topk(2, dim=1).values.T
-    return -(first - second).clamp_max(1 / values.shape[1]).mean()
+    return -(first - second).clamp_max(margin / values.shape[1]).mean()

@@ -80,6 +80,11 @@ class FlatNetwork:
         """The input (b, F) of the last linear layer, differentiable; arguments and errors as for the outputs."""
         return self._apply(cast(nn.Sequential, self.module[:-1]), theta, images, buffers, training)
 
+    def features_and_outputs(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both from one pass, the outputs (b, K) as a function of the features (b, F); without running statistics."""
+        features = self.features(theta, images)
+        return features, self._apply(cast(nn.Sequential, self.module[-1:]), theta, features, None, True)
+
     def activations(self, theta: Tensor, images: Tensor) -> list[Tensor]:
         """What each ReLU gives (b, C, H, W) or (b, F), and last the maps before the head; differentiable.
 

@@ -44,6 +44,24 @@ def test_adam_is_pytorchs():
     assert torch.allclose(walk(Rule(0.05, "adam"), gradients)[0][-1], expected, atol=1e-6)
 
 
+def test_adabelief_is_that_of_its_paper():
+    """Algorithm 2 of Zhuang et al., each number by itself; a gradient that is as expected makes large steps."""
+    gradients = some_gradients(20)
+    found = walk(Rule(0.05, "adabelief"), gradients)[0][-1]
+    for place, x in enumerate([1.0, -2.0, 3.0]):
+        m = s = 0.0
+        for t, gradient in enumerate(gradients, start=1):
+            g = float(gradient[place])
+            m = 0.9 * m + 0.1 * g
+            s = 0.999 * s + 0.001 * (g - m) ** 2 + 1e-16
+            x -= 0.05 * m / (1 - 0.9**t) / (math.sqrt(s / (1 - 0.999**t)) + 1e-16)
+        assert float(found[place]) == pytest.approx(x, rel=1e-5)
+    steady = [torch.ones(3)] * 100
+    first, last = (walk(Rule(0.05, kind), steady)[0][-1] for kind in ("adam", "adabelief"))
+    assert bool((last < first).all())
+    assert torch.equal(walk(Rule(0.05, "adabelief"), [torch.zeros(3)])[0][-1], torch.tensor([1.0, -2.0, 3.0]))
+
+
 def test_a_positive_variable_follows_the_published_step_and_never_ends():
     start = torch.tensor(0.01)
     small = walk(Rule(1e-3, positive=True), [torch.tensor(2 * (0.01 - 0.02))], start)[0][-1]
