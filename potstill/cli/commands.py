@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from potstill.bounds import Count, Fraction, Rate, Whole
+from potstill.data.export import Format
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.networks.architectures import Architecture, Norm
 from potstill.runs.settings import Settings
@@ -132,8 +133,11 @@ class Export:
     path: tyro.conf.Positional[Path]
     """A distilled.safetensors, or the folder of a run."""
     out: Path
-    """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours, clipped to 8 bits), or
-    a new folder of class folders (the same)."""
+    """x.npz (exact: whitened images, soft labels, transform), x.parquet, x.tar (WebDataset) or x.png (true colours,
+    clipped to 8 bits), or a new folder of class folders (the same)."""
+    to: Format | None = None
+    """The format; None: what the ending of --out says. pt: a folder of images.pt, labels.pt (logits, or classes of hard
+    labels) and lr.pt, which DATM's evaluation and DD-Ranking read."""
     rescale: bool = False
     """Pictures hold the whole range of values, in other colours, instead of being clipped; the scale stands beside
     them: a value of 0 is the first, 255 the second number."""

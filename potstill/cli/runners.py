@@ -201,7 +201,7 @@ def _show(command: Show) -> None:
 
 
 def _export(command: Export) -> None:
-    load(command.path, command.dataset).export(command.out, command.rescale)
+    load(command.path, command.dataset).export(command.out, command.rescale, command.to)
     say(f"written    {command.out}")
 
 

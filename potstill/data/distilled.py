@@ -139,13 +139,14 @@ class Distilled:
         files.save(Path(path), KIND, tensors, header)
 
     @own_state()
-    def export(self, path: str | Path, rescale: bool = False) -> None:
-        """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
+    def export(self, path: str | Path, rescale: bool = False, to: export.Format | None = None) -> None:
+        """Write the set for other tools; the ending decides: .png, .npz, .parquet, .tar, or a folder of class folders.
 
-        ``.npz`` keeps everything exactly (transformed images, labels, transform).  The others hold pictures of 8 bits
-        in true colours: learned values outside of that range are clipped, which costs accuracy, and a log line says
-        how many.  With ``rescale`` pictures hold the whole range of values instead, in other colours; the scale stands
-        beside them.  A folder's ``soft_labels.json`` names its classes and files.
+        ``.npz`` keeps everything exactly (transformed images, labels, transform).  ``to="pt"`` writes images.pt,
+        labels.pt and lr.pt into a folder, as DATM's evaluation and DD-Ranking read them.  The others hold pictures of
+        8 bits in true colours, ``.tar`` as WebDataset: learned values outside of that range are clipped, which costs
+        accuracy, and a log line says how many.  With ``rescale`` pictures hold the whole range of values instead, in
+        other colours; the scale stands beside them.  A folder's ``soft_labels.json`` names its classes and files.
 
         Raises:
             PotstillError: another ending, or a folder that holds other files.
@@ -164,7 +165,7 @@ class Distilled:
             self.transform,
             rescale,
         )
-        export.write(content, Path(path))
+        export.write(content, Path(path), to)
 
 
 @dataclass(frozen=True)
