@@ -13,6 +13,7 @@ from potstill.cli.commands import COMMANDS
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
+from potstill.networks.architectures import NetworkConfig
 from potstill.runs import settings
 from potstill.runs.recipes import load_recipe
 from potstill.runs.settings import Settings, Shared
@@ -56,6 +57,8 @@ def _checked(command: Any) -> Any:
         value = getattr(command, name)
         if isinstance(value, EvaluationConfig):  # whose flags have no prefix
             bounds.check(value)
+        elif isinstance(value, NetworkConfig):
+            bounds.check(value, f"{name}.")
         elif name != "settings":
             bounds.fit(value, hint, name)
     return command

@@ -9,10 +9,12 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from potstill.bounds import Count, Fraction, Rate, Whole
+from potstill.bounds import Count, Fraction, Positive, Rate, Whole
+from potstill.data.augment import DSA, Operation
 from potstill.data.export import Format
+from potstill.data.foreign import Space
 from potstill.evaluation.protocol import EvaluationConfig
-from potstill.networks.architectures import Architecture, Norm
+from potstill.networks.architectures import Architecture, NetworkConfig, Norm
 from potstill.runs.settings import Settings
 from potstill.studies.ablations import Part
 
@@ -146,6 +148,42 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Import:
+    """Read sets and experts that other code published: .pt of MTT, TESLA and DATM, .npz of FRePo and RCIG.
+
+    Images and labels (and a step size) become a distilled.safetensors, which every command takes; replay buffers become
+    a folder of experts, for `potstill distill --experts`. No pickle is executed: only tensors are read.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """The files of one set, e.g. images_best.pt labels_best.pt lr_best.pt, or replay_buffer_0.pt and more."""
+    dataset: str
+    """The data it was distilled from, or the experts were trained on: as --dataset of `potstill run`."""
+    out: Path
+    """Folder of the set or of the experts."""
+    space: Space | None = None
+    """What the images were brought to. zca: whitened as MTT and DATM do with --zca; standardise: by each channel's mean
+    and deviation; frepo: as FRePo does; pixels: 0 to 1. None: zca of .pt, frepo of .npz."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel, where the authors standardised by other numbers than the training images'."""
+    std: tuple[Positive, ...] = ()
+    """Deviation of each channel, likewise."""
+    method: str | None = None
+    """The method that made the set, by which records name it; None: mtt of hard labels, frepo of .npz, else datm."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    augment: tuple[Operation, ...] = DSA
+    """Operations of differentiable siamese augmentation that networks are trained with."""
+    expert_step_size: Positive = 0.01
+    """Step size that imported experts were trained with, which a search for start epochs begins at."""
+    resize: Count | None = None
+    """Resize the data's shorter side to this many pixels and crop the centre."""
+    label_column: str | None = None
+    """Label column of a table with several."""
+    image_column: str | None = None
+    """Image column of a table with several."""
+
+
+@dataclass(frozen=True)
 class Methods:
     """List the methods: family, what they need, and the published cells of one of them."""
 
@@ -229,6 +267,6 @@ class Cache:
 
 COMMANDS: dict[str, type[Any]] = {
     "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
-    "show": Show, "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
-    "explore windows": Windows, "lossless": Lossless, "cache": Cache,
+    "show": Show, "export": Export, "import": Import, "forecast": Forecast, "explore stages": Stages,
+    "explore ablations": Ablations, "explore windows": Windows, "lossless": Lossless, "cache": Cache,
 }  # fmt: skip

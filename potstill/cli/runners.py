@@ -19,6 +19,7 @@ from potstill.cli.commands import (
     Experts,
     Export,
     Forecast,
+    Import,
     Lossless,
     Methods,
     Report,
@@ -53,7 +54,7 @@ from potstill.networks.architectures import NetworkConfig
 from potstill.process import find_compiler_cache
 from potstill.report import run_page
 from potstill.report.study_page import Study
-from potstill.runs import forecast, recipes, record, settings, stage
+from potstill.runs import forecast, imported, recipes, record, settings, stage
 from potstill.runs import run as runs
 from potstill.runs.settings import Settings
 from potstill.store import cache_folder, clear, kept
@@ -205,6 +206,28 @@ def _export(command: Export) -> None:
     say(f"written    {command.out}")
 
 
+def _import(command: Import) -> None:
+    found = imported.read(command.files)
+    names = ("network", "augment", "resize", "label_column", "image_column")
+    changes = {name: getattr(command, name) for name in names}
+    if imported.is_experts(found):
+        store = imported.import_experts(
+            found, command.dataset, command.out, changes, space=command.space or "zca",
+            step_size=command.expert_step_size,
+        )  # fmt: skip
+        mean = sum(store.accuracies) / len(store)
+        say(
+            f"{len(store)} experts of {store.epochs[-1]} epochs in {command.out}, {mean:.1%} right on validation "
+            f"images, which they were trained on. Distil by them: potstill distill --experts {command.out}"
+        )
+        return
+    distilled = imported.import_set(
+        found, command.dataset, changes, space=command.space, mean=command.mean, std=command.std, method=command.method
+    )
+    distilled.save(command.out / FILE)
+    say(f"{distilled!r}\nthe set    {command.out / FILE}\ntest it    potstill evaluate {command.out}")
+
+
 def _forecast(command: Forecast) -> None:
     settings.check(command.settings)
     with out.status("timing a few steps of each stage ..."):
@@ -269,8 +292,8 @@ def _cache(command: Cache) -> None:
 
 RUNNERS: dict[type[Any], Callable[[Any], None]] = {
     Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Report: _report,
-    Show: _show, Export: _export, Forecast: _forecast, Stages: _stages, Ablations: _ablations, Windows: _windows,
-    Lossless: _lossless, Cache: _cache,
+    Show: _show, Export: _export, Import: _import, Forecast: _forecast, Stages: _stages,
+    Ablations: _ablations, Windows: _windows, Lossless: _lossless, Cache: _cache,
 }  # fmt: skip
 
 

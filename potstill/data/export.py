@@ -1,8 +1,8 @@
 """A synthetic set for other tools: arrays, tensors, Parquet, WebDataset shards, a folder of class folders, one picture.
 
-Only ``.npz`` and the tensors of ``pt`` are exact.  Pictures hold whole numbers from 0 to 255 in true colours, and learned images leave that range:
-of a set of CIFAR-10 whitened by ZCA 77 % of the values were clipped, and networks came to 23 instead of 48 %.  Rescaled
-pictures hold the whole range, rounded to one of 256 values.
+Only ``.npz`` and the tensors of ``pt`` are exact.  Pictures hold whole numbers from 0 to 255 in true colours, and
+learned images leave that range: of a set of CIFAR-10 whitened by ZCA 77 % of the values were clipped, and networks came
+to 23 instead of 48 %.  Rescaled pictures hold the whole range, rounded to one of 256 values.
 """
 
 import io
@@ -201,8 +201,8 @@ def _parquet(content: Content) -> bytes:
 def _tensors(content: Content, folder: Path) -> None:
     """images.pt, labels.pt and lr.pt, as DATM's ``evaluation.py`` and DD-Ranking read them.
 
-    Images (N, C, H, W) are transformed.  Labels are logits (N, K), of which both take the softmax, or classes (N,) int64
-    where they are hard, as MTT writes them.  The step size is a tensor without axes, and left out where there is none.
+    Images (N, C, H, W) are transformed.  Labels are logits (N, K), of which both take the softmax, or classes (N,)
+    int64 where they are hard, as MTT writes them.  The step size is a tensor without axes; there may be none.
     """
     if content.kind == "hard":
         labels = content.labels

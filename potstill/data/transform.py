@@ -61,6 +61,11 @@ class Transform:
         """Pixels in about [0, 1] from whitened images; learned images may leave that range."""
         return self._map(images, inverse=True)
 
+    def apply(self, values: Tensor) -> Tensor:
+        """Whitened images from float pixels (N, C, H, W) that may leave [0, 1], as learned ones do; undoes invert."""
+        self._check_shape(values)
+        return self._map(values, inverse=False)
+
     def pixels(self, images: Tensor) -> Tensor:
         """Whitened images in true colours, uint8; what leaves the range of pixels is clipped."""
         return (self.invert(images).clamp(0, 1) * 255).round().to(torch.uint8)
