@@ -148,6 +148,27 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Push:
+    """Put a distilled set on the Hugging Face Hub, with a card made from its record.
+
+    The repository holds the set, its pictures with soft labels for `datasets.load_dataset`, and the card: picture,
+    accuracies beside their controls, recipe, how to train. Read it by potstill.load("hf://user/name"), or by any
+    command that takes a set. Log in by `hf auth login` first.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """A distilled.safetensors, or the folder of a run, whose record the card is made from."""
+    name: tyro.conf.Positional[str]
+    """The dataset repository, user/name; made if it is missing."""
+    licence: str | None = None
+    """Licence of the source, as the hub names it (cc-by-4.0, mit, other, unknown): the images derive from it."""
+    private: bool = False
+    """Make the repository private."""
+    dry: Path | None = None
+    """Write what would be pushed into this folder instead, to look at it first."""
+
+
+@dataclass(frozen=True)
 class Import:
     """Read sets and experts that other code published: .pt of MTT, TESLA and DATM, .npz of FRePo and RCIG.
 
@@ -267,6 +288,6 @@ class Cache:
 
 COMMANDS: dict[str, type[Any]] = {
     "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
-    "show": Show, "export": Export, "import": Import, "forecast": Forecast, "explore stages": Stages,
+    "show": Show, "export": Export, "push": Push, "import": Import, "forecast": Forecast, "explore stages": Stages,
     "explore ablations": Ablations, "explore windows": Windows, "lossless": Lossless, "cache": Cache,
 }  # fmt: skip

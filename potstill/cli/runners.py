@@ -22,6 +22,7 @@ from potstill.cli.commands import (
     Import,
     Lossless,
     Methods,
+    Push,
     Report,
     Run,
     Show,
@@ -42,6 +43,7 @@ from potstill.cli.console import (
     tensorboard,
 )
 from potstill.cli.terminal import out, say
+from potstill.data import hub
 from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
@@ -52,7 +54,7 @@ from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
 from potstill.networks.architectures import NetworkConfig
 from potstill.process import find_compiler_cache
-from potstill.report import run_page
+from potstill.report import card, run_page
 from potstill.report.study_page import Study
 from potstill.runs import forecast, imported, recipes, record, settings, stage
 from potstill.runs import run as runs
@@ -206,6 +208,17 @@ def _export(command: Export) -> None:
     say(f"written    {command.out}")
 
 
+def _push(command: Push) -> None:
+    contents = card.contents(command.path, command.name, command.licence)
+    if command.dry is not None:
+        for name, content in contents.items():
+            files.write_bytes(command.dry / name, content)
+        say(f"written    {command.dry}, and nothing pushed")
+        return
+    address = hub.push(command.name, contents, command.private, f"Distilled set of {command.path.name}")
+    say(f'the set    {address}\nread it    potstill.load("hf://{command.name}")')
+
+
 def _import(command: Import) -> None:
     found = imported.read(command.files)
     names = ("network", "augment", "resize", "label_column", "image_column")
@@ -292,7 +305,7 @@ def _cache(command: Cache) -> None:
 
 RUNNERS: dict[type[Any], Callable[[Any], None]] = {
     Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Report: _report,
-    Show: _show, Export: _export, Import: _import, Forecast: _forecast, Stages: _stages,
+    Show: _show, Export: _export, Push: _push, Import: _import, Forecast: _forecast, Stages: _stages,
     Ablations: _ablations, Windows: _windows, Lossless: _lossless, Cache: _cache,
 }  # fmt: skip
 

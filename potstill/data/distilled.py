@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from potstill import files
-from potstill.data import augment, export
+from potstill.data import augment, export, hub
 from potstill.data import dataset as datasets
 from potstill.data import labels as kinds
 from potstill.data import transform as transforms
@@ -204,7 +204,7 @@ def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
     """Read a distilled set, from its file or from the folder of its run.
 
     Args:
-        path: a distilled.safetensors or the folder it lies in.
+        path: a distilled.safetensors, the folder it lies in, or hf://user/name (@revision) on the Hugging Face Hub.
         dataset: the data it was distilled from, as ``--dataset``; only a compact file with ZCA needs it.
 
     Raises:
@@ -214,7 +214,7 @@ def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
         >>> distilled = potstill.load("runs/digits-ipc1")
         >>> images, soft_labels = distilled.tensors()
     """
-    path = Path(path)
+    path = hub.fetch(path, FILE) if hub.is_remote(path) else Path(path)
     tensors, header = files.load(path / FILE if path.is_dir() else path, KIND, upgrade=upgrade, check=check)
     _, c, h, w = tensors["images"].shape
     if "transform.mean" in tensors:
