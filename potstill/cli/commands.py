@@ -107,6 +107,38 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Train one network on a distilled set and save it, for PyTorch, as safetensors, or as ONNX for other tools.
+
+    The step size and the recipe are those of `potstill evaluate`, which says how good such networks are.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """A distilled.safetensors, the folder of a run, or hf://user/name."""
+    out: Path
+    """net.safetensors or net.pt: weights, transform, classes; net.onnx: pixels from 0 to 1 in, a number a class out
+    (needs the packages onnx and onnxscript)."""
+    network: Architecture | None = None
+    """Network to train; None: the one the set was made with."""
+    width: Count | None = None
+    """Its width, where it has one."""
+    depth: Count | None = None
+    """Its depth, where it has one."""
+    norm: Norm | None = None
+    """Its normalisation."""
+    epochs: Count | None = None
+    """Epochs over the set; None: 1001, as published."""
+    step_size: Positive | None = None
+    """Step size of SGD; None: the set's own for the network it was made with, else 0.01."""
+    seed: int = 0
+    """Seed of its initialisation and of the draws in training."""
+    device: str = "auto"
+    """Where to train."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html of a run anew: one page with figures, tables and pictures, to open in any browser."""
 
@@ -287,7 +319,8 @@ class Cache:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
-    "show": Show, "export": Export, "push": Push, "import": Import, "forecast": Forecast, "explore stages": Stages,
-    "explore ablations": Ablations, "explore windows": Windows, "lossless": Lossless, "cache": Cache,
+    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "train": Train,
+    "report": Report, "show": Show, "export": Export, "import": Import, "push": Push, "forecast": Forecast,
+    "explore stages": Stages, "explore ablations": Ablations, "explore windows": Windows, "lossless": Lossless,
+    "cache": Cache,
 }  # fmt: skip

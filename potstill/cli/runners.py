@@ -27,6 +27,7 @@ from potstill.cli.commands import (
     Run,
     Show,
     Stages,
+    Train,
     Windows,
 )
 from potstill.cli.console import (
@@ -46,8 +47,8 @@ from potstill.cli.terminal import out, say
 from potstill.data import hub
 from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
-from potstill.evaluation import tuning
-from potstill.evaluation.evaluator import evaluator_for
+from potstill.evaluation import saved, tuning
+from potstill.evaluation.evaluator import evaluator_for, network_for, train
 from potstill.evaluation.protocol import protocol_of, selecting
 from potstill.machine import commit
 from potstill.methods import METHODS
@@ -176,11 +177,24 @@ def _check_evaluate(command: Evaluate) -> None:
         )
 
 
-def _chosen_network(command: Evaluate, own: NetworkConfig) -> NetworkConfig:
+def _chosen_network(command: Evaluate | Train, own: NetworkConfig) -> NetworkConfig:
     """The network of the command line, or the set's own with what the flags change."""
     base = own if command.network in (None, own.name) else NetworkConfig(name=command.network or own.name)
     changes = {name: getattr(command, name) for name in ("width", "depth", "norm")}
     return replace(base, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _train(command: Train) -> None:
+    saved.check(command.out)
+    distilled = load(command.path, command.dataset)
+    config = network_for(distilled, _chosen_network(command, NetworkConfig(**distilled.recipe["network"])))
+    with out.status("training a network ..."):
+        network = train(
+            distilled, config, seed=command.seed, epochs=command.epochs, step_size=command.step_size,
+            device=None if command.device == "auto" else command.device,
+        )  # fmt: skip
+    saved.save(network, config, distilled, command.out)
+    say(f"a {config.name} trained on {len(distilled)} images\nwritten    {command.out}")
 
 
 def _report(command: Report) -> None:
@@ -304,8 +318,8 @@ def _cache(command: Cache) -> None:
 
 
 RUNNERS: dict[type[Any], Callable[[Any], None]] = {
-    Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Report: _report,
-    Show: _show, Export: _export, Push: _push, Import: _import, Forecast: _forecast, Stages: _stages,
+    Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Train: _train,
+    Report: _report, Show: _show, Export: _export, Import: _import, Push: _push, Forecast: _forecast, Stages: _stages,
     Ablations: _ablations, Windows: _windows, Lossless: _lossless, Cache: _cache,
 }  # fmt: skip
 

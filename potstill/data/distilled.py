@@ -17,6 +17,7 @@ from potstill.data import dataset as datasets
 from potstill.data import labels as kinds
 from potstill.data import transform as transforms
 from potstill.data.augment import Operation
+from potstill.data.export import Content, Format
 from potstill.data.labels import Kind, TargetKind
 from potstill.data.pictures import grid, png
 from potstill.data.transform import Transform
@@ -139,7 +140,7 @@ class Distilled:
         files.save(Path(path), KIND, tensors, header)
 
     @own_state()
-    def export(self, path: str | Path, rescale: bool = False, to: export.Format | None = None) -> None:
+    def export(self, path: str | Path, rescale: bool = False, to: Format | None = None) -> None:
         """Write the set for other tools; the ending decides: .png, .npz, .parquet, .tar, or a folder of class folders.
 
         ``.npz`` keeps everything exactly (transformed images, labels, transform).  ``to="pt"`` writes images.pt,
@@ -151,10 +152,15 @@ class Distilled:
         Raises:
             PotstillError: another ending, or a folder that holds other files.
         """
+        export.write(self.content(rescale), Path(path), to)
+
+    @own_state()
+    def content(self, rescale: bool = False) -> Content:
+        """What an export holds, on the CPU: the images that networks train on, and their labels."""
         of_slots = (self.soft_labels, self.labels)
         soft_labels, labels = (self._by_picture(tensor.cpu()) for tensor in of_slots)
         targets = None if self.targets is None else self._by_picture(self.targets.cpu())
-        content = export.Content(
+        return Content(
             self.decoded().cpu(),
             targets,
             self.kind,
@@ -165,7 +171,6 @@ class Distilled:
             self.transform,
             rescale,
         )
-        export.write(content, Path(path), to)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def write(content: Content, path: Path, to: Format | None = None) -> None:
         case "pt":
             _tensors(content, path)
         case "parquet":
-            files.write_bytes(path, _parquet(content))
+            files.write_bytes(path, parquet(content))
             _say_what_was_clipped(content, path)
         case "webdataset":
             _shards(content, path)
@@ -175,7 +175,7 @@ def _arrays(content: Content) -> bytes:
     return buffer.getvalue()
 
 
-def _parquet(content: Content) -> bytes:
+def parquet(content: Content) -> bytes:
     """A table in the Hugging Face convention: image (PNG bytes), label, soft_label; its metadata hold the scale."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -21,6 +21,7 @@ from typing import Any
 
 from potstill import files
 from potstill.data.distilled import FILE, Distilled, grid, load, png
+from potstill.data.export import WORTH_SAYING, parquet
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import described
 from potstill.methods import METHODS
@@ -33,7 +34,6 @@ PARQUET, PICTURE, RESULTS = "data/train-00000-of-00001.parquet", "images.png", "
 MOST = 10  # images of each class in the picture
 LICENCE = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-WORTH_SAYING = 0.005  # fraction of clipped values from which on the card says so
 
 
 def contents(path: Path, name: str, licence: str | None) -> dict[str, bytes]:
@@ -53,12 +53,11 @@ def contents(path: Path, name: str, licence: str | None) -> dict[str, bytes]:
     results = _results(folder / RESULTS)
     with tempfile.TemporaryDirectory() as made:
         distilled.save(Path(made) / FILE)
-        distilled.export(Path(made) / "train.parquet")
-        whole, table = (Path(made) / FILE).read_bytes(), (Path(made) / "train.parquet").read_bytes()
+        whole = (Path(made) / FILE).read_bytes()
     found = {
         "README.md": card(distilled, results, name, str(licence)).encode(),
         FILE: whole,
-        PARQUET: table,
+        PARQUET: parquet(distilled.content()),
         PICTURE: png(grid(distilled.pixels, distilled.labels, MOST)),
     }
     return found | ({RESULTS: files.as_json(results, indent=2).encode()} if results else {})
@@ -128,7 +127,8 @@ def _metadata(distilled: Distilled, name: str, licence: str) -> Iterator[str]:
     """What the hub reads: YAML, of which JSON's strings are a part."""
     rows = len(distilled) * distilled.pictures**2
     size = next((text for most, text in SIZES if rows < most), "n>1M")
-    methods = list(distilled.provenance.get("config", {}).get("stages", {}))
+    config = distilled.provenance.get("config")
+    methods = () if config is None else from_dict(config).method
     yield from ("---", f"license: {licence}", f"pretty_name: {json.dumps(name.split('/')[1])}")
     yield from ("task_categories:", "- image-classification", "size_categories:", f"- {size}", "tags:")
     yield from (f"- {json.dumps(tag)}" for tag in ("dataset-distillation", "potstill", *methods))
@@ -146,9 +146,9 @@ def _metadata(distilled: Distilled, name: str, licence: str) -> Iterator[str]:
 def _opening(distilled: Distilled) -> Iterator[str]:
     source, (_, c, h, w) = _plain(_dataset(distilled)), distilled.images.shape
     count = len(distilled) / len(distilled.classes)
-    yield from (f"# {source}, distilled to {count:g} images per class", "")
-    yield f"A synthetic training set: networks that train on these {len(distilled)} images of {w}×{h} pixels"
-    yield f"({'grey' if c == 1 else 'colour'}) learn what they would of {source}. Made by potstill."
+    yield from (f"# {source}, distilled to {count:g} image{'' if count == 1 else 's'} per class", "")
+    yield f"A synthetic training set of {len(distilled)} {'grey' if c == 1 else 'colour'} images of {w}×{h} pixels,"
+    yield f"made by potstill to train networks on instead of {source}: in seconds, and with the accuracies below."
     yield from ("", f"![The images, a row a class]({PICTURE})", "")
 
 
@@ -191,7 +191,7 @@ def _training(distilled: Distilled, name: str) -> Iterator[str]:
         f'rows = datasets.load_dataset("{name}", split="train")  # image, label, soft_label',
     )
     yield from ("```", "")
-    clipped = _clipped(distilled)
+    clipped = distilled.content().clipped
     if clipped > WORTH_SAYING:
         yield f"Of these pictures {clipped:.0%} of the values are clipped to the range of 8 bits, so networks learn"
         yield from ("less from them than from the file.", "")
@@ -240,12 +240,6 @@ def _labels(distilled: Distilled) -> str:
         "logits": "soft (learned logits)", "values": "values to regress to", "raw": "weights of the classes",
         "hard": "hard",
     }[distilled.kind]  # fmt: skip
-
-
-def _clipped(distilled: Distilled) -> float:
-    """Fraction of values that pictures cannot hold, by more than rounding."""
-    values = distilled.transform.invert(distilled.images)
-    return float(((values < -1 / 510) | (values > 1 + 1 / 510)).float().mean())
 
 
 def _plain(text: str) -> str:
