@@ -202,19 +202,21 @@ def _tensors(content: Content, folder: Path) -> None:
     """images.pt, labels.pt and lr.pt, as DATM's ``evaluation.py`` and DD-Ranking read them.
 
     Images (N, C, H, W) are transformed.  Labels are logits (N, K), of which both take the softmax, or classes (N,)
-    int64 where they are hard, as MTT writes them.  The step size is a tensor without axes; there may be none.
+    int64 where they are hard, as MTT writes them.  Rows are in the order of their classes, which DD-Ranking takes for
+    granted.  The step size is a tensor without axes; there may be none.
     """
     if content.kind == "hard":
         labels = content.labels
     else:
         labels = kinds.convert(content.targets, content.kind, content.labels, len(content.classes), "logits")
-    found = {"images": content.images, "labels": labels}
+    order = content.labels.argsort(stable=True)
+    found = {"images": content.images[order], "labels": labels[order]}
     (folder / "lr.pt").unlink(missing_ok=True)  # that of another set
     if content.step_size is not None:
         found["lr"] = torch.tensor(content.step_size)
     for name, tensor in found.items():
         buffer = io.BytesIO()
-        torch.save(tensor.detach().clone(), buffer)  # a copy: of a view the whole would be written
+        torch.save(tensor.detach(), buffer)
         files.write_bytes(folder / f"{name}.pt", buffer.getvalue())
 
 

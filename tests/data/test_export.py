@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from potstill import seeds
 from potstill.data import export, shards
-from potstill.data.distilled import decode, load
+from potstill.data import transform as transforms
+from potstill.data.distilled import Distilled, decode, load
 from potstill.data.reading import Reading
 from potstill.errors import PotstillError
 
@@ -107,7 +109,7 @@ def test_shards_are_a_dataset_that_we_read_ourselves(distilled, tmp_path):
 
 
 def read_tensors(folder):
-    return {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.iterdir())}
+    return {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
 
 
 def test_tensors_as_the_published_evaluation_reads_them(distilled, tmp_path):
@@ -134,6 +136,49 @@ def test_tensors_of_other_labels_are_logits_of_the_same_probabilities(distilled,
     values.export(tmp_path, to="pt")
     labels = read_tensors(tmp_path)["labels"]
     assert torch.allclose(labels.softmax(1), values.soft_labels, atol=1e-6)
+
+
+def test_tensors_are_in_the_order_of_their_classes(distilled, tmp_path):
+    mixed = torch.tensor([4, 0, 2, 5, 1, 3])
+    rows = {name: getattr(distilled, name)[mixed] for name in ("images", "targets", "labels")}
+    replace(distilled, **rows).export(tmp_path, to="pt")
+    order = [0, 1, 2, 3, 4, 5]
+    found = read_tensors(tmp_path)
+    assert torch.equal(found["images"], distilled.images[order])
+    assert torch.allclose(found["labels"].softmax(1), distilled.soft_labels[order])
+
+
+def test_dd_ranking_evaluates_the_tensors(tmp_path, monkeypatch):
+    """Its own network, augmentation and loss tell five levels of brightness apart (its top 5 asks for as many)."""
+    pytest.importorskip("ddranking", reason="needs DD-Ranking: pip install ddranking")
+    metrics = pytest.importorskip("ddranking.metrics.soft_label")
+    draws = seeds.generator(0, "brightness")
+    labels = torch.arange(60) % 5
+    pixels = (torch.randint(0, 50, (60, 3, 32, 32), generator=draws) + 50 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    transform = transforms.fit("standardise", pixels)
+    Distilled(
+        images=transform(pixels[:10]), targets=6 * torch.eye(5)[labels[:10]], kind="logits", labels=labels[:10],
+        step_size=0.01, transform=transform, classes=tuple("abcde"), recipe={}, provenance={},
+    ).export(tmp_path, to="pt")  # fmt: skip
+    real = metrics.TensorDataset(transform(pixels), labels)
+    same = {k: k for k in range(5)}
+    data = (3, (32, 32), None, None, 5, real, real, real, same, same)
+    monkeypatch.setattr(metrics, "get_dataset", lambda *_: data)
+    augmentation = {
+        "flip": 0.5, "rotate": 15.0, "saturation": 2.0, "brightness": 0.0, "contrast": 0.5, "scale": 1.2, "crop": 0.125,
+        "cutout": 0.5,
+    }  # fmt: skip
+    judge = metrics.LabelRobustScoreSoft(
+        dataset="CIFAR10", ipc=2, soft_label_criterion="sce", loss_fn_kwargs={"temperature": 1.0}, num_eval=1,
+        data_aug_func="dsa", aug_params=augmentation, step_size=500, num_epochs=40, num_workers=0,
+        save_path=str(tmp_path / "scores" / "scores.csv"), teacher_model_names=[], device="cpu",
+    )  # fmt: skip
+    found = read_tensors(tmp_path)
+    accuracy, step_size = judge._compute_soft_label_metrics_helper(
+        image_tensor=found["images"], image_path=None, soft_labels=found["labels"], lr=found["lr"].item()
+    )
+    assert step_size == pytest.approx(0.01)
+    assert accuracy > 60
 
 
 @pytest.mark.parametrize("name", ["all.png", "all.PNG"])

@@ -23,10 +23,11 @@ def made(kind, name="convnet", norm="instance"):
     pixels = torch.randint(0, 256, (120, 3, 8, 8), generator=draws, dtype=torch.uint8)
     transform = transforms.fit(kind, pixels)
     network = {"name": name, "width": 4, "depth": 2, "norm": norm, "pooling": "avg"}
-    return Distilled(
-        images=transform(pixels[:6]), targets=None, kind="hard", labels=torch.tensor([0, 0, 1, 1, 2, 2]), step_size=0.02, transform=transform,
-        classes=("a", "b", "c"), recipe={"network": network, "augment": []}, provenance={},
-    ), pixels[100:]  # fmt: skip
+    found = Distilled(
+        images=transform(pixels[:6]), targets=None, kind="hard", labels=torch.tensor([0, 0, 1, 1, 2, 2]), step_size=0.02,
+        transform=transform, classes=("a", "b", "c"), recipe={"network": network, "augment": []}, provenance={},
+    )  # fmt: skip
+    return found, pixels[100:]
 
 
 @pytest.fixture(params=["zca", "standardise"])
