@@ -198,6 +198,8 @@ class Push:
     """Make the repository private."""
     dry: Path | None = None
     """Write what would be pushed into this folder instead, to look at it first."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def _export(command: Export) -> None:
 
 
 def _push(command: Push) -> None:
-    contents = card.contents(command.path, command.name, command.licence)
+    contents = card.contents(command.path, command.name, command.licence, command.dataset)
     if command.dry is not None:
         for name, content in contents.items():
             files.write_bytes(command.dry / name, content)

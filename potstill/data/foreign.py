@@ -62,22 +62,29 @@ def load(path: Path) -> Any:
     """
     if not path.is_file():
         raise PotstillError(f"{path}: there is no such file; check the path.")
-    if _is_arrays(path):
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                return {name: found[name] for name in found.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise PotstillError(f"{path}: not a readable .npz file of arrays ({error}); get it again.") from error
     try:
-        # mapped where the format allows it: ten experts of a hundred epochs are over a gigabyte
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
+        return _arrays(path) if _is_arrays(path) else _tensors(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # of a dozen kinds, by which byte is damaged
         told = str(error).strip().splitlines() or [type(error).__name__]
+        if _is_arrays(path):
+            raise PotstillError(f"{path}: not a readable .npz file of arrays ({told[0]}); get it again.") from error
         reason = "it holds more than these" if isinstance(error, pickle.UnpicklingError) else told[0]
         raise PotstillError(
             f"{path}: not a PyTorch file of tensors ({reason}); no pickle is executed here, so save its tensors alone: "
             "torch.save(tensor, path)."
         ) from error
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
+def _tensors(path: Path) -> Any:
+    """Mapped where the format allows it: ten experts of a hundred epochs are over a gigabyte."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _is_arrays(path: Path) -> bool:

@@ -36,19 +36,20 @@ LICENCE = re.compile(r"^[a-z0-9][a-z0-9.+-]*$")
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def contents(path: Path, name: str, licence: str | None) -> dict[str, bytes]:
+def contents(path: Path, name: str, licence: str | None, dataset: str | None = None) -> dict[str, bytes]:
     """The files of a push, by their paths in the repository.
 
     Args:
         path: a distilled.safetensors, or the folder of a run.
         name: of the repository, "user/name".
         licence: of the source, an identifier of the hub.
+        dataset: the data it was distilled from; only a compact file needs it.
 
     Raises:
         PotstillError: no licence, or none of the hub's identifiers; or the set cannot be read.
     """
     _check_licence(licence)
-    distilled = without_paths(load(path))
+    distilled = without_paths(load(path, dataset))
     folder = path if path.is_dir() else path.parent
     results = _results(folder / RESULTS)
     with tempfile.TemporaryDirectory() as made:

@@ -96,6 +96,30 @@ def test_no_pickle_is_executed(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+def test_damaged_files_are_read_or_refused_in_a_sentence(tmp_path):
+    """Bytes changed at random, and files cut off: of a set, of experts, of the older format, and of arrays."""
+    experts = [[[torch.randn(3, 3)] * 3 for _ in range(2)]]
+    torch.save(torch.randn(2, 3, 4, 4), tmp_path / "a.pt")
+    torch.save(experts, tmp_path / "b.pt")
+    torch.save(torch.randn(4, 2), tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+    np.savez(tmp_path / "d.npz", image=np.zeros((2, 4, 4, 3), "f4"), label=np.eye(2, dtype="f4"))
+    draws, refused = np.random.default_rng(0), 0
+    for path in sorted(tmp_path.iterdir()):
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(60):
+            damaged = whole.copy()
+            damaged[draws.integers(0, len(whole), 3)] = draws.integers(0, 256, 3)
+            cut = len(whole) if draws.random() < 0.8 else draws.integers(0, len(whole))
+            path.write_bytes(damaged[:cut].tobytes())
+            try:
+                content = foreign.load(path)
+                if not foreign.holds_experts(content):
+                    foreign.read_set({path: content}, 2)
+            except PotstillError:
+                refused += 1
+    assert refused > 100
+
+
 @pytest.mark.parametrize(("tensors", "words"), [
     ({"a": torch.randn(4, 3, 8, 8)}, "no labels among these"),
     ({"a": torch.randn(4, 3)}, "no images among these"),

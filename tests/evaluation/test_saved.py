@@ -19,12 +19,12 @@ from potstill.networks.architectures import NetworkConfig
 
 
 def made(kind, name="convnet", norm="instance"):
-    draws = seeds.generator(0, "saved")
+    draws, labels = seeds.generator(0, "saved"), torch.tensor([0, 0, 1, 1, 2, 2])
     pixels = torch.randint(0, 256, (120, 3, 8, 8), generator=draws, dtype=torch.uint8)
     transform = transforms.fit(kind, pixels)
     network = {"name": name, "width": 4, "depth": 2, "norm": norm, "pooling": "avg"}
     found = Distilled(
-        images=transform(pixels[:6]), targets=None, kind="hard", labels=torch.tensor([0, 0, 1, 1, 2, 2]), step_size=0.02,
+        images=transform(pixels[:6]), targets=None, kind="hard", labels=labels, step_size=0.02,
         transform=transform, classes=("a", "b", "c"), recipe={"network": network, "augment": []}, provenance={},
     )  # fmt: skip
     return found, pixels[100:]
