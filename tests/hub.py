@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on this machine: what pushing and fetching a dataset repository ask of it."""
+"""A stand-in for the Hugging Face Hub on this machine: what pushing, fetching and ``load_dataset`` ask of it."""
 
 import base64
 import contextlib
@@ -47,6 +47,15 @@ class Handler(BaseHTTPRequestHandler):
     def knows_the_caller(self):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
+    def entries(self, name, folder):
+        """The files of a repository below a folder."""
+        found = self.server.repositories.get(name, {})
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for path, content in found.items()
+            if path.startswith(folder)
+        ]
+
     def do_POST(self):
         body = self.body()
         match self.path_parts():
@@ -82,8 +91,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         match self.path_parts():
-            case ["api", "datasets", user, name]:
-                self.answer(200, {"id": f"{user}/{name}", "sha": "1" * 40, "private": False, "siblings": []})
+            case ["api", "datasets", user, name] | ["api", "datasets", user, name, "revision", _]:
+                names = [{"rfilename": path} for path in self.server.repositories.get(f"{user}/{name}", {})]
+                self.answer(200, {"id": f"{user}/{name}", "sha": "1" * 40, "private": False, "siblings": names})
+            case ["api", "datasets", user, name, "tree", _, *folder]:
+                self.answer(200, self.entries(f"{user}/{name}", "/".join(folder)))
             case ["datasets", user, name, "resolve", revision, *rest]:
                 repository = self.server.repositories.get(f"{user}/{name}")
                 if repository is None or (f"{user}/{name}" in self.server.private and not self.knows_the_caller()):
