@@ -25,7 +25,8 @@ ROOMS = (
 GROUND = {"version", "errors", "bounds", "process", "seeds", "files", "machine", "store"}
 FACES = {"", "__main__"}  # what users import and run: hands names on
 HEAVY = {
-    "datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "scipy", "PIL", "pandas", "tensorboard",
+    "datasets", "huggingface_hub", "jinja2", "matplotlib", "onnx", "onnxscript", "pandas", "PIL", "pyarrow", "rich",
+    "scipy", "sklearn", "tensorboard", "tyro",
 }  # fmt: skip
 
 

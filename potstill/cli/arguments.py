@@ -14,6 +14,7 @@ from potstill.cli.commands import COMMANDS, Compare
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
+from potstill.networks.architectures import NetworkConfig
 from potstill.runs import settings
 from potstill.runs.recipes import load_recipe
 from potstill.runs.settings import Settings, Shared
@@ -60,6 +61,8 @@ def _checked(command: Any) -> Any:
         value = getattr(command, name)
         if isinstance(value, EvaluationConfig):  # whose flags have no prefix
             bounds.check(value)
+        elif isinstance(value, NetworkConfig):
+            bounds.check(value, f"{name}.")
         elif name != "settings":
             bounds.fit(value, hint, name)
     return command

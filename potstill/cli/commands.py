@@ -9,9 +9,12 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from potstill.bounds import Count, Fraction, Rate, Whole
+from potstill.bounds import Count, Fraction, Positive, Rate, Whole
+from potstill.data.augment import DSA, Operation
+from potstill.data.export import Format
+from potstill.data.foreign import Space
 from potstill.evaluation.protocol import EvaluationConfig
-from potstill.networks.architectures import Architecture, Norm
+from potstill.networks.architectures import Architecture, NetworkConfig, Norm
 from potstill.runs.settings import Settings
 from potstill.studies.ablations import Part
 
@@ -104,6 +107,38 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Train one network on a distilled set and save it, for PyTorch, as safetensors, or as ONNX for other tools.
+
+    The step size and the recipe are those of `potstill evaluate`, which says how good such networks are.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """A distilled.safetensors, the folder of a run, or hf://user/name."""
+    out: Path
+    """net.safetensors or net.pt: weights, transform, classes; net.onnx: pixels from 0 to 1 in, a number a class out
+    (needs the packages onnx and onnxscript)."""
+    network: Architecture | None = None
+    """Network to train; None: the one the set was made with."""
+    width: Count | None = None
+    """Its width, where it has one."""
+    depth: Count | None = None
+    """Its depth, where it has one."""
+    norm: Norm | None = None
+    """Its normalisation."""
+    epochs: Count | None = None
+    """Epochs over the set; None: 1001, as published."""
+    step_size: Positive | None = None
+    """Step size of SGD; None: the set's own for the network it was made with, else 0.01."""
+    seed: int = 0
+    """Seed of its initialisation and of the draws in training."""
+    device: str = "auto"
+    """Where to train."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Write report.html of a run anew: one page with figures, tables and pictures, to open in any browser."""
 
@@ -132,13 +167,75 @@ class Export:
     path: tyro.conf.Positional[Path]
     """A distilled.safetensors, or the folder of a run."""
     out: Path
-    """x.npz (exact: whitened images, soft labels, transform), x.parquet or x.png (true colours, clipped to 8 bits), or
-    a new folder of class folders (the same)."""
+    """x.npz (exact: whitened images, soft labels, transform), x.parquet, x.tar (WebDataset) or x.png (true colours,
+    clipped to 8 bits), or a new folder of class folders (the same)."""
+    to: Format | None = None
+    """The format; None: what the ending of --out says. pt: a folder of images.pt, labels.pt (logits, or classes of hard
+    labels) and lr.pt, which DATM's evaluation and DD-Ranking read."""
     rescale: bool = False
     """Pictures hold the whole range of values, in other colours, instead of being clipped; the scale stands beside
     them: a value of 0 is the first, 255 the second number."""
     dataset: str | None = None
     """The data it was distilled from; only a compact file needs it."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """Put a distilled set on the Hugging Face Hub, with a card made from its record.
+
+    The repository holds the set, its pictures with soft labels for `datasets.load_dataset`, and the card: picture,
+    accuracies beside their controls, recipe, how to train. Read it by potstill.load("hf://user/name"), or by any
+    command that takes a set. Log in by `hf auth login` first.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """A distilled.safetensors, or the folder of a run, whose record the card is made from."""
+    name: tyro.conf.Positional[str]
+    """The dataset repository, user/name; made if it is missing."""
+    licence: str | None = None
+    """Licence of the source, as the hub names it (cc-by-4.0, mit, other, unknown): the images derive from it."""
+    private: bool = False
+    """Make the repository private."""
+    dry: Path | None = None
+    """Write what would be pushed into this folder instead, to look at it first."""
+    dataset: str | None = None
+    """The data it was distilled from; only a compact file needs it."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Read sets and experts that other code published: .pt of MTT, TESLA and DATM, .npz of FRePo and RCIG.
+
+    Images and labels (and a step size) become a distilled.safetensors, which every command takes; replay buffers become
+    a folder of experts, for `potstill distill --experts`. No pickle is executed: only tensors are read.
+    """
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """The files of one set, e.g. images_best.pt labels_best.pt lr_best.pt, or replay_buffer_0.pt and more."""
+    dataset: str
+    """The data it was distilled from, or the experts were trained on: as --dataset of `potstill run`."""
+    out: Path
+    """Folder of the set or of the experts."""
+    space: Space | None = None
+    """What the images were brought to. zca: whitened as MTT and DATM do with --zca; standardise: by each channel's mean
+    and deviation; frepo: as FRePo does; pixels: 0 to 1. None: zca of .pt, frepo of .npz."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel, where the authors standardised by other numbers than the training images'."""
+    std: tuple[Positive, ...] = ()
+    """Deviation of each channel, likewise."""
+    method: str | None = None
+    """The method that made the set, by which records name it; None: mtt of hard labels, frepo of .npz, else datm."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    augment: tuple[Operation, ...] = DSA
+    """Operations of differentiable siamese augmentation that networks are trained with."""
+    expert_step_size: Positive = 0.01
+    """Step size that imported experts were trained with, which a search for start epochs begins at."""
+    resize: Count | None = None
+    """Resize the data's shorter side to this many pixels and crop the centre."""
+    label_column: str | None = None
+    """Label column of a table with several."""
+    image_column: str | None = None
+    """Image column of a table with several."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +359,8 @@ class Cache:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "report": Report,
-    "show": Show, "export": Export, "forecast": Forecast, "explore stages": Stages, "explore ablations": Ablations,
-    "explore windows": Windows, "lossless": Lossless, "compare": Compare, "cache": Cache,
+    "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "train": Train,
+    "report": Report, "show": Show, "export": Export, "import": Import, "push": Push, "forecast": Forecast,
+    "explore stages": Stages, "explore ablations": Ablations, "explore windows": Windows, "lossless": Lossless,
+    "compare": Compare, "cache": Cache,
 }  # fmt: skip

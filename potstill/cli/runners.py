@@ -20,12 +20,15 @@ from potstill.cli.commands import (
     Experts,
     Export,
     Forecast,
+    Import,
     Lossless,
     Methods,
+    Push,
     Report,
     Run,
     Show,
     Stages,
+    Train,
     Windows,
 )
 from potstill.cli.console import (
@@ -43,19 +46,20 @@ from potstill.cli.console import (
     tensorboard,
 )
 from potstill.cli.terminal import out, say
+from potstill.data import hub
 from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
-from potstill.evaluation import tuning
-from potstill.evaluation.evaluator import evaluator_for
+from potstill.evaluation import saved, tuning
+from potstill.evaluation.evaluator import evaluator_for, network_for, train
 from potstill.evaluation.protocol import protocol_of, selecting
 from potstill.machine import commit
 from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
 from potstill.networks.architectures import NetworkConfig
 from potstill.process import find_compiler_cache
-from potstill.report import comparison_page, run_page
+from potstill.report import card, comparison_page, run_page
 from potstill.report.study_page import Study
-from potstill.runs import forecast, recipes, record, settings, stage
+from potstill.runs import forecast, imported, recipes, record, settings, stage
 from potstill.runs import run as runs
 from potstill.runs.settings import Settings
 from potstill.store import cache_folder, clear, kept
@@ -175,11 +179,24 @@ def _check_evaluate(command: Evaluate) -> None:
         )
 
 
-def _chosen_network(command: Evaluate, own: NetworkConfig) -> NetworkConfig:
+def _chosen_network(command: Evaluate | Train, own: NetworkConfig) -> NetworkConfig:
     """The network of the command line, or the set's own with what the flags change."""
     base = own if command.network in (None, own.name) else NetworkConfig(name=command.network or own.name)
     changes = {name: getattr(command, name) for name in ("width", "depth", "norm")}
     return replace(base, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _train(command: Train) -> None:
+    saved.check(command.out)
+    distilled = load(command.path, command.dataset)
+    config = network_for(distilled, _chosen_network(command, NetworkConfig(**distilled.recipe["network"])))
+    with out.status("training a network ..."):
+        network = train(
+            distilled, config, seed=command.seed, epochs=command.epochs, step_size=command.step_size,
+            device=None if command.device == "auto" else command.device,
+        )  # fmt: skip
+    saved.save(network, config, distilled, command.out)
+    say(f"a {config.name} trained on {len(distilled)} images\nwritten    {command.out}")
 
 
 def _report(command: Report) -> None:
@@ -203,8 +220,41 @@ def _show(command: Show) -> None:
 
 
 def _export(command: Export) -> None:
-    load(command.path, command.dataset).export(command.out, command.rescale)
+    load(command.path, command.dataset).export(command.out, command.rescale, command.to)
     say(f"written    {command.out}")
+
+
+def _push(command: Push) -> None:
+    contents = card.contents(command.path, command.name, command.licence, command.dataset)
+    if command.dry is not None:
+        for name, content in contents.items():
+            files.write_bytes(command.dry / name, content)
+        say(f"written    {command.dry}, and nothing pushed")
+        return
+    address = hub.push(command.name, contents, command.private, f"Distilled set of {command.path.name}")
+    say(f'the set    {address}\nread it    potstill.load("hf://{command.name}")')
+
+
+def _import(command: Import) -> None:
+    found = imported.read(command.files)
+    names = ("network", "augment", "resize", "label_column", "image_column")
+    changes = {name: getattr(command, name) for name in names}
+    if imported.is_experts(found):
+        store = imported.import_experts(
+            found, command.dataset, command.out, changes, space=command.space or "zca",
+            step_size=command.expert_step_size,
+        )  # fmt: skip
+        mean = sum(store.accuracies) / len(store)
+        say(
+            f"{len(store)} experts of {store.epochs[-1]} epochs in {command.out}, {mean:.1%} right on validation "
+            f"images, which they were trained on. Distil by them: potstill distill --experts {command.out}"
+        )
+        return
+    distilled = imported.import_set(
+        found, command.dataset, changes, space=command.space, mean=command.mean, std=command.std, method=command.method
+    )
+    distilled.save(command.out / FILE)
+    say(f"{distilled!r}\nthe set    {command.out / FILE}\ntest it    potstill evaluate {command.out}")
 
 
 def _forecast(command: Forecast) -> None:
@@ -302,9 +352,10 @@ def _cache(command: Cache) -> None:
 
 
 RUNNERS: dict[type[Any], Callable[[Any], None]] = {
-    Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Report: _report,
-    Show: _show, Export: _export, Forecast: _forecast, Stages: _stages, Ablations: _ablations, Windows: _windows,
-    Lossless: _lossless, Compare: _compare, Cache: _cache,
+    Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Train: _train,
+    Report: _report, Show: _show, Export: _export, Import: _import, Push: _push, Forecast: _forecast, Stages: _stages,
+    Ablations: _ablations, Windows: _windows, Lossless: _lossless, Compare: _compare,
+    Cache: _cache,
 }  # fmt: skip
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from potstill import files
-from potstill.data import augment, export
+from potstill.data import augment, export, hub
 from potstill.data import dataset as datasets
 from potstill.data import labels as kinds
 from potstill.data import transform as transforms
 from potstill.data.augment import Operation
+from potstill.data.export import Content, Format
 from potstill.data.labels import Kind, TargetKind
 from potstill.data.pictures import grid, png
 from potstill.data.transform import Transform
@@ -139,21 +140,27 @@ class Distilled:
         files.save(Path(path), KIND, tensors, header)
 
     @own_state()
-    def export(self, path: str | Path, rescale: bool = False) -> None:
-        """Write the set for other tools; the ending decides: .png, .npz, .parquet, or a folder of class folders.
+    def export(self, path: str | Path, rescale: bool = False, to: Format | None = None) -> None:
+        """Write the set for other tools; the ending decides: .png, .npz, .parquet, .tar, or a folder of class folders.
 
-        ``.npz`` keeps everything exactly (transformed images, labels, transform).  The others hold pictures of 8 bits
-        in true colours: learned values outside of that range are clipped, which costs accuracy, and a log line says
-        how many.  With ``rescale`` pictures hold the whole range of values instead, in other colours; the scale stands
-        beside them.  A folder's ``soft_labels.json`` names its classes and files.
+        ``.npz`` keeps everything exactly (transformed images, labels, transform).  ``to="pt"`` writes images.pt,
+        labels.pt and lr.pt into a folder, as DATM's evaluation and DD-Ranking read them.  The others hold pictures of
+        8 bits in true colours, ``.tar`` as WebDataset: learned values outside of that range are clipped, which costs
+        accuracy, and a log line says how many.  With ``rescale`` pictures hold the whole range of values instead, in
+        other colours; the scale stands beside them.  A folder's ``soft_labels.json`` names its classes and files.
 
         Raises:
             PotstillError: another ending, or a folder that holds other files.
         """
+        export.write(self.content(rescale), Path(path), to)
+
+    @own_state()
+    def content(self, rescale: bool = False) -> Content:
+        """What an export holds, on the CPU: the images that networks train on, and their labels."""
         of_slots = (self.soft_labels, self.labels)
         soft_labels, labels = (self._by_picture(tensor.cpu()) for tensor in of_slots)
         targets = None if self.targets is None else self._by_picture(self.targets.cpu())
-        content = export.Content(
+        return Content(
             self.decoded().cpu(),
             targets,
             self.kind,
@@ -164,7 +171,6 @@ class Distilled:
             self.transform,
             rescale,
         )
-        export.write(content, Path(path))
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
     """Read a distilled set, from its file or from the folder of its run.
 
     Args:
-        path: a distilled.safetensors or the folder it lies in.
+        path: a distilled.safetensors, the folder it lies in, or hf://user/name (@revision) on the Hugging Face Hub.
         dataset: the data it was distilled from, as ``--dataset``; only a compact file with ZCA needs it.
 
     Raises:
@@ -213,7 +219,7 @@ def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
         >>> distilled = potstill.load("runs/digits-ipc1")
         >>> images, soft_labels = distilled.tensors()
     """
-    path = Path(path)
+    path = hub.fetch(path, FILE) if hub.is_remote(path) else Path(path)
     tensors, header = files.load(path / FILE if path.is_dir() else path, KIND, upgrade=upgrade, check=check)
     _, c, h, w = tensors["images"].shape
     if "transform.mean" in tensors:

@@ -1,27 +1,30 @@
-"""A synthetic set for other tools: arrays, Parquet, a folder of class folders, one picture.
+"""A synthetic set for other tools: arrays, tensors, Parquet, WebDataset shards, a folder of class folders, one picture.
 
-Only ``.npz`` is exact.  Pictures hold whole numbers from 0 to 255 in true colours, and learned images leave that range:
-of a set of CIFAR-10 whitened by ZCA 77 % of the values were clipped, and networks came to 23 instead of 48 %.  Rescaled
-pictures hold the whole range, rounded to one of 256 values.  Of the transform zca-image, pictures have the mean
-brightness and contrast of the training images, see :meth:`potstill.data.transform.Transform.invert`.
+Only ``.npz`` and the tensors of ``pt`` are exact.  Pictures hold whole numbers from 0 to 255 in true colours, and
+learned images leave that range: of a set of CIFAR-10 whitened by ZCA 77 % of the values were clipped, and networks came
+to 23 instead of 48 %.  Rescaled pictures hold the whole range, rounded to one of 256 values.  Of the transform
+zca-image, pictures have the mean brightness and contrast of the training images, see
+:meth:`potstill.data.transform.Transform.invert`.
 """
 
 import io
 import json
 import logging
 import re
+import tarfile
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from potstill import files
+from potstill.data import labels as kinds
 from potstill.data.labels import Kind
 from potstill.data.pictures import grid, png
 from potstill.data.transform import Transform
@@ -29,6 +32,11 @@ from potstill.errors import PotstillError
 
 log = logging.getLogger(__name__)
 
+Format = Literal["npz", "pt", "parquet", "webdataset", "png", "folder"]
+ENDINGS: dict[str, Format] = {
+    ".npz": "npz", ".parquet": "parquet", ".tar": "webdataset", ".png": "png", "": "folder",
+}  # fmt: skip
+SHARD = 10_000  # images of a WebDataset shard
 SOFT_LABELS = "soft_labels.json"
 WORTH_SAYING = 0.005  # fraction of clipped values from which on a log line says so
 _FORBIDDEN = re.compile(r"[/\\\x00-\x1f]|^\.*$")  # no separators in a folder's name, and none such as ".."
@@ -74,26 +82,39 @@ class Content:
         return float(((self.values < low - margin) | (self.values > high + margin)).float().mean())
 
 
-def write(content: Content, path: Path) -> None:
-    """Write in the format that the ending says, in upper or lower case; without an ending, a folder of class folders.
+def write(content: Content, path: Path, to: Format | None = None) -> None:
+    """Write in a format, by default in the one that the ending says, in upper or lower case; without one, a folder.
 
     Raises:
         PotstillError: an ending that is not known; a folder that holds other files.
     """
-    ending = "" if path.is_dir() else path.suffix.lower()
-    match ending:
-        case ".png":
+    match to or _format_of(path):
+        case "png":
             files.write_bytes(path, png(grid(content.pixels, content.labels)))
-        case ".npz":
+        case "npz":
             files.write_bytes(path, _arrays(content))
-        case ".parquet":
-            files.write_bytes(path, _parquet(content))
+        case "pt":
+            _tensors(content, path)
+        case "parquet":
+            files.write_bytes(path, parquet(content))
             _say_what_was_clipped(content, path)
-        case "":
+        case "webdataset":
+            _shards(content, path)
+            _say_what_was_clipped(content, path)
+        case "folder":
             _folder(content, path)
             _say_what_was_clipped(content, path)
-        case _:
-            raise PotstillError(f"{path}: cannot export to {path.suffix!r}; use .png, .npz, .parquet or a folder.")
+
+
+def _format_of(path: Path) -> Format:
+    """The format that a path's ending says."""
+    ending = "" if path.is_dir() else path.suffix.lower()
+    if ending == ".pt":
+        raise PotstillError(f"{path}: the published code reads three .pt files; give a folder and --to pt.")
+    if ending not in ENDINGS:
+        known = ", ".join(filter(None, ENDINGS))
+        raise PotstillError(f"{path}: cannot export to {path.suffix!r}; use {known}, a folder, or say it by --to.")
+    return ENDINGS[ending]
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
@@ -161,7 +182,7 @@ def _arrays(content: Content) -> bytes:
     return buffer.getvalue()
 
 
-def _parquet(content: Content) -> bytes:
+def parquet(content: Content) -> bytes:
     """A table in the Hugging Face convention: image (PNG bytes), label, soft_label; its metadata hold the scale."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -181,4 +202,56 @@ def _parquet(content: Content) -> bytes:
     table = pa.table(columns).replace_schema_metadata(told)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _tensors(content: Content, folder: Path) -> None:
+    """images.pt, labels.pt and lr.pt, as DATM's ``evaluation.py`` and DD-Ranking read them.
+
+    Images (N, C, H, W) are transformed.  Labels are logits (N, K), of which both take the softmax, or classes (N,)
+    int64 where they are hard, as MTT writes them.  Rows are in the order of their classes, which DD-Ranking takes for
+    granted.  The step size is a tensor without axes; there may be none.
+    """
+    if content.kind == "hard":
+        labels = content.labels
+    else:
+        labels = kinds.convert(content.targets, content.kind, content.labels, len(content.classes), "logits")
+    order = content.labels.argsort(stable=True)
+    found = {"images": content.images[order], "labels": labels[order]}
+    (folder / "lr.pt").unlink(missing_ok=True)  # that of another set
+    if content.step_size is not None:
+        found["lr"] = torch.tensor(content.step_size)
+    for name, tensor in found.items():
+        buffer = io.BytesIO()
+        torch.save(tensor.detach(), buffer)
+        files.write_bytes(folder / f"{name}.pt", buffer.getvalue())
+
+
+def _shards(content: Content, path: Path) -> None:
+    """WebDataset shards of 10,000 images; several are numbered: set-000000.tar.
+
+    A sample is 000000007.png, .cls (the number of its class), and .json: {"label": its class's name, "soft_label": [K
+    probabilities], "scale": [low, high]}.
+    """
+    several = len(content.labels) > SHARD
+    for number, rows in enumerate(torch.arange(len(content.labels)).split(SHARD)):
+        name = f"{path.stem}-{number:06d}{path.suffix}" if several else path.name
+        files.write_bytes(path.with_name(name), _shard(content, rows.tolist()))
+
+
+def _shard(content: Content, rows: Sequence[int]) -> bytes:
+    """The bytes of one shard, the same whenever it is written."""
+    pixels, buffer = content.pixels, io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as shard:
+        for row in rows:
+            label = int(content.labels[row])
+            told = {
+                "label": content.classes[label], "soft_label": content.soft_labels[row].tolist(),
+                "scale": list(content.scale),
+            }  # fmt: skip
+            parts = {"png": png(pixels[row]), "cls": str(label).encode(), "json": files.as_json(told).encode()}
+            for ending, payload in parts.items():
+                member = tarfile.TarInfo(f"{row:09d}.{ending}")
+                member.size = len(payload)
+                shard.addfile(member, io.BytesIO(payload))
     return buffer.getvalue()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill import store
+from potstill.data import hub
 from potstill.data.reading import Found, Raw, Reading
 from potstill.data.split import Part, part_of, part_of_path
 from potstill.errors import PotstillError
 
 log = logging.getLogger(__name__)
 IMAGES = ("image", "img", "pixel_values", "picture")
-PATIENCE_SECONDS = 5.0  # until the hub answers
 LABELS = ("label", "labels", "class", "target")
 
 
@@ -114,7 +114,7 @@ def load_hub(name: str) -> tuple[Any, Any]:
     datasets = _library(name)
     log.info("%s is no folder or file here: asking Hugging Face for it", name)
     try:
-        with _offline(not _answers(name)):
+        with _offline(not hub.answers(name)):
             table = datasets.load_dataset(name)
     except Exception as error:  # not found, offline, gated, or needing a configuration: the library's words say which
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -123,20 +123,6 @@ def load_hub(name: str) -> tuple[Any, Any]:
             "check the spelling and the network, or download it and give the folder."
         ) from error
     return table, [(key, table[key]._fingerprint) for key in table]
-
-
-def _answers(name: str) -> bool:
-    """Whether the hub answers at all, which the library finds out in half a minute of trying again."""
-    import huggingface_hub
-
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=PATIENCE_SECONDS)
-    except huggingface_hub.errors.HfHubHTTPError:  # it answers: no such dataset, gated
-        return True
-    except Exception as error:  # of the library beneath, which has changed: the hub is not reached
-        log.info("Hugging Face is not reached (%s): only what was fetched before is there", error)
-        return False
-    return True
 
 
 @contextlib.contextmanager

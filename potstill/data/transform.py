@@ -95,6 +95,11 @@ class Transform:
             raise PotstillError(f"levels: the transform {self.kind} keeps them in the images; leave them out.")
         return self._map(images, inverse=True, levels=levels)
 
+    def apply(self, values: Tensor) -> Tensor:
+        """Whitened images from float pixels (N, C, H, W) that may leave [0, 1], as learned ones do; undoes invert."""
+        self._check_shape(values)
+        return self._map(values, inverse=False)
+
     def pixels(self, images: Tensor) -> Tensor:
         """Whitened images in true colours, uint8; what leaves the range of pixels is clipped."""
         return (self.invert(images).clamp(0, 1) * 255).round().to(torch.uint8)

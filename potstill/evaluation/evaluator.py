@@ -165,8 +165,7 @@ def train(
     step_size, seed = bounds.fit(step_size, Positive | None, "step_size"), bounds.fit(seed, int, "seed")
     device = bounds.fit(device, str | None, "device")
     c, h, w = distilled.images.shape[1:]
-    config = _network_config(network, NetworkConfig(**distilled.recipe["network"]))
-    config = replace(config, depth=config.depth or depth_for(h, w))
+    config = network_for(distilled, network)
     where, classes = choose_device(device or "auto"), len(distilled.classes)
     training_set = training_set_of(distilled, config, where)
     if step_size is not None:
@@ -178,8 +177,13 @@ def train(
     return flat_network.as_module(theta, buffers).to(device or "cpu")
 
 
-def _network_config(network: NetworkConfig | str | None, own: NetworkConfig) -> NetworkConfig:
-    """The network asked for, or by default the set's own."""
+def network_for(distilled: Distilled, network: NetworkConfig | str | None = None) -> NetworkConfig:
+    """The network asked for, or by default the set's own, with the depth that its images have."""
+    config = _asked(network, NetworkConfig(**distilled.recipe["network"]))
+    return replace(config, depth=config.depth or depth_for(*distilled.images.shape[2:]))
+
+
+def _asked(network: NetworkConfig | str | None, own: NetworkConfig) -> NetworkConfig:
     if network is None or network == own.name:
         return own
     if isinstance(network, NetworkConfig):

@@ -1,5 +1,6 @@
 """Records → figures, tables and one self-contained HTML page."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def _text(folder: Path, results: dict[str, Any]) -> str:
         "report",
         results=results,
         protocol=described(results["protocol"]),
-        rows=[_row(name, results) for name in NAMES if name in results["accuracy"]],
+        rows=[row_of(name, results) for name in NAMES if name in results["accuracy"]],
         accuracy_figure=_accuracy_figure(results),
         panels=[panel for stage in results["stages"] for panel in _panels(stage, metrics, len(results["stages"]))],
         validation_figure=_validation_figure(results, distilled),
@@ -75,7 +76,8 @@ def _text(folder: Path, results: dict[str, Any]) -> str:
     )
 
 
-def _row(name: str, results: dict[str, Any]) -> dict[str, Any]:
+def row_of(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """A set of the record as a row of a table, in words: "distilled" or one of its controls."""
     figure, protocol = results["accuracy"][name], results["protocol"]
     low_high = figure["ci95"]
     return {

@@ -185,7 +185,7 @@ def _train_one(job: _Job, number: int) -> Iterator[int]:
         seconds = before + time.monotonic() - began
         if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < job.expert.epochs:
             header = {"epoch": epoch, "seconds": seconds, "identity": files.fingerprint(job.identity)}
-            _save(unfinished, IN_TRAINING, snapshots, theta, buffers, header, "float32")
+            save(unfinished, IN_TRAINING, snapshots, theta, buffers, header, "float32")
             saved = time.monotonic()
         yield epoch
     accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels, buffers)
@@ -194,7 +194,7 @@ def _train_one(job: _Job, number: int) -> Iterator[int]:
         "epoch": epoch, "seconds": before + time.monotonic() - began, "accuracy": accuracy,
         "identity": files.fingerprint(job.identity),
     }  # fmt: skip
-    _save(expert_path(job.folder, number), "expert", kept, theta, buffers, header, job.expert.storage)
+    save(expert_path(job.folder, number), "expert", kept, theta, buffers, header, job.expert.storage)
     unfinished.unlink(missing_ok=True)
 
 
@@ -250,10 +250,11 @@ def _check_finite(job: _Job, number: int, epoch: int, theta: Tensor) -> None:
         )
 
 
-def _save(
+def save(
     path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any],
     storage: str,
 ) -> None:  # fmt: skip
+    """Write an expert, finished or in training: its snapshots in the precision ``storage``, its last state whole."""
     tensors = {
         "theta": trajectories.stack([theta for theta, _ in snapshots.values()], len(last), getattr(torch, storage)),
         "buffers": trajectories.stack([b for _, b in snapshots.values()], len(last_buffers), torch.float32),

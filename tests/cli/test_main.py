@@ -197,6 +197,13 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["run", "--record", "x.txt"], ["--record x.txt", ".json"]),
     (["lossless", "--most", "5000"], ["--most 5000", "lower it"]),
     (["distill", "--experts", "/nowhere"], ["holds no experts"]),
+    (["import", "none.pt", "--dataset", "digits", "--out", "o"], ["none.pt: there is no such file"]),
+    (["import", "none.pt", "--dataset", "digits", "--out", "o", "--network.width", "0"], ["network.width 0"]),
+    (["push", "/nowhere", "someone/small"], ["name the licence of the source"]),
+    (["push", "/nowhere", "someone/small", "--licence", "mit"], ["there is no such file"]),
+    (["train", "/nowhere", "--out", "net.txt"], ["a network is saved as .safetensors, .pt, .onnx"]),
+    (["train", "/nowhere", "--out", "net.pt", "--epochs", "0"], ["epochs 0", "raise --epochs"]),
+    (["export", "hf://nobody", "--out", "x.npz"], ["write hf://user/name"]),
 ])  # fmt: skip
 def test_bad_input_is_one_clear_sentence(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.data import export
+from potstill import seeds
+from potstill.data import export, shards
 from potstill.data import transform as transforms
-from potstill.data.distilled import decode, load
+from potstill.data.distilled import Distilled, decode, load
+from potstill.data.reading import Reading
 from potstill.errors import PotstillError
 
 
@@ -89,6 +92,119 @@ def test_parquet(distilled, tmp_path, name):
     assert np.allclose(rows[3]["soft_label"], distilled.soft_labels[3])
 
 
+def test_load_dataset_reads_the_parquet_file_with_its_soft_labels(distilled, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    distilled.export(tmp_path / "set.parquet")
+    rows = datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))["train"]
+    assert (rows.features["label"].names, len(rows)) == (["a", "b", "c/d"], 6)
+    assert np.allclose(rows["soft_label"], distilled.soft_labels)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("one.tar", 10), ("several.tar", 4)])
+def test_webdataset_shards_are_read_back_by_name(distilled, tmp_path, monkeypatch, name, rows):
+    monkeypatch.setattr(export, "SHARD", rows)
+    distilled.export(tmp_path / "out" / name)
+    shards = sorted((tmp_path / "out").iterdir())
+    assert [shard.name for shard in shards] == {"one.tar": ["one.tar"], "several.tar": [
+        "several-000000.tar", "several-000001.tar"]}[name]  # fmt: skip
+    samples = {}
+    for shard in shards:
+        with tarfile.open(shard) as opened:
+            for member in opened:
+                key, _, ending = member.name.partition(".")
+                samples.setdefault(key, {})[ending] = opened.extractfile(member).read()
+    assert len(samples) == 6
+    for row, sample in enumerate(samples.values()):
+        picture = np.asarray(Image.open(io.BytesIO(sample["png"])))
+        assert np.array_equal(picture, distilled.pixels[row].permute(1, 2, 0).numpy())
+        told = json.loads(sample["json"])
+        assert int(sample["cls"]) == distilled.labels[row]
+        assert told["label"] == distilled.classes[distilled.labels[row]]
+        assert np.allclose(told["soft_label"], distilled.soft_labels[row])
+
+
+def test_shards_are_a_dataset_that_we_read_ourselves(distilled, tmp_path):
+    distilled.export(tmp_path / "train.tar")
+    found = shards.read(tmp_path, [tmp_path / "train.tar"], Reading())
+    assert list(found.parts["train"].labels) == [0, 0, 1, 1, 2, 2]
+    before = (tmp_path / "train.tar").read_bytes()
+    distilled.export(tmp_path / "train.tar")
+    assert (tmp_path / "train.tar").read_bytes() == before
+
+
+def read_tensors(folder):
+    return {path.stem: torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))}
+
+
+def test_tensors_as_the_published_evaluation_reads_them(distilled, tmp_path):
+    """DATM trains by the cross-entropy with softmax(labels), and takes float(lr)."""
+    distilled.export(tmp_path / "pt", to="pt")
+    found = read_tensors(tmp_path / "pt")
+    assert list(found) == ["images", "labels", "lr"]
+    assert torch.equal(found["images"], distilled.images)
+    assert torch.allclose(found["labels"].softmax(1), distilled.soft_labels)
+    assert (found["lr"].ndim, float(found["lr"])) == (0, pytest.approx(0.02))
+    assert (tmp_path / "pt" / "images.pt").stat().st_size < distilled.images.numel() * 4 + 4096
+
+
+def test_tensors_of_hard_labels_are_classes_and_without_a_step_size_there_is_none(distilled, tmp_path):
+    distilled.export(tmp_path, to="pt")
+    replace(distilled, kind="hard", targets=None, step_size=None).export(tmp_path, to="pt")
+    found = read_tensors(tmp_path)
+    assert list(found) == ["images", "labels"]
+    assert torch.equal(found["labels"], distilled.labels)
+
+
+def test_tensors_of_other_labels_are_logits_of_the_same_probabilities(distilled, tmp_path):
+    values = replace(distilled, kind="values", targets=torch.eye(3)[distilled.labels] * 0.8 + 0.1 - 1 / 3)
+    values.export(tmp_path, to="pt")
+    labels = read_tensors(tmp_path)["labels"]
+    assert torch.allclose(labels.softmax(1), values.soft_labels, atol=1e-6)
+
+
+def test_tensors_are_in_the_order_of_their_classes(distilled, tmp_path):
+    mixed = torch.tensor([4, 0, 2, 5, 1, 3])
+    rows = {name: getattr(distilled, name)[mixed] for name in ("images", "targets", "labels")}
+    replace(distilled, **rows).export(tmp_path, to="pt")
+    order = [0, 1, 2, 3, 4, 5]
+    found = read_tensors(tmp_path)
+    assert torch.equal(found["images"], distilled.images[order])
+    assert torch.allclose(found["labels"].softmax(1), distilled.soft_labels[order])
+
+
+def test_dd_ranking_evaluates_the_tensors(tmp_path, monkeypatch):
+    """Its own network, augmentation and loss tell five levels of brightness apart (its top 5 asks for as many)."""
+    pytest.importorskip("ddranking", reason="needs DD-Ranking: pip install ddranking")
+    metrics = pytest.importorskip("ddranking.metrics.soft_label")
+    draws = seeds.generator(0, "brightness")
+    labels = torch.arange(60) % 5
+    pixels = (torch.randint(0, 50, (60, 3, 32, 32), generator=draws) + 50 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    transform = transforms.fit("standardise", pixels)
+    Distilled(
+        images=transform(pixels[:10]), targets=6 * torch.eye(5)[labels[:10]], kind="logits", labels=labels[:10],
+        step_size=0.01, transform=transform, classes=tuple("abcde"), recipe={}, provenance={},
+    ).export(tmp_path, to="pt")  # fmt: skip
+    real = metrics.TensorDataset(transform(pixels), labels)
+    same = {k: k for k in range(5)}
+    data = (3, (32, 32), None, None, 5, real, real, real, same, same)
+    monkeypatch.setattr(metrics, "get_dataset", lambda *_: data)
+    augmentation = {
+        "flip": 0.5, "rotate": 15.0, "saturation": 2.0, "brightness": 0.0, "contrast": 0.5, "scale": 1.2, "crop": 0.125,
+        "cutout": 0.5,
+    }  # fmt: skip
+    judge = metrics.LabelRobustScoreSoft(
+        dataset="CIFAR10", ipc=2, soft_label_criterion="sce", loss_fn_kwargs={"temperature": 1.0}, num_eval=1,
+        data_aug_func="dsa", aug_params=augmentation, step_size=500, num_epochs=40, num_workers=0,
+        save_path=str(tmp_path / "scores" / "scores.csv"), teacher_model_names=[], device="cpu",
+    )  # fmt: skip
+    found = read_tensors(tmp_path)
+    accuracy, step_size = judge._compute_soft_label_metrics_helper(
+        image_tensor=found["images"], image_path=None, soft_labels=found["labels"], lr=found["lr"].item()
+    )
+    assert step_size == pytest.approx(0.01)
+    assert accuracy > 60
+
+
 @pytest.mark.parametrize("name", ["all.png", "all.PNG"])
 def test_picture(distilled, tmp_path, name):
     distilled.export(tmp_path / name)
@@ -150,7 +266,9 @@ def test_a_folder_may_have_a_dot_in_its_name_if_it_is_there(distilled, tmp_path)
 
 
 def test_unknown_format_is_refused(distilled, tmp_path):
-    with pytest.raises(PotstillError, match=r"cannot export to '\.pt'; use \.png"):
+    with pytest.raises(PotstillError, match=r"cannot export to '\.jpg'; use \.npz, .*or say it by --to"):
+        distilled.export(tmp_path / "set.jpg")
+    with pytest.raises(PotstillError, match=r"three \.pt files; give a folder and --to pt"):
         distilled.export(tmp_path / "set.pt")
     assert not list(tmp_path.iterdir())
 
