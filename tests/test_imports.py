@@ -22,7 +22,7 @@ ROOMS = (
     "studies",
     "cli",
 )
-GROUND = {"version", "errors", "bounds", "process", "seeds", "files", "machine", "store"}
+GROUND = {"version", "errors", "bounds", "process", "seeds", "files", "machine", "ranks", "store"}
 FACES = {"", "__main__"}  # what users import and run: hands names on
 HEAVY = {
     "datasets", "pyarrow", "matplotlib", "jinja2", "rich", "tyro", "sklearn", "scipy", "PIL", "pandas", "tensorboard",

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from potstill import files
+from potstill import files, ranks
 from potstill.data.distilled import Distilled
 from potstill.evaluation import controls, statistics
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of
@@ -53,7 +53,8 @@ def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str,
     if who.protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
         found["accuracy"]["distilled"] = statistics.interval([distilled.provenance["chosen_with_accuracy"]])
     results = summary(run, who, distilled, found, store)
-    files.write_json(run.folder / "results.json", results)
+    if ranks.first():
+        files.write_json(run.folder / "results.json", results)
     return results
 
 
@@ -114,7 +115,10 @@ def summary(
         "step_sizes": distilled.provenance.get("step_sizes", []),
         "config": as_dict(settings),
         "dataset_fingerprint": problem.dataset.fingerprint,
-        "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
+        "environment": {
+            **environment(problem.device), "precision": str(problem.network.precision).split(".")[1],
+            "processes": ranks.world(),
+        },
     })  # fmt: skip
 
 
