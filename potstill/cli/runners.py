@@ -1,9 +1,7 @@
 """What each command does: chooses paths, and hands the work to the stages."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +73,23 @@ def run(name: str, arguments: list[str]) -> None:
     with ranks.together(), _quiet_beside_the_first():
         if ranks.world() > 1 and name not in SHARED:
             raise PotstillError(f"potstill {name}: works in one process; start it without torchrun.")
-        with open(os.devnull, "w") as nowhere, redirect_stderr(sys.stderr if ranks.first() else nowhere):
-            command = parse(name, arguments)
+        command = _parsed_once(name, arguments)
         RUNNERS[type(command)](command)
+
+
+def _parsed_once(name: str, arguments: list[str]) -> Any:
+    """The command.  Of several processes the first parses before the others, so that wrong usage is told once."""
+    if not ranks.first() and (code := ranks.from_first()) is not None:
+        raise SystemExit(code)
+    try:
+        command = parse(name, arguments)
+    except SystemExit as end:  # tyro's, after wrong usage or help
+        if ranks.first():
+            ranks.from_first(end.code)
+        raise
+    if ranks.first():
+        ranks.from_first(None)
+    return command
 
 
 @contextmanager
