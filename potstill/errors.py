@@ -1,4 +1,4 @@
-"""The exception that reaches users, a value, the reason it cannot be used, and the remedy; and its one special kind."""
+"""The exception that reaches users, a value, the reason it cannot be used, and the remedy; and its special kinds."""
 
 import re
 
@@ -14,3 +14,7 @@ class PotstillError(ValueError):
 
 class Diverged(PotstillError):
     """Distilling diverged again and again, however often the last step was undone."""
+
+
+class ToldElsewhere(PotstillError):
+    """One process of several ends because another has, which has told the reason: it is not printed once more."""

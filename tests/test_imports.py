@@ -22,7 +22,7 @@ ROOMS = (
     "studies",
     "cli",
 )
-GROUND = {"version", "errors", "bounds", "process", "seeds", "files", "machine", "store"}
+GROUND = {"version", "errors", "bounds", "process", "seeds", "files", "machine", "ranks", "store"}
 FACES = {"", "__main__"}  # what users import and run: hands names on
 HEAVY = {
     "datasets", "huggingface_hub", "jinja2", "matplotlib", "onnx", "onnxscript", "pandas", "PIL", "pyarrow", "rich",

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from potstill.cli.terminal import err, fail, out, silence
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, ToldElsewhere
 from potstill.version import VERSION
 
 CONTINUES = "Interrupted; what was done is kept. The same command continues where it stopped."
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except SystemExit as end:  # tyro's: 0 after --help, 2 for wrong usage
         return end.code if isinstance(end.code, int) else 2
+    except ToldElsewhere:
+        return 1
     except PotstillError as error:
         return fail(str(error))
     except BrokenPipeError:

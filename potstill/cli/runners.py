@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from potstill import files
+from potstill import files, ranks
 from potstill.adjoint import engine
 from potstill.cli.arguments import parse
 from potstill.cli.commands import (
@@ -45,7 +45,7 @@ from potstill.cli.console import (
     size,
     tensorboard,
 )
-from potstill.cli.terminal import out, say
+from potstill.cli.terminal import err, out, say
 from potstill.data import hub
 from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
@@ -68,14 +68,44 @@ from potstill.studies import cells as cells_of
 from potstill.studies.cells import Cell
 from potstill.training import experts, trajectories
 
+SHARED = ("run", "experts", "distill", "evaluate")  # commands that several processes can work at together
+
 
 def run(name: str, arguments: list[str]) -> None:
     """Parse a command's arguments, and do what they say."""
     engine.keep_freed_memory()
     set_up_logging()
     find_compiler_cache()
-    command = parse(name, arguments)
-    RUNNERS[type(command)](command)
+    with ranks.together(), _quiet_beside_the_first():
+        if ranks.world() > 1 and name not in SHARED:
+            raise PotstillError(f"potstill {name}: works in one process; start it without torchrun.")
+        command = _parsed_once(name, arguments)
+        RUNNERS[type(command)](command)
+
+
+def _parsed_once(name: str, arguments: list[str]) -> Any:
+    """The command.  Of several processes the first parses before the others, so that wrong usage is told once."""
+    if not ranks.first() and (code := ranks.from_first()) is not None:
+        raise SystemExit(code)
+    try:
+        command = parse(name, arguments)
+    except SystemExit as end:  # tyro's, after wrong usage or help
+        if ranks.first():
+            ranks.from_first(end.code)
+        raise
+    if ranks.first():
+        ranks.from_first(None)
+    return command
+
+
+@contextmanager
+def _quiet_beside_the_first() -> Iterator[None]:
+    """Several processes at one job print once; endings are told by the one that ends first, whichever it is."""
+    out.quiet = err.quiet = not ranks.first()
+    try:
+        yield
+    finally:
+        out.quiet = err.quiet = False
 
 
 # --- the commands --------------------------------------------------------------------------------------------------
@@ -87,12 +117,12 @@ def _run(command: Run) -> None:
     folder = command.out or _folder(asked, command.recipe, command.tiny)
     ran_from = commit()  # before the hours in which another may be checked out
     with _opened(asked, folder, command.experts) as run:
-        with progress(tensorboard(command.tensorboard, folder), deadline(command.minutes)) as show:
+        with progress(tensorboard(command.tensorboard and ranks.first(), folder), deadline(command.minutes)) as show:
             show(runs.train_experts(run))
             distilled = show(stage.distil(run))
             results = show(record.evaluate(run, distilled))
-        page = run_page.write(folder)
-    if command.record:
+        page = run_page.write(folder) if ranks.first() else None
+    if command.record and ranks.first():
         recipes.write_record(command.record, command.recipe or folder.name, ran_from, results, distilled)
     print_results(results)
     say(f"\nthe set    {folder / FILE}\nthe page   {page}")
@@ -122,7 +152,7 @@ def _experts(command: Experts) -> None:
 def _distill(command: Distill) -> None:
     folder = command.out or _folder(command.settings)
     with _opened(command.settings, folder, command.experts) as run:  # noqa: SIM117
-        with progress(tensorboard(command.tensorboard, folder)) as show:
+        with progress(tensorboard(command.tensorboard and ranks.first(), folder)) as show:
             distilled = show(stage.distil(run))
     chosen = distilled.provenance
     say(
@@ -166,7 +196,7 @@ def _evaluate(command: Evaluate) -> None:
         found = show(record.evaluate_set(who, distilled, asked, store))
     results = record.summary(replace(run, settings=asked), who, distilled, found, store)
     print_results(results)
-    if command.json:
+    if command.json and ranks.first():
         files.write_json(command.json, results)
         say(f"figures    {command.json}")
 

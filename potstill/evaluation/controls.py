@@ -10,14 +10,14 @@ interrupted evaluation continues where it stopped.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill import files, seeds, store
+from potstill import files, ranks, seeds, store
 from potstill.data.labels import one_hot
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet
 from potstill.evaluation.protocol import Protocol
@@ -28,6 +28,8 @@ NUMERICS = 4  # raised by hand whenever a change of the code changes what a trai
 CONTROLS = ("random", "random_soft", "full")
 SoftLabels = Callable[[Tensor], Tensor]
 """Rows of the training set (n,) → probabilities (n, K) from the experts."""
+Figure = tuple[float, float, bool]
+"""A network's accuracy, the seconds it took, and whether both were kept from an earlier evaluation."""
 
 
 @dataclass(frozen=True)
@@ -107,24 +109,32 @@ def evaluate(
     event: Event = {"stage": "evaluation", "total": sum(series.count for series in compared)}
     event["left_out"] = [name for name in CONTROLS if name not in names]
 
-    accuracy: dict[str, Any] = {}
-    kept = dict.fromkeys(names, 0)
-    done, seconds = 0, 0.0
-    for series in compared:
-        values = []
-        for number in range(series.count):
-            yield {**event, "done": done, "set": series.name, "network": number}
-            value, spent, was_kept = network_accuracy(evaluator, series, number)
-            values.append(value)
-            seconds += spent
-            kept[series.name] += was_kept
-            done += 1
-        accuracy[series.name] = interval(values)
-    yield {**event, "done": done}
-    return {"accuracy": accuracy, "kept": {name: count for name, count in kept.items() if count}, "seconds": seconds}
+    jobs = [(series, number) for series in compared for number in range(series.count)]
+    found: dict[int, Figure] = {}
+    for place in ranks.mine(range(len(jobs))):
+        series, number = jobs[place]
+        yield {**event, "done": place, "set": series.name, "network": number}
+        found[place] = network_accuracy(evaluator, series, number)
+    yield {**event, "done": len(jobs)}
+    return _figures(jobs, ranks.gathered(found))
 
 
-def network_accuracy(evaluator: Evaluator, series: Series, number: int) -> tuple[float, float, bool]:
+def _figures(jobs: Sequence[tuple[Series, int]], found: Sequence[dict[int, Figure]]) -> dict[str, Any]:
+    """The figures of all series from their networks: those that each process trained, by their place among the jobs."""
+    by_place = {place: figure for some in found for place, figure in some.items()}
+    values: dict[str, list[float]] = {}
+    kept: dict[str, int] = {}
+    seconds = 0.0
+    for place, (series, _) in enumerate(jobs):
+        value, spent, was_kept = by_place[place]
+        values.setdefault(series.name, []).append(value)
+        seconds += spent
+        if was_kept:
+            kept[series.name] = kept.get(series.name, 0) + 1
+    return {"accuracy": {name: interval(those) for name, those in values.items()}, "kept": kept, "seconds": seconds}
+
+
+def network_accuracy(evaluator: Evaluator, series: Series, number: int) -> Figure:
     """Accuracy of one network of a series on the test images, the seconds it took, and whether it was kept before."""
 
     def compute() -> float:
@@ -151,7 +161,7 @@ def identity_of(training_set: TrainingSet) -> list[Any]:
     return ["distilled", contents, *kind]
 
 
-def _once(identity: list[Any], compute: Callable[[], float]) -> tuple[float, float, bool]:
+def _once(identity: list[Any], compute: Callable[[], float]) -> Figure:
     """A network's accuracy and the seconds it took, computed once and kept by fingerprint; and whether it was kept."""
     kept_before = True
 

@@ -129,7 +129,7 @@ def real_loss(
     targets, step_size = targets_of(variables, labels, ctx.classes), bptt.step_size_of(ctx, settings, variables)
     steps = draw_steps(ctx, settings.batch_size, settings.unroll, len(images), draws)
     norms = gradient_norms(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
-    if not bool(norms.isfinite().all()):  # the last step led astray: the loop undoes it
+    if ctx.total(float(not norms.isfinite().all())):  # the last step led astray: the loop undoes it
         return Outcome(nothing(variables) + torch.nan, memory)
     policy, remembered = policy_of(settings, memory, norms)
     end = int(torch.multinomial(policy, 1, generator=draws))
@@ -147,7 +147,7 @@ def real_loss(
     )  # fmt: skip
     real, truth = bptt.real_batch(ctx, settings, draws)
     loss = bptt.mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
-    accept = below(float(loss.detach()), settings.threshold)
+    accept = below(ctx.total(float(loss.detach())), settings.threshold)
     return Outcome(loss, remembered | further, {"end": end + 1, "length": length}, accept)
 
 

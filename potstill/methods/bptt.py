@@ -193,7 +193,7 @@ def real_loss(
     taken += count
     real, truth = real_batch(ctx, settings, draws)
     loss = mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
-    value = float(loss.detach())
+    value = ctx.total(float(loss.detach()))
     accept = math.isfinite(value) and below(value, settings.threshold)
     if not settings.pool:
         return Outcome(loss, metrics={"steps_taken": taken}, accept=accept or not math.isfinite(value))

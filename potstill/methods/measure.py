@@ -296,7 +296,7 @@ def effort(settings: Trajectory) -> tuple[float, int]:
         return 0.0, 0
     walks = GRID_EPOCHS * (len(STEP_SIZES) if settings.step_size is None else 1)
     rungs = _rungs(_arms(settings.iterations))
-    return walks * GRADIENT + _dropped(rungs) * rung_length(settings.iterations), sum(rungs)
+    return walks * GRADIENT / settings.segments + _dropped(rungs) * rung_length(settings.iterations), sum(rungs)
 
 
 def _opened(settings: Trajectory, arm: StartEpochs) -> Trajectory:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from potstill import seeds
+from potstill import ranks, seeds
 from potstill.adjoint.derivatives import Derivatives
 from potstill.data.augment import Operation
 from potstill.data.labels import Kind, one_hot
@@ -63,6 +63,10 @@ class Context:
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's items: every ``world``-th."""
         return items[self.rank :: self.world]
+
+    def total(self, value: float) -> float:
+        """The sum of what all processes give, where one decides by more than its share; each must ask for it."""
+        return ranks.total(value) if self.world > 1 else value
 
     @property
     def classes(self) -> int:
@@ -117,7 +121,7 @@ class Outcome:
     loss: Tensor  # a scalar, differentiable in every variable that is learned
     memory: Memory = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    accept: bool = True  # False: the loop takes no step, and counts it
+    accept: bool = True  # False: the loop takes no step, and counts it; alike in all processes
     refused_memory: Memory | None = None  # where no step is taken, or it diverged; None: the memory before
 
 

@@ -7,6 +7,7 @@ al., ICML 2023) holds λ fixed in the sweep.  FTD (Du et al., CVPR 2023) follows
 average of the images.  DATM (Guo et al., ICLR 2024) chooses which start epochs to match, and learns soft labels.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +41,7 @@ from potstill.methods.soft_labels import mean_logits
 from potstill.methods.start_epochs import StartEpochs
 from potstill.networks.losses import loss_for
 
+logger = logging.getLogger(__name__)
 FROZEN = "frozen"  # in the memory: slots (n,) that stay as they are
 MOMENTUM = {"images": 0.5, "logits": 0.9, "step_size": 0.5}  # published
 INNER_STEPS, EXPERT_EPOCHS, STEP_SIZE = 40, 2, 0.01  # where neither a cell nor a measurement says
@@ -50,7 +52,9 @@ class Datm:
     """Difficulty-aligned trajectory matching."""
 
     iterations: Count = 1000
-    """Outer iterations, each one segment of one expert."""
+    """Outer iterations."""
+    segments: Count = 1
+    """Segments of experts that an iteration follows, by the mean of their losses; several processes share them."""
     start_epochs: tuple[Whole, Whole] | None = None
     """The difficulty: the first start epoch (T minus), and one past the last (T plus). None: found by measuring which
     part of the trajectories a set of this size can follow."""
@@ -246,6 +250,7 @@ def learns(settings: Trajectory) -> dict[str, Rule]:
 @torch.no_grad()
 def begin(ctx: Context, settings: Trajectory, start: Start | None) -> Begun:
     """Real images, labelled by the experts that classify them correctly; or a set that is there already."""
+    _warn_of_idle(ctx, settings)
     step_size = torch.tensor(step_size_of(settings), device=ctx.problem.device)
     if start is not None:
         return _continue(ctx, settings, start, step_size)
@@ -261,6 +266,7 @@ def begin_partly(ctx: Context, settings: SelMatch, start: Start | None) -> Begun
     """IPC images of each class that follow the hardest ones; the easier of them are learned, the others stay."""
     if start is not None:
         return begin(ctx, settings, start)
+    _warn_of_idle(ctx, settings)
     hardness, labels, rows, frozen = scores.hardness(ctx, settings.score, None), ctx.problem.train.labels, [], []
     for label in range(ctx.classes):
         own = rows_of(ctx, label)
@@ -274,6 +280,16 @@ def begin_partly(ctx: Context, settings: SelMatch, start: Start | None) -> Begun
     if kind(settings) == "logits":
         variables["logits"] = _expert_labels(ctx, settings, images, truth)
     return Begun(variables, truth, {FROZEN: torch.cat(frozen).to(images.device)})
+
+
+def _warn_of_idle(ctx: Context, settings: Trajectory) -> None:
+    """Say so where there are more processes than segments for them."""
+    if ctx.world > settings.segments:
+        name, few = type(settings).__name__.lower(), settings.segments
+        logger.warning(
+            "%s: of %d processes only %d will distil, a segment each in an iteration; give --%s.segments %d, or a "
+            "multiple of it.", name, ctx.world, few, name, ctx.world,
+        )  # fmt: skip
 
 
 def partial_needs(settings: SelMatch) -> Experts:
@@ -297,27 +313,50 @@ def _expert_labels(ctx: Context, settings: Trajectory, images: Tensor, labels: T
     return mean_logits(ctx.problem, ctx.experts, count, images, labels)
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A part of an expert's path, and what else is drawn for a student that follows it."""
+
+    expert: int
+    start: int  # epoch
+    draws: torch.Generator
+
+
+def draw_segment(ctx: Context, settings: Trajectory, iteration: int, number: int) -> Segment:
+    """The segment of that number in an iteration."""
+    draws = ctx.draws("segment", iteration, *([number] if number else []))
+    chosen = range_of(settings)
+    assert chosen is not None
+    expert = int(torch.randint(ctx.expert_count, (), generator=draws))
+    return Segment(expert, chosen.draw(iteration, draws), draws)
+
+
 def matching_loss(
     ctx: Context, settings: Trajectory, variables: Variables, memory: dict[str, Tensor], labels: Tensor, iteration: int
 ) -> Outcome:  # fmt: skip
-    """L of one drawn segment, accepted up to the threshold.
+    """The mean L of the drawn segments, accepted up to the threshold.
 
-    Expert, start epoch, batches and augmentations come from (seed, iteration) alone, so any iteration can be replayed.
-    With ``flip`` the student sees the set mirrored in half of the iterations, which is the same as following the
-    expert's mirror image: one that started from mirrored weights on mirrored data.  Of several processes the first does
-    the one segment.
+    Expert, start epoch, batches and augmentations come from (seed, iteration, number of the segment) alone, so any
+    iteration can be replayed.  Several processes share the segments; the metrics are those of the first segment.
     """
-    draws = ctx.draws("segment", iteration)
-    chosen = range_of(settings)
-    assert chosen is not None
-    assert ctx.experts is not None
-    expert = int(torch.randint(ctx.expert_count, (), generator=draws))
-    start = chosen.draw(iteration, draws)
-    metrics = {"expert": expert, "start_epoch": start}
-    if not ctx.mine([0]):
-        return Outcome(nothing(variables), memory, metrics)
-    begin, end = (snapshot.to(ctx.problem.device) for snapshot in _segment(ctx, settings, expert, start))
-    images = variables["images"]
+    drawn = [draw_segment(ctx, settings, iteration, number) for number in ctx.mine(range(settings.segments))]
+    losses = [segment_loss(ctx, settings, variables, memory, labels, segment) for segment in drawn]
+    loss = sum(losses[1:], losses[0]) / settings.segments if losses else nothing(variables)
+    metrics = {"expert": drawn[0].expert, "start_epoch": drawn[0].start} if drawn else {}
+    return Outcome(loss, memory, metrics, below(ctx.total(float(loss.detach())), settings.threshold))
+
+
+def segment_loss(
+    ctx: Context, settings: Trajectory, variables: Variables, memory: dict[str, Tensor], labels: Tensor,
+    segment: Segment,
+) -> Tensor:  # fmt: skip
+    """L of one segment.
+
+    With ``flip`` the student sees the set mirrored for half of the segments, which is the same as following the
+    expert's mirror image: one that started from mirrored weights on mirrored data.
+    """
+    begin, end = (x.to(ctx.problem.device) for x in _snapshots(ctx, settings, segment.expert, segment.start))
+    images, draws = variables["images"], segment.draws
     if FROZEN in memory:  # real images, which the student sees and nothing moves
         images = torch.where(memory[FROZEN].view(-1, 1, 1, 1), images.detach(), images)
     steps = draw_steps(ctx, settings.batch_size, steps_of(settings), len(images), draws)
@@ -332,11 +371,10 @@ def matching_loss(
     if settings.mask_ratio:
         counted = mask.weights_of(ctx.problem.network.shapes, missed.detach(), settings.mask, settings.mask_ratio)
         missed, way = missed * counted, way * counted
-    loss = missed.sum() / way.sum()
-    return Outcome(loss, memory, metrics, accept=below(float(loss.detach()), settings.threshold))
+    return missed.sum() / way.sum()
 
 
-def _segment(ctx: Context, settings: Trajectory, expert: int, start: int) -> tuple[Tensor, Tensor]:
+def _snapshots(ctx: Context, settings: Trajectory, expert: int, start: int) -> tuple[Tensor, Tensor]:
     """Where the student starts (P,), and where it should arrive."""
     assert ctx.experts is not None
     if settings.path == "lines":

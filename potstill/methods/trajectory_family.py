@@ -140,16 +140,17 @@ PROBE_STEPS = 2  # inner steps of the cheaper iteration that is timed
 
 
 def probe(settings: Trajectory) -> Probe:
-    """An iteration of two inner steps; the others cost the same each."""
+    """An iteration of one segment and two inner steps; the others cost the same each."""
     steps = trajectory.steps_of(settings)
     few = min(PROBE_STEPS, steps)
     span, rates = trajectory.span_of(settings), ("lr_images", "lr_logits", "lr_step_size")
     found: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in rates}
     return Probe(
         replace(
-            settings, path="snapshots", inner_steps=few, expert_epochs=span, start_epochs=(0, 1), opening=None, **found
+            settings, segments=1, path="snapshots", inner_steps=few, expert_epochs=span, start_epochs=(0, 1),
+            opening=None, **found,
         ),
-        steps / few, steps + 1, *measure.effort(settings),
+        settings.segments * steps / few, settings.segments * (steps + 1), *measure.effort(settings),
     )  # fmt: skip
 
 

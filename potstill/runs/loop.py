@@ -1,4 +1,8 @@
-"""The outer loop: loss, gradient, step, yield metrics.  A state is a value; an iteration makes the next one."""
+"""The outer loop: loss, gradient, step, yield metrics.  A state is a value; an iteration makes the next one.
+
+Several processes each find their part of the loss and of its gradient; both are summed here, and nowhere else.  So all
+of them decide alike and step alike, and their states stay the same bit for bit.
+"""
 
 import math
 import time
@@ -8,6 +12,7 @@ from typing import Any
 
 import torch
 
+from potstill import ranks
 from potstill.errors import Diverged, PotstillError
 from potstill.methods import outer
 from potstill.methods.method import Context, Method, Outcome, Variables
@@ -34,7 +39,8 @@ def iterate(
     while state.iteration < total:
         began = time.perf_counter()
         outcome, gradients = differentiate(method, ctx, settings, state)
-        loss = float(outcome.loss.detach())
+        loss = ranks.total(float(outcome.loss.detach()))
+        gradients = dict(zip(gradients, ranks.summed(list(gradients.values())), strict=True))
         metrics = {"iteration": state.total, "loss": loss, **outcome.metrics}
         if "step_size" in state.variables:
             metrics["step_size"] = float(state.variables["step_size"])
@@ -55,7 +61,7 @@ def iterate(
 
 
 def differentiate(method: Method, ctx: Context, settings: Any, state: State) -> tuple[Outcome, Variables]:
-    """What one iteration finds, and the gradient of its loss in each variable that is learned."""
+    """What one iteration finds in this process, and the gradient of its loss in each variable that is learned."""
     rules = method.learns(settings)
     leaves = {name: x.detach().requires_grad_(name in rules) for name, x in state.variables.items()}
     assert method.loss is not None

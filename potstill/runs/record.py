@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from potstill import files
+from potstill import files, ranks
 from potstill.data.distilled import Distilled
 from potstill.evaluation import controls, memorisation, statistics
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of
@@ -55,9 +55,10 @@ def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str,
     if who.protocol.selection == "test":  # the paper's figure: the best of all evaluations, not a fresh one
         found["accuracy"]["distilled"] = statistics.interval([distilled.provenance["chosen_with_accuracy"]])
     results = summary(run, who, distilled, found, store)
-    nearest = memorisation.pictures(results["memorisation"], run.problem)
-    files.save(run.folder / NEAREST, NEAREST_KIND, nearest, {})
-    files.write_json(run.folder / "results.json", results)
+    if ranks.first():
+        nearest = memorisation.pictures(results["memorisation"], run.problem)
+        files.save(run.folder / NEAREST, NEAREST_KIND, nearest, {})
+        files.write_json(run.folder / "results.json", results)
     return results
 
 
@@ -119,7 +120,10 @@ def summary(
         "memorisation": memorisation.summary(memorisation.examine(distilled, problem)),
         "config": as_dict(settings),
         "dataset_fingerprint": problem.dataset.fingerprint,
-        "environment": {**environment(problem.device), "precision": str(problem.network.precision).split(".")[1]},
+        "environment": {
+            **environment(problem.device), "precision": str(problem.network.precision).split(".")[1],
+            "processes": ranks.world(),
+        },
     })  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from potstill import files, seeds
+from potstill import files, ranks, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives, eager
 from potstill.data.dataset import OPTIONS
@@ -87,7 +87,8 @@ class Run:
         derivatives, micro_batch = inner_engine(settings, self.problem, number)
         return Context(
             self.problem, settings.ipc, seeds.derive(settings.seed, "stage", number) if number else settings.seed,
-            settings.augment, derivatives, micro_batch, self.experts, settings.expert.count,
+            settings.augment, derivatives, micro_batch, self.experts, settings.expert.count, ranks.rank(),
+            ranks.world(),
         )  # fmt: skip
 
     def evaluator(self, protocol: Protocol) -> Evaluator:
@@ -110,16 +111,45 @@ def prepare_problem(settings: Settings) -> Problem:
 def opened(settings: Settings, folder: Path, experts_folder: Path | None = None) -> Iterator[Run]:
     """A run as :func:`open_run` opens it, in a folder that is this process's alone until the end.
 
+    Of several processes at one run the first opens it, holds the folder and writes; the others work along.
+
     Raises:
-        PotstillError: another process works in the folder (it is named).
+        PotstillError: another process works in the folder (it is named), or the settings do not suit several.
     """
+    store = experts_folder or folder / "experts"
+    _check_ranks(settings, folder, store)
+    if not ranks.first():
+        ranks.wait()
+        yield Run(settings, folder, store)
+        return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with files.locked(folder, "a run"):
-            yield open_run(settings, folder, experts_folder)
+            run = open_run(settings, folder, experts_folder)
+            ranks.wait()
+            yield run
     except BaseException:
         _leave_as_found(folder, made)
         raise
+
+
+def _check_ranks(settings: Settings, folder: Path, experts_folder: Path) -> None:
+    """Refuse what several processes cannot do.
+
+    Raises:
+        PotstillError: they would all take one GPU, or train experts in a folder that one of them holds.
+    """
+    if ranks.world() == 1:
+        return
+    if ":" in settings.device:
+        raise PotstillError(
+            f"device {settings.device!r}: each of {ranks.world()} processes takes a device of its own; give --device "
+            f"{settings.device.partition(':')[0]}."
+        )
+    if experts_folder.resolve() == folder.resolve():
+        raise PotstillError(
+            f"{folder}: several processes cannot train experts in the run's own folder; give another --experts."
+        )
 
 
 def _leave_as_found(folder: Path, made: Sequence[Path]) -> None:

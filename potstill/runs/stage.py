@@ -1,4 +1,7 @@
-"""Distilling, stage after stage: begin, measure what is open, iterate, choose the best set, leave checkpoints."""
+"""Distilling, stage after stage: begin, measure what is open, iterate, choose the best set, leave checkpoints.
+
+Of several processes the first begins and measures, and writes; what it has decided the others take from its files.
+"""
 
 import dataclasses
 import logging
@@ -10,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from potstill import files
+from potstill import files, ranks
 from potstill.data.distilled import FILE, Distilled, load
 from potstill.errors import Diverged, PotstillError
 from potstill.evaluation import tuning
@@ -44,8 +47,8 @@ class Session:
         return settled(self.run.settings, self.log.measured)
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        if self.state is None:
+        """Write a checkpoint; of several processes the first does."""
+        if self.state is None or not ranks.first():
             return
         peak = max(self.log.peak_memory_bytes, peak_memory(self.run.problem.device))
         self.log = replace(self.log, peak_memory_bytes=peak)
@@ -103,7 +106,9 @@ def _resume(run: Run) -> Session:
                 "%s: is gone; the last state is evaluated and written again, whatever came before it", run.folder / FILE
             )
             log = replace(log, evaluated=())
-    record.truncate_metrics(run.folder / record.METRICS, reached.total if reached else 0)
+    if ranks.first():
+        record.truncate_metrics(run.folder / record.METRICS, reached.total if reached else 0)
+    ranks.wait()  # until all have read, what will be written over
     return Session(run, run.evaluator(Protocol(**log.protocol)), log, reached)
 
 
@@ -112,7 +117,9 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
     run, method = session.run, session.run.settings.methods[number]
     ctx = run.context(number)
     if session.state is None or session.state.stage < number:
-        _begin(session, method, ctx, number)
+        if ranks.first():
+            _begin(session, method, ctx, number)
+        _take_state_of_first(session)
     assert session.state is not None
     asked = run.settings.stages[number]
     yield from _evaluate_if_due(session)  # the start, or what an interruption cut short
@@ -120,7 +127,8 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
         yield from _measure(session, method, ctx, asked)
         yield from _evaluate_if_due(session)
     for reached, metrics in loop.iterate(method, ctx, session.settings.stages[number], session.state):
-        files.append(run.folder / record.METRICS, files.as_json({"stage": method.name, **metrics}) + "\n")
+        if ranks.first():
+            files.append(run.folder / record.METRICS, files.as_json({"stage": method.name, **metrics}) + "\n")
         session.state = reached
         if session.due(run.settings.snapshots):
             _snapshot(session)
@@ -152,6 +160,18 @@ def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:
             _snapshot(session)
 
 
+def _take_state_of_first(session: Session) -> None:
+    """Where there are several processes, all go on from a checkpoint of the first: computed twice, on two devices, a
+    state may differ in its last bits.
+    """
+    if ranks.world() == 1:
+        return
+    session.save()
+    ranks.wait()
+    if not ranks.first():
+        session.state, _ = state.load_state(session.run.folder / CHECKPOINT, session.run.problem.device)
+
+
 def _from_disk(run: Run, path: str) -> Start:
     """A distilled set as the first stage begins with it.
 
@@ -180,7 +200,8 @@ def _from_disk(run: Run, path: str) -> Start:
 
 def _snapshot(session: Session) -> None:
     assert session.state is not None
-    snapshots.keep(session.run.folder, as_distilled(session), session.state.total)
+    if ranks.first():
+        snapshots.keep(session.run.folder, as_distilled(session), session.state.total)
 
 
 def _progress(session: Session) -> Event:
@@ -192,18 +213,25 @@ def _progress(session: Session) -> Event:
 
 
 def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Generator[Event, None, None]:
-    """Let the method find what is open; its settings and the state of the best trial become the session's."""
+    """Let the method find what is open; its settings and the state of the best trial become the session's.
+
+    Of several processes the first measures, and the others run its trials with it.
+    """
     run, reached = session.run, session.state
     assert reached is not None
-    assert method.measure is not None
-    found = session.log.measured.setdefault(method.name, {"seconds": 0.0})
-    begun = Begun(reached.variables, reached.labels, reached.memory, reached.rows)
-    trial = _trial(session, method, ctx)
-    settings, best = yield from method.measure(ctx, asked, begun, trial, found, session.save)
+    if ranks.first():
+        found = session.log.measured.setdefault(method.name, {"seconds": 0.0})
+        begun = Begun(reached.variables, reached.labels, reached.memory, reached.rows)
+        trial, alone = _trial(session, method, ctx), replace(ctx, rank=0, world=1)
+        assert method.measure is not None
+        settings, best = yield from method.measure(alone, asked, begun, trial, found, session.save)
+        found["settings"] = dataclasses.asdict(settings)
+        ranks.from_first((best, found))
+    else:
+        best, session.log.measured[method.name] = _run_trials(session, method, ctx)
     if best is not None:
         winner, _ = state.load_state(_trial_file(run, method, *best), run.problem.device)
         session.state = replace(winner, seconds=reached.seconds)  # the trials' time is counted with the measuring
-    found["settings"] = dataclasses.asdict(settings)
     session.save()
 
 
@@ -213,26 +241,48 @@ def _trial(session: Session, method: Method, ctx: Context) -> Trial:
     assert start is not None
 
     def trial(settings: Any, begun: Begun, arm: int, rung: int, iterations: int) -> tuple[list[float], float]:
+        path = _trial_file(run, method, arm, rung)
         if rung:
             reached, _ = state.load_state(_trial_file(run, method, arm, rung - 1), run.problem.device)
         else:
             fresh = state.begin(method, settings, begun)
             counts = {name: getattr(start, name) for name in state.COUNTS}
             reached = replace(fresh, **{**counts, "seconds": 0.0})
-        losses: list[float] = []
-        try:
-            going = loop.iterate(method, ctx, settings, replace(reached, in_a_row=0))
-            for next_state, metrics in islice(going, iterations):
-                reached = next_state
-                losses.append(metrics["loss"])
-            distilled, evaluator = as_distilled(replace(session, state=reached)), session.evaluator
-            accuracy = validation_accuracy(evaluator, training_set_of(distilled, evaluator.config, run.problem.device))
-        except Diverged:  # again and again: these settings are not for this set
-            accuracy = 0.0
-        reached.save(_trial_file(run, method, arm, rung), {})
-        return losses, accuracy
+        if ranks.world() > 1:
+            reached.save(path, {})
+            ranks.from_first((settings, path, iterations))
+        return _run_trial(session, method, ctx, settings, reached, path, iterations)
 
     return trial
+
+
+def _run_trial(
+    session: Session, method: Method, ctx: Context, settings: Any, reached: State, path: Path, iterations: int
+) -> tuple[list[float], float]:  # fmt: skip
+    """Losses of some iterations, and the accuracy then; their state is written to ``path``."""
+    losses: list[float] = []
+    try:
+        going = loop.iterate(method, ctx, settings, replace(reached, in_a_row=0))
+        for next_state, metrics in islice(going, iterations):
+            reached = next_state
+            losses.append(metrics["loss"])
+        distilled, evaluator = as_distilled(replace(session, state=reached)), session.evaluator
+        training_set = training_set_of(distilled, evaluator.config, session.run.problem.device)
+        accuracy = validation_accuracy(evaluator, training_set)
+    except Diverged:  # again and again: these settings are not for this set
+        accuracy = 0.0
+    if ranks.first():
+        reached.save(path, {})
+    return losses, accuracy
+
+
+def _run_trials(session: Session, method: Method, ctx: Context) -> tuple[tuple[int, int] | None, dict[str, Any]]:
+    """Run the trials of the process that measures, to the end; the best one's arm and rung, and the record of all."""
+    while len(asked := ranks.from_first()) == 3:
+        settings, path, iterations = asked
+        reached, _ = state.load_state(path, session.run.problem.device)
+        _run_trial(session, method, ctx, settings, reached, path, iterations)
+    return asked
 
 
 def _trial_file(run: Run, method: Method, arm: int, rung: int) -> Path:
@@ -257,7 +307,8 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     split = session.evaluator.protocol.selection
     found = tuning.with_best(distilled, tried, chosen_on=split)
     accuracy = found.provenance["chosen_with_accuracy"]
-    if settings.keep == "last" or all(accuracy >= earlier["accuracy"] for earlier in session.log.evaluated):
+    best = all(accuracy >= earlier["accuracy"] for earlier in session.log.evaluated)
+    if (settings.keep == "last" or best) and ranks.first():
         found.save(session.run.folder / FILE)
     entry = {"iteration": done, "accuracy": accuracy, "on": split}
     seconds = session.log.evaluation_seconds + time.monotonic() - began
@@ -294,8 +345,9 @@ def as_distilled(session: Session) -> Distilled:
 def _with_step_size(session: Session) -> Generator[Event, None, Distilled]:
     """The run's set with the step size to train with: the learned one, or one chosen on validation images."""
     path, wanted = session.run.folder / FILE, session.run.settings.evaluation.step_size
+    ranks.wait()  # until the first has written
     before = load(path)
     distilled = yield from tuning.choose_step_size(session.evaluator, before, wanted, _progress(session))
-    if distilled is not before:
+    if distilled is not before and ranks.first():
         distilled.save(path)
     return distilled

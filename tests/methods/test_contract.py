@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import potstill
-from potstill import files
+from potstill import files, ranks
 from potstill.methods import METHODS
 from potstill.runs import loop, run, settings, stage, state
 from potstill.runs.api import run_to_completion
@@ -101,6 +101,15 @@ def test_the_gradients_of_two_processes_add_up_to_that_of_one(name, experts, tmp
         total = sum(g[key] for _, g in shares)
         assert float((total - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-12, key
     assert all(same(whole.memory, outcome.memory) for outcome, _ in shares)
+
+
+@pytest.mark.parametrize("name", ["datm", "rat-bptt", "at-bptt"])
+def test_several_processes_decide_by_the_whole_loss(name, experts, tmp_path, monkeypatch):
+    method, ctx, own, first = begun(name, experts, tmp_path, threshold=1.5)
+    for factor, accepted in ((1e-3, True), (1e3, False)):
+        monkeypatch.setattr(ranks, "total", lambda value, factor=factor: factor * value)
+        outcome, _ = loop.differentiate(method, replace(ctx, rank=0, world=2), own, first)
+        assert outcome.accept == accepted
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -55,6 +55,24 @@ def test_a_loss_above_the_threshold_is_not_accepted(setting):
     assert not trajectory.matching_loss(ctx, strict, first.variables, {}, first.labels, 0).accept
 
 
+def test_several_segments_are_followed_by_their_mean(setting):
+    ctx, own, first = setting
+    alone = [trajectory.draw_segment(ctx, own, 3, number) for number in range(3)]
+    each = [trajectory.segment_loss(ctx, own, first.variables, {}, first.labels, segment) for segment in alone]
+    assert len({float(loss) for loss in each}) == 3
+    found = trajectory.matching_loss(ctx, replace(own, segments=3), first.variables, {}, first.labels, 3)
+    assert float(found.loss) == pytest.approx(sum(map(float, each)) / 3, rel=1e-6)
+    assert float(each[0]) == losses(ctx, own, first.variables, first.labels, [3])[0]
+    assert found.metrics == {"expert": alone[0].expert, "start_epoch": alone[0].start}
+
+
+def test_processes_without_a_segment_are_named_with_the_remedy(setting, caplog):
+    ctx, own, _ = setting
+    trajectory.begin(replace(ctx, world=4), own, None)
+    assert "datm: of 4 processes only 1 will distil" in caplog.text
+    assert "--datm.segments 4" in caplog.text
+
+
 def test_batches_go_through_the_whole_set_before_any_image_returns(setting):
     ctx, _, _ = setting
     steps = trajectory.draw_steps(ctx, 7, 9, 20, seeds.generator(0, "x"))
