@@ -3,7 +3,7 @@
 Whatever networks train on, distilled or real, is a :class:`TrainingSet`, and one function trains on all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,14 +20,17 @@ from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import CONTROL_STEP_SIZE, PROTOCOLS, Protocol
 from potstill.networks import flat
-from potstill.networks.architectures import Architecture, NetworkConfig, depth_for
+from potstill.networks.architectures import Architecture, NetworkConfig, depth_for, own_network
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import LabelKind
+from potstill.networks.own import Factory
 from potstill.process import own_state
 from potstill.training.problem import Problem, Whitened, choose_device
 from potstill.training.sgd import Recipe, run_to_end, sgd
 
 Event = dict[str, Any]
+Network = str | Mapping[str, Any] | NetworkConfig | Factory
+"""A network as a call in Python names it: by its name, its settings, or the function that makes a user's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +140,15 @@ def validation_accuracy(evaluator: Evaluator, training_set: TrainingSet) -> floa
 
 @own_state()
 def train(
-    distilled: Distilled, network: NetworkConfig | str | None = None, *, seed: int = 0, epochs: int | None = None,
-    step_size: float | None = None, device: str | None = None,
+    distilled: Distilled, network: Network | None = None, *, seed: int = 0, epochs: int | None = None,
+    step_size: float | None = None, device: str | torch.device | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a network on a distilled set by the standard protocol, and return it ready to predict.
 
     Args:
         distilled: the set.
-        network: the network, or its name; by default the one the set was made with.
+        network: a network's name, its settings, or a function ``(channels, height, width, classes)`` that returns a
+            new ``nn.Module``; by default the one the set was made with.
         seed: seed of its initialisation and of the draws in training.
         epochs: epochs over the set; by default the protocol's 1001.
         step_size: step size of SGD; by default the learned one for the network the set was made with, else 0.01.
@@ -157,17 +161,16 @@ def train(
 
     Example:
         >>> distilled = potstill.load("runs/digits-ipc1")
-        >>> network = potstill.train(distilled)
+        >>> network = potstill.train(distilled, epochs=3)
         >>> predicted = network(distilled.transform(uint8_images)).argmax(1)
     """
     protocol = PROTOCOLS["standard"]
     epochs = bounds.fit(protocol.epochs if epochs is None else epochs, Count, "epochs")
     step_size, seed = bounds.fit(step_size, Positive | None, "step_size"), bounds.fit(seed, int, "seed")
-    device = bounds.fit(device, str | None, "device")
+    told: str | None = bounds.fit(device, str | None, "device")
     c, h, w = distilled.images.shape[1:]
-    config = _network_config(network, NetworkConfig(**distilled.recipe["network"]))
-    config = replace(config, depth=config.depth or depth_for(h, w))
-    where, classes = choose_device(device or "auto"), len(distilled.classes)
+    config = network_for(distilled, network)
+    where, classes = choose_device(told or "auto"), len(distilled.classes)
     training_set = training_set_of(distilled, config, where)
     if step_size is not None:
         training_set = replace(training_set, step_size=step_size)
@@ -175,14 +178,35 @@ def train(
     theta = flat.initial(config, (c, h, w), classes, seed).to(where)
     recipe = protocol.recipe(epochs, training_set.alpha, distilled.recipe["augment"])
     theta, buffers = _fit(flat_network, theta, training_set, recipe, seed, "auto", networks=1)
-    return flat_network.as_module(theta, buffers).to(device or "cpu")
+    return flat_network.as_module(theta, buffers).to(told or "cpu")
 
 
-def _network_config(network: NetworkConfig | str | None, own: NetworkConfig) -> NetworkConfig:
-    """The network asked for, or by default the set's own."""
+def network_for(distilled: Distilled, network: Network | None) -> NetworkConfig:
+    """The network asked for, or by default the set's own, with the depth that follows from the images.
+
+    Raises:
+        PotstillError: there is no such network, or a user's own cannot be computed.
+    """
+    (c, h, w), own = distilled.images.shape[1:], NetworkConfig(**distilled.recipe["network"])
     if network is None or network == own.name:
-        return own
-    if isinstance(network, NetworkConfig):
+        found = own
+    elif isinstance(network, NetworkConfig):
         bounds.check(network, "network.")
-        return network
-    return NetworkConfig(name=bounds.fit(network, Architecture, "network"))
+        found = network
+    elif isinstance(network, Mapping):
+        base = own if network.get("name", own.name) == own.name else NetworkConfig()
+        found = _with_settings(base, network)
+    elif callable(network):
+        found = own_network(network, (c, h, w), len(distilled.classes))
+    else:
+        found = NetworkConfig(name=bounds.fit(network, Architecture, "network"))
+    return replace(found, depth=found.depth or depth_for(h, w))
+
+
+def _with_settings(base: NetworkConfig, settings: Mapping[str, Any]) -> NetworkConfig:
+    hints = bounds.hints_of(NetworkConfig)
+    if unknown := [name for name in settings if name not in hints]:
+        raise PotstillError(f"network.{unknown[0]}: no such setting; choose among {', '.join(hints)}.")
+    return replace(
+        base, **{name: bounds.fit(value, hints[name], f"network.{name}") for name, value in settings.items()}
+    )

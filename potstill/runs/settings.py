@@ -20,7 +20,7 @@ from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
 from potstill.methods.method import Method
-from potstill.networks.architectures import NetworkConfig
+from potstill.networks.architectures import NetworkConfig, is_own
 from potstill.training.experts import ExpertConfig
 
 MUTABLE_FIELDS = (
@@ -408,9 +408,10 @@ def check(settings: Settings) -> None:
         method.check(stage, method.name, settings.augment)
     for method in settings.methods:
         if settings.network.norm == "batch" and not method.batch_norm:
+            remedy = "give it another norm" if is_own(settings.network) else "take --network.norm instance"
             raise PotstillError(
                 f"network.norm batch: {method.name} compares images class by class, whose statistics are not those of "
-                "a batch; take --network.norm instance."
+                f"a batch; {remedy}."
             )
     pictures = [m.pictures(stage) for m, stage in zip(settings.methods, settings.stages, strict=True)]
     for number, method in enumerate(settings.methods[1:], 1):
