@@ -33,7 +33,14 @@ PADDING = 0.5  # of slots that tiles do not divide, as in the published code of 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Distilled:
-    """A synthetic training set of n slots; slot i shows one image, or several, of class ``labels[i]``."""
+    """A synthetic training set of n slots; slot i shows one image, or several, of class ``labels[i]``.
+
+    Example:
+        >>> distilled = potstill.load("runs/digits-ipc1")
+        >>> for batch, soft_labels in distilled.loader(batch_size=4):
+        ...     assert batch.shape[1:] == (1, 8, 8) and soft_labels.shape[1] == 10
+        >>> distilled.export("a-folder")
+    """
 
     images: Tensor  # (n, C, H, W) float32, transformed, may leave the range of real pixels
     targets: Tensor | None  # (n, K) float32 of the kind below; none for hard labels

@@ -26,7 +26,13 @@ from potstill.runs.stage import distil, selected
 
 
 class Selected(NamedTuple):
-    """What :func:`select` gives."""
+    """What :func:`select` gives.
+
+    Example:
+        >>> chosen = potstill.select((images, labels), method="random", ipc=2)
+        >>> len(chosen.rows), len(chosen.distilled)
+        (6, 6)
+    """
 
     rows: np.ndarray  # (n,) int64, of the images in the training part that was given
     distilled: Distilled  # the same images as a set
@@ -60,8 +66,8 @@ def distill(
         PotstillError: with the value, the reason and the remedy.
 
     Example:
-        >>> distilled = potstill.distill((images, labels), ipc=1, expert={"count": 2, "epochs": 4},
-        ...     datm={"iterations": 20, "start_epochs": (0, 2)})
+        >>> distilled = potstill.distill((images, labels), ipc=1, method="dm", network={"width": 16},
+        ...     dm={"iterations": 5}, evaluations=1, evaluation={"epochs": 9})
         >>> distilled.export("distilled.png")
     """
     settings, found = given.asked(data, test, ipc, preset, network, {**changes, "method": method})

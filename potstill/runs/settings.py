@@ -88,7 +88,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class Settings(Shared):
-    """A whole run: what all methods share, and the settings of each stage, in the order of ``method``."""
+    """A whole run: what all methods share, and the settings of each stage, in the order of ``method``.
+
+    Example:
+        >>> settings = potstill.configure("digits", ipc=10)
+        >>> settings.ipc, settings.network.width, settings.method
+        (10, 32, ('datm',))
+    """
 
     stages: tuple[Any, ...] = ()
 
@@ -220,7 +226,9 @@ def configure(
     """The defaults, with changes: fields of :class:`Shared`, and of each stage under its name, nested ones as mappings.
 
     Example:
-        >>> configure("digits", 1, changes={"method": ("datm",), "datm": {"iterations": 50}, "seed": 3})
+        >>> settings = potstill.configure("digits", 1, changes={"datm": {"iterations": 50}, "seed": 3})
+        >>> settings.stages[0].iterations
+        50
     """
     changes, told = dict(changes or {}), bounds.hints_of(Shared)
     method = changes.pop("method", ("datm",))
