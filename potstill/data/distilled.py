@@ -67,6 +67,7 @@ class Distilled:
             f"{several}, {len(self.classes)} classes, labels: {self.kind}, {step_size}, {self.transform.kind})"
         )
 
+    @own_state()
     def _repr_html_(self) -> str | None:
         """For notebooks: the images by class, their labels, and figures; None where Pillow is missing."""
         try:

@@ -48,7 +48,9 @@ def _found(data: Any, part: Part, how: Reading) -> Found:
     """The parts of some data; ``part`` is what data without parts are."""
     if _is_table(data):
         parts = data if isinstance(data, Mapping) else {part: data}
-        return tables.read_hub(NAME, parts, how)
+        if not all(hasattr(table, "with_format") and hasattr(table, "__len__") for table in parts.values()):
+            raise PotstillError("data: a stream of Hugging Face's has no rows to number; give a Dataset.")
+        return tables.read_hub(NAME, {key: table.with_format(None) for key, table in parts.items()}, how)
     for option in ("label_column", "image_column"):
         if value := getattr(how, option):
             raise PotstillError(f"{option} {value}: has no effect on data without columns; leave it out.")
@@ -133,21 +135,44 @@ def _is_picture(image: Any) -> bool:
 def _of_items(data: Any, part: Part) -> Found:
     """A torch Dataset or a list, item by item."""
     _refuse_others(data)
-    try:
-        items = list(data) if not hasattr(data, "__getitem__") else [data[row] for row in range(len(data))]
-    except PotstillError:
-        raise
-    except Exception as error:  # of the dataset's own code
-        raise PotstillError(f"{part}: reading the dataset fails ({type(error).__name__}: {error}); mend it.") from error
-    for row, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise PotstillError(
-                f"{part} item {row}: of type {type(item).__name__}; expected a pair of an image and a label."
-            )
-    if hasattr(data, "__getitem__"):
-        _refuse_random(data, items, part)
-    images, labels = _images([image for image, _ in items], part), _labels([label for _, label in items])
+    items = _Items(data if hasattr(data, "__getitem__") and hasattr(data, "__len__") else list(data), part)
+    labels = _labels([items.pair(row)[1] for row in range(len(items))])
+    for row in range(min(REPEATED, len(items))):
+        _refuse_random(items, row)
+    if len(items) and _is_picture(items.pair(0)[0]):
+        return Found({part: Raw(items, labels, part)}, _names(data, labels))  # read again one by one, when decoded
+    images = _images([items.pair(row)[0] for row in range(len(items))], part)
     return Found({part: Raw(images, labels, part)}, _names(data, labels))
+
+
+class _Items:
+    """The items of a dataset, each read when it is asked for: decoded pictures of any size need not all be held."""
+
+    def __init__(self, data: Any, part: Part) -> None:
+        self.data, self.part = data, part
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def pair(self, row: int) -> tuple[Any, Any]:
+        """An image and its label."""
+        name = f"{self.part} item {row}"
+        try:
+            item = self.data[row]
+        except Exception as error:  # of the dataset's own code
+            raise PotstillError(
+                f"{name}: reading it fails ({type(error).__name__}: {error}); mend the data."
+            ) from error
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise PotstillError(f"{name}: of type {type(item).__name__}; expected a pair of an image and a label.")
+        return item[0], item[1]
+
+    def __getitem__(self, row: int) -> tuple[str, Any]:
+        """The name of an image for messages, and the image of Pillow's."""
+        image, name = self.pair(row)[0], f"{self.part} image {row}"
+        if not _is_picture(image):
+            raise PotstillError(f"{name}: of type {type(image).__name__}, where others are PIL images; give one kind.")
+        return name, image
 
 
 def _refuse_others(data: Any) -> None:
@@ -159,15 +184,14 @@ def _refuse_others(data: Any) -> None:
         raise PotstillError(f"data of type {type(data).__name__}: {EXPECTED}; give one of these.")
 
 
-def _refuse_random(data: Any, items: Sequence[Any], part: Part) -> None:
-    """Refuse images that are drawn anew at each reading: no two runs would see the same data."""
-    for row in range(min(REPEATED, len(items))):
-        first, again = (as_array(image) for image in (items[row][0], data[row][0]))
-        if first.shape != again.shape or not np.array_equal(first, again):
-            raise PotstillError(
-                f"{part} item {row}: is another image at each reading; leave random transforms out: augmentation is "
-                "drawn while training (augment=)."
-            )
+def _refuse_random(items: _Items, row: int) -> None:
+    """Refuse an image that is drawn anew at each reading: no two runs would see the same data."""
+    first, again = (as_array(items.pair(row)[0]) for _ in range(2))
+    if first.shape != again.shape or not np.array_equal(first, again):
+        raise PotstillError(
+            f"{items.part} item {row}: is another image at each reading; leave random transforms out: augmentation is "
+            "drawn while training (augment=)."
+        )
 
 
 def _names(data: Any, labels: Sequence[Any]) -> list[str] | None:

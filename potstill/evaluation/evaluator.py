@@ -20,7 +20,7 @@ from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import CONTROL_STEP_SIZE, PROTOCOLS, Protocol
 from potstill.networks import flat
-from potstill.networks.architectures import Architecture, NetworkConfig, depth_for, own_network
+from potstill.networks.architectures import Architecture, NetworkConfig, depth_for, is_own, own_network
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import LabelKind
 from potstill.networks.own import Factory
@@ -195,6 +195,8 @@ def network_for(distilled: Distilled, network: Network | None) -> NetworkConfig:
         found = network
     elif isinstance(network, Mapping):
         base = own if network.get("name", own.name) == own.name else NetworkConfig()
+        if is_own(base):
+            raise PotstillError(f"network {dict(network)}: has no effect on {own.name}; give its function, or a name.")
         found = _with_settings(base, network)
     elif callable(network):
         found = own_network(network, (c, h, w), len(distilled.classes))

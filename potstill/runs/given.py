@@ -28,10 +28,13 @@ def asked(
     Raises:
         PotstillError: with the value, the reason and the remedy.
     """
+    changes = dict(changes)
+    if data is None:
+        data = changes.pop("dataset", None)  # as it was named in 0.2.0
     held = data is not None and datasets.in_memory(data)
     function = network if callable(network) else None
     if network is not None and function is None:
-        changes = {**changes, "network": {"name": network} if isinstance(network, str) else network}
+        changes["network"] = {"name": network} if isinstance(network, str) else network
     settings = configure(memory.NAME if held else data, ipc, preset, changes)
     if not held and function is None and test is None:
         return settings, None

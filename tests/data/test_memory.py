@@ -117,6 +117,14 @@ def test_torch_datasets_and_lists_of_pairs():
     assert dataset.load(subset).classes == ("cat", "dog", "eel")
 
 
+def test_an_iterable_dataset_is_read_once_through():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(COLOUR, Y.tolist(), strict=True))
+
+    assert dataset.load(Stream()).fingerprint == dataset.load((COLOUR, Y)).fingerprint
+
+
 def test_pictures_of_several_sizes_are_resized():
     pictures = [Image.fromarray(np.full((8 + k % 3, 9, 3), 40 * (k % 3), np.uint8)) for k in range(60)]
     with pytest.raises(PotstillError, match=r"train image 1: 9×9 pixels, but train image 0 has 9×8; pass --resize"):
@@ -133,6 +141,9 @@ def test_hugging_face_datasets():
     found = dataset.load(table)
     assert found.classes == ("cat", "dog", "eel")
     assert np.array_equal(all_images(found), CHANNELS_FIRST)
+    assert dataset.load(table.with_format("torch")).fingerprint == found.fingerprint
+    with pytest.raises(PotstillError, match="a stream of Hugging Face's"):
+        dataset.load(table.to_iterable_dataset())
     both = dataset.load(datasets.DatasetDict({"train": table, "test": table.select(range(9))}))
     assert (len(both.train), len(both.test)) == (54, 9)
     assert dataset.load(table, test=table.select(range(9))).fingerprint == both.fingerprint
@@ -155,7 +166,8 @@ def test_hugging_face_datasets():
         (torch.utils.data.DataLoader([1, 2]), "a DataLoader gives batches"),
         (list(GREY), "train item 0: of type ndarray; expected a pair"),
         (Items(GREY, Y.tolist(), lambda image: image + RNG.integers(0, 9)), "is another image at each reading"),
-        (Items(GREY, Y.tolist(), lambda image: image[9]), "reading the dataset fails .IndexError"),
+        (Items(GREY, Y.tolist(), lambda image: image[9]), "train item 0: reading it fails .IndexError"),
+        ([(Image.fromarray(GREY[0]), 0), (GREY[1], 1)] * 9, "train image 1: of type ndarray, where others are PIL"),
     ],
 )
 def test_what_does_not_fit_is_told(data, message):

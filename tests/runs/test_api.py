@@ -131,7 +131,7 @@ def test_methods_of_every_family_take_an_own_network(method, own_settings):
 def test_networks_are_named_or_described(distilled):
     named = potstill.distill((X, Y), **{**TINY, "network": "lenet"})
     assert named.recipe["network"]["name"] == "lenet"
-    assert len(list(potstill.train(distilled, {"width": 6}, epochs=1)[0].parameters())[0]) == 6
+    assert potstill.train(distilled, {"width": 6}, epochs=1)[0].out_channels == 6
     with pytest.raises(PotstillError, match="network 'lenett': choose among"):
         potstill.evaluate(distilled, (X, Y), network="lenett", progress=False)
 
@@ -150,6 +150,11 @@ def test_selecting_gives_rows_and_set():
         potstill.select((X, Y), "dm", 1)
     with pytest.raises(PotstillError, match="method 'herdin': unknown; did you mean herding"):
         potstill.select((X, Y), "herdin", 1)
+
+
+def test_the_argument_of_earlier_versions_is_taken(distilled):
+    asked = {**TINY, "evaluations": 1}
+    assert torch.equal(potstill.distill(dataset=(X, Y), **asked).images, distilled.images)
 
 
 def test_evaluating_on_other_data_is_refused(distilled):
@@ -183,7 +188,7 @@ def test_the_callers_state_changes_nothing(distilled, state):
     assert all(map(torch.equal, trained.parameters(), potstill.train(plain, own, epochs=1).parameters()))
 
 
-class _float64:  # noqa: N801
+class _float64:
     def __enter__(self):
         torch.set_default_dtype(torch.float64)
 
