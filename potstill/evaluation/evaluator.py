@@ -15,8 +15,10 @@ from potstill import bounds, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile, choose_precision
 from potstill.bounds import Count, Positive
-from potstill.data.augment import Operation
+from potstill.data import own_augment
+from potstill.data.augment import Named, Operation
 from potstill.data.distilled import Distilled
+from potstill.data.own_augment import Augment
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import CONTROL_STEP_SIZE, PROTOCOLS, Protocol
 from potstill.networks import flat
@@ -141,7 +143,7 @@ def validation_accuracy(evaluator: Evaluator, training_set: TrainingSet) -> floa
 @own_state()
 def train(
     distilled: Distilled, network: Network | None = None, *, seed: int = 0, epochs: int | None = None,
-    step_size: float | None = None, device: str | torch.device | None = None,
+    step_size: float | None = None, augment: Augment | None = None, device: str | torch.device | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a network on a distilled set by the standard protocol, and return it ready to predict.
 
@@ -152,6 +154,8 @@ def train(
         seed: seed of its initialisation and of the draws in training.
         epochs: epochs over the set; by default the protocol's 1001.
         step_size: step size of SGD; by default the learned one for the network the set was made with, else 0.01.
+        augment: operations by name, or a differentiable function ``(images (b, C, H, W), numbers (b, 8))`` that returns
+            images, its numbers drawn from 0 to 1; by default those the set was made with.
         device: where to train and to leave the network; by default it is trained on the fastest one present, and
             brought back to the CPU.
 
@@ -176,7 +180,7 @@ def train(
         training_set = replace(training_set, step_size=step_size)
     flat_network = flat.flat_network(config, (c, h, w), classes, where)
     theta = flat.initial(config, (c, h, w), classes, seed).to(where)
-    recipe = protocol.recipe(epochs, training_set.alpha, distilled.recipe["augment"])
+    recipe = protocol.recipe(epochs, training_set.alpha, operations_for(distilled, augment))
     theta, buffers = _fit(flat_network, theta, training_set, recipe, seed, "auto", networks=1)
     return flat_network.as_module(theta, buffers).to(told or "cpu")
 
@@ -203,6 +207,17 @@ def network_for(distilled: Distilled, network: Network | None) -> NetworkConfig:
     else:
         found = NetworkConfig(name=bounds.fit(network, Architecture, "network"))
     return replace(found, depth=found.depth or depth_for(h, w))
+
+
+def operations_for(distilled: Distilled, augment: Augment | None) -> tuple[Operation, ...]:
+    """The operations asked for, a user's functions by their names; by default those the set was made with.
+
+    Raises:
+        PotstillError: there is no such operation, or a user's own cannot be computed.
+    """
+    c, h, w = distilled.images.shape[1:]
+    asked = distilled.recipe["augment"] if augment is None else own_augment.names(augment, (c, h, w))
+    return bounds.fit(asked, tuple[Named, ...], "augment")
 
 
 def _with_settings(base: NetworkConfig, settings: Mapping[str, Any]) -> NetworkConfig:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.bounds import Beside, Count
+from potstill.data.functions import PREFIX
 from potstill.errors import PotstillError
 from potstill.networks import functional, own
 from potstill.networks.functional import Residual
@@ -27,7 +28,7 @@ Norm = Literal["instance", "batch", "none"]
 class NetworkConfig:
     """The network that experts and students share."""
 
-    name: Annotated[Architecture, Beside(own.PREFIX)] = "convnet"
+    name: Annotated[Architecture, Beside(PREFIX)] = "convnet"
     """Architecture; the experts and the evaluation use it unless told otherwise."""
     width: Count = 128
     """Channels of a ConvNet block (of the first one where blocks double them: the wide ConvNet), or hidden units of the
@@ -50,7 +51,7 @@ def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
         PotstillError: the network is too deep for images of this size.
     """
     if is_own(config):
-        return own.layout(own.factory_of(config.name), shape, classes, config.norm == "batch")
+        return own.layout(own.GIVEN.find(config.name), shape, classes, config.norm == "batch")
     return _CONSTRUCTORS[config.name](config, shape, classes).train()
 
 
@@ -66,7 +67,7 @@ def own_network(factory: own.Factory, shape: Shape, classes: int) -> NetworkConf
 
 def is_own(config: NetworkConfig) -> bool:
     """Whether a network is a user's own."""
-    return config.name.startswith(own.PREFIX)
+    return config.name.startswith(PREFIX)
 
 
 def depth_for(height: int, width: int) -> int:

@@ -17,33 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from potstill import files
+from potstill.data.functions import Given, Steps, called
 from potstill.errors import PotstillError
 
 Factory = Callable[[int, int, int, int], nn.Module]
 """(channels, height, width, classes) → a fresh network."""
-PREFIX = "own:"
 REMEDY = "give a function (channels, height, width, classes) that returns a new nn.Module"
 PROBES = 2  # images in a batch that a network is tried on
-_given: dict[str, Factory] = {}
-"""The functions given in this process, by the names of their networks."""
+GIVEN = Given("network")
 _drawing = threading.Lock()  # PyTorch's modules draw from a random state that all threads share
-
-
-def factory_of(name: str) -> Factory:
-    """The function behind a name.
-
-    Raises:
-        PotstillError: it was not given in this process.
-    """
-    if name not in _given:
-        raise PotstillError(
-            f"network {name}: was given as a function in Python, which is not known here; give it again "
-            "(network=function), or choose one of potstill's by its name."
-        )
-    return _given[name]
 
 
 @dataclass(frozen=True)
@@ -61,29 +44,27 @@ def examine(factory: Factory, shape: tuple[int, int, int], classes: int) -> Exam
         PotstillError: it is no function of the kind, fails, gives outputs of another shape, shares parameters between
             layers, or draws random numbers that no seed repeats.
     """
-    called = str(getattr(factory, "__name__", None) or type(factory).__name__).strip("<>")
+    name = called(factory)
     try:
         module, again = (draw(factory, shape, classes, 0) for _ in range(2))
-        _check_module(called, module, again)
+        _check_module(name, module, again)
         images = torch.randn(PROBES + 1, *shape, generator=torch.Generator().manual_seed(0))
-        outputs, coupled, steps = _try(called, module, images)
+        outputs, coupled, steps = _try(name, module, images)
     except PotstillError:
         raise
     except Exception as error:  # of the user's code
         c, h, w = shape
         raise PotstillError(
-            f"network {called}: fails for {w}×{h} images of {c} channels and {classes} classes "
+            f"network {name}: fails for {w}×{h} images of {c} channels and {classes} classes "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}); {REMEDY}."
         ) from error
     if outputs.shape != (PROBES, classes):
         raise PotstillError(
-            f"network {called}: gives outputs {tuple(outputs.shape)} for {PROBES} images, where ({PROBES}, {classes}) "
+            f"network {name}: gives outputs {tuple(outputs.shape)} for {PROBES} images, where ({PROBES}, {classes}) "
             "are needed; let it end in as many outputs as classes."
         )
-    shapes = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-    name = f"{PREFIX}{called}#{files.fingerprint(repr(module), shapes, steps)[:8]}"
-    _given[name] = factory
-    return Examined(name, coupled)
+    shapes = {key: list(tensor.shape) for key, tensor in module.state_dict().items()}
+    return Examined(GIVEN.remember(factory, repr(module), shapes, steps), coupled)
 
 
 def draw(factory: Factory, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
@@ -100,20 +81,20 @@ def draw(factory: Factory, shape: tuple[int, int, int], classes: int, seed: int)
     return copy.deepcopy(module).float().cpu().train()
 
 
-def _check_module(called: str, module: nn.Module, again: nn.Module) -> None:
+def _check_module(name_of: str, module: nn.Module, again: nn.Module) -> None:
     names = [name for name, _ in module.named_parameters()]
     if not names or len(names) < len(list(module.named_parameters(remove_duplicate=False))):
         what = "shares parameters between its layers" if names else "has no parameters"
-        raise PotstillError(f"network {called}: {what}, so that it is no function of one vector; give each its own.")
+        raise PotstillError(f"network {name_of}: {what}, so that it is no function of one vector; give each its own.")
     theirs = dict(again.named_parameters())
     if any(not torch.equal(parameter, theirs[name]) for name, parameter in module.named_parameters()):
         raise PotstillError(
-            f"network {called}: begins with other parameters each time, whatever torch.manual_seed says; draw them by "
+            f"network {name_of}: begins with other parameters each time, whatever torch.manual_seed says; draw them by "
             "PyTorch alone."
         )
 
 
-def _try(called: str, module: nn.Module, images: Tensor) -> tuple[Tensor, bool, list[Any]]:
+def _try(name_of: str, module: nn.Module, images: Tensor) -> tuple[Tensor, bool, list[Any]]:
     """Outputs in training mode, whether they depend on the batch, and the steps by which they are computed."""
     start = copy.deepcopy(module.state_dict())
 
@@ -125,46 +106,22 @@ def _try(called: str, module: nn.Module, images: Tensor) -> tuple[Tensor, bool, 
 
     with _drawing:
         first, again, other = run([0, 1], 0), run([0, 1], 1), run([0, 2], 0)
-        with _Steps() as steps:
+        with Steps() as steps:
             run([0, 1], 0)
         after = module.state_dict()
     if not isinstance(first, Tensor):
-        raise PotstillError(f"network {called}: gives a {type(first).__name__}, not a tensor; {REMEDY}.")
+        raise PotstillError(f"network {name_of}: gives a {type(first).__name__}, not a tensor; {REMEDY}.")
     if not torch.equal(first, again):
         raise PotstillError(
-            f"network {called}: draws random numbers whenever it is computed (dropout?), so that no step can be "
+            f"network {name_of}: draws random numbers whenever it is computed (dropout?), so that no step can be "
             "repeated; leave them out."
         )
     running = set(moving(module))
     for name, before in start.items():
         if name not in running and not torch.equal(before, after[name]):
-            raise PotstillError(f"network {called}: changes its buffer {name} while it is computed; leave that out.")
+            raise PotstillError(f"network {name_of}: changes its buffer {name} while it is computed; leave that out.")
     module.load_state_dict(start)
     return first, not torch.allclose(first[0], other[0], rtol=1e-4, atol=1e-5), steps.found
-
-
-class _Steps(TorchDispatchMode):
-    """Writes down every operation that is computed: its name, which tensors it takes, its plain arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Any] = []
-        self._seen: list[Any] = []  # held, so that no two have the same id
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        told = [self._told(value) for value in (*args, *sorted((kwargs or {}).items()), result)]
-        self.found.append([str(func), told])
-        return result
-
-    def _told(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            number = next((i for i, seen in enumerate(self._seen) if seen is value), len(self._seen))
-            self._seen[number:] = self._seen[number:] or [value]
-            return [number, list(value.shape)]
-        if isinstance(value, list | tuple):
-            return [self._told(one) for one in value]
-        return str(value)
 
 
 # --- as a function of its tensors ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 
 from potstill import bounds
 from potstill.data.distilled import Distilled
+from potstill.data.own_augment import Augment
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
 from potstill.evaluation.evaluator import Network, evaluator_for
@@ -41,8 +42,8 @@ class Selected(NamedTuple):
 @own_state()
 def distill(
     data: Any = None, ipc: int | None = None, *, test: Any = None, out: str | Path | None = None,
-    method: str | Sequence[str] = "datm", network: Network | None = None, preset: str | None = None,
-    experts: str | Path | None = None, progress: bool | Watcher = True, **changes: Any,
+    method: str | Sequence[str] = "datm", network: Network | None = None, augment: Augment | None = None,
+    preset: str | None = None, experts: str | Path | None = None, progress: bool | Watcher = True, **changes: Any,
 ) -> Distilled:  # fmt: skip
     """Train the experts a method needs, distil, and return the set; called again with the same ``out`` it continues.
 
@@ -56,6 +57,8 @@ def distill(
         method: name of a method, or several as stages; ``potstill.methods()`` lists all.
         network: what experts and students share: a network's name, its settings, or a function ``(channels, height,
             width, classes)`` that returns a new ``nn.Module``.
+        augment: operations of the augmentation by name, or a differentiable function ``(images (b, C, H, W), numbers
+            (b, 8))`` that returns images; the numbers are drawn from 0 to 1 for each image, its only source of chance.
         preset: a published cell, e.g. "cifar10-ipc10"; by default that tuned for the digits; other data are measured.
         experts: folder of experts shared between runs; by default inside ``out``.
         progress: True shows how far it is, in a terminal or a notebook; False shows nothing; a function is called with
@@ -70,7 +73,8 @@ def distill(
         ...     dm={"iterations": 5}, evaluations=1, evaluation={"epochs": 9})
         >>> distilled.export("distilled.png")
     """
-    settings, found = given.asked(data, test, ipc, preset, network, {**changes, "method": method})
+    changes |= {"method": method} | ({} if augment is None else {"augment": augment})
+    settings, found = given.asked(data, test, ipc, preset, network, changes)
     store = bounds.fit(experts, Path | None, "experts")
     with _folder(out) as folder, shown(progress) as begin, opened(settings, folder, store, found) as run:
         run_to_completion(train_experts(run), begin())
@@ -116,8 +120,8 @@ def select(
 @own_state()
 def evaluate(
     distilled: Distilled, data: Any = None, *, test: Any = None, network: Network | None = None,
-    seeds: int | None = None, controls: bool = True, device: str | torch.device | None = None,
-    progress: bool | Watcher = True, **changes: Any,
+    augment: Augment | None = None, seeds: int | None = None, controls: bool = True,
+    device: str | torch.device | None = None, progress: bool | Watcher = True, **changes: Any,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Train fresh networks on a set, and test them beside its controls.
 
@@ -126,6 +130,7 @@ def evaluate(
         data: the data it was distilled from, as in :func:`distill`; by default where they lay then.
         test: the test part, where it was given so.
         network: the network to train, as in :func:`distill`; by default the one the set was made with.
+        augment: as in :func:`potstill.train`; by default that of the set.
         seeds: fresh networks per figure; by default five.
         controls: whether as many random images and the full training set are evaluated as well.
         device: where to train; by default the fastest one present.
@@ -146,7 +151,7 @@ def evaluate(
         True
     """
     told = {**changes, "seeds": seeds, "device": device}
-    settings, problem, chosen = given.evaluation_of(distilled, data, test, network, told)
+    settings, problem, chosen = given.evaluation_of(distilled, data, test, network, augment, told)
     who = evaluator_for(problem, chosen, protocol_of(settings.evaluation), settings.augment)
     alone = not bounds.fit(controls, bool, "controls")
     with shown(progress) as begin:

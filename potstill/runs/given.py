@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.data import dataset as datasets
-from potstill.data import memory
+from potstill.data import memory, own_augment
 from potstill.data.dataset import Dataset
 from potstill.data.distilled import Distilled
+from potstill.data.own_augment import Augment
 from potstill.errors import PotstillError
-from potstill.evaluation.evaluator import Network, network_for
+from potstill.evaluation.evaluator import Network, network_for, operations_for
 from potstill.evaluation.protocol import EvaluationConfig, protocol_of
 from potstill.networks.architectures import NetworkConfig, is_own, own_network
 from potstill.runs.run import prepare_problem, reading_of
@@ -31,24 +32,28 @@ def asked(
     changes = dict(changes)
     if data is None:
         data = changes.pop("dataset", None)  # as it was named in 0.2.0
+    augment = changes.pop("augment") if own_augment.has_function(changes.get("augment", ())) else None
     held = data is not None and datasets.in_memory(data)
     function = network if callable(network) else None
     if network is not None and function is None:
         changes["network"] = {"name": network} if isinstance(network, str) else network
     settings = configure(memory.NAME if held else data, ipc, preset, changes)
-    if not held and function is None and test is None:
+    if not held and function is None and test is None and augment is None:
         return settings, None
     found = datasets.load(data if held else settings.dataset, test=test, **reading_of(settings))
     if held:
         settings = replace(settings, dataset=datasets.name_in_settings(found))
     if function is not None:
         settings = replace(settings, network=own_network(function, found.shape, len(found.classes)))
+    if augment is not None:
+        settings = changed(settings, {"augment": own_augment.names(augment, found.shape)})
     return settings, found
 
 
 def evaluation_of(
-    distilled: Distilled, data: Any, test: Any, network: Network | None, changes: Mapping[str, Any]
-) -> tuple[Settings, Problem, NetworkConfig]:
+    distilled: Distilled, data: Any, test: Any, network: Network | None, augment: Augment | None,
+    changes: Mapping[str, Any],
+) -> tuple[Settings, Problem, NetworkConfig]:  # fmt: skip
     """How a finished set is evaluated: the settings it was made with, its data, and the network to train.
 
     Raises:
@@ -59,6 +64,7 @@ def evaluation_of(
     check_protocol(evaluation)
     settings = replace(from_dict(distilled.provenance["config"]), evaluation=evaluation)
     settings = changed(settings, {"device": "auto" if device is None else device})
+    settings = replace(settings, augment=operations_for(distilled, augment))
     chosen = network_for(distilled, network)
     if is_own(settings.network) and network is not None:  # whose function may not be known here
         settings = replace(settings, network=chosen)

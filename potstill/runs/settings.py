@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from potstill import bounds, files
 from potstill.bounds import Count, Part, Rate, Whole
-from potstill.data.augment import DSA, Operation
+from potstill.data.augment import DSA, Named
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
@@ -59,7 +59,7 @@ class Shared:
     transform: Literal["auto", "zca", "standardise"] = "auto"
     """Whitening of the pixels, fitted on the training images and stored with the set; auto: ZCA up to 4096 values an
     image, per-channel standardising beyond."""
-    augment: tuple[Operation, ...] = DSA
+    augment: tuple[Named, ...] = DSA
     """Operations of differentiable siamese augmentation; one of them is drawn for each batch."""
     resize: Count | None = None
     """Resize the shorter side to this many pixels and crop the centre, for images of mixed sizes."""

@@ -99,7 +99,7 @@ def _forget_functions_and_evaluate(folder: Path, capsys):
     from potstill.networks import own as networks
 
     flat._layout.cache_clear()
-    networks._given.clear()
+    networks.GIVEN.known.clear()
     np.savez(folder / "same.npz", images=X, labels=Y)
     given = ["evaluate", str(folder / "run"), "--dataset", str(folder / "same.npz"), "--epochs", "1", "--seeds", "1"]
     assert main.main([*given, "--full-epochs", "1"]) == 1
@@ -126,6 +126,30 @@ def test_methods_of_every_family_take_an_own_network(method, own_settings):
     expert = {"expert": {"count": 1, "epochs": 1}}
     found = potstill.distill((X, Y), method=method, network=own, progress=False, **QUICK, **expert, **settings)
     assert bool(found.images.isfinite().all())
+
+
+def brighter(images, numbers):
+    return images + 0.2 * numbers[:, :1, None, None]
+
+
+def test_an_own_augmentation_is_distilled_and_trained_with(tmp_path):
+    asked = {**TINY, "out": tmp_path / "run", "augment": ("flip", brighter)}
+    found = potstill.distill((X, Y), **asked)
+    flip, name = found.recipe["augment"]
+    assert (flip, name.partition("#")[0]) == ("flip", "own:brighter")
+    assert torch.equal(potstill.distill((X, Y), **asked).images, found.images)
+    with pytest.raises(PotstillError, match="differs in augment"):
+        potstill.distill((X, Y), **{**asked, "augment": lambda images, numbers: images * numbers[:, :1, None, None]})
+    assert next(iter(found.loader(batch_size=2)))[0].shape == (2, 1, 8, 8)
+    first, again = (potstill.train(found, epochs=2, augment=given) for given in (None, ("flip", brighter)))
+    assert all(map(torch.equal, first.parameters(), again.parameters()))
+    figures = [
+        potstill.evaluate(found, (X, Y), epochs=3, seeds=1, controls=False, progress=False, augment=given)
+        for given in (None, brighter)
+    ]
+    assert all(0 <= figure["distilled"]["mean"] <= 1 for figure in figures)
+    with pytest.raises(PotstillError, match="augment 'blur': choose among colour"):
+        potstill.train(found, augment=["blur"])
 
 
 def test_networks_are_named_or_described(distilled):
