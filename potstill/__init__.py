@@ -12,10 +12,9 @@ from potstill.errors import PotstillError
 from potstill.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from potstill import methods
     from potstill.data.distilled import Distilled, load
     from potstill.evaluation.evaluator import train
-    from potstill.methods import METHODS
+    from potstill.methods import METHODS, methods
     from potstill.runs.api import Selected, distill, evaluate, select
     from potstill.runs.settings import Settings, configure
 

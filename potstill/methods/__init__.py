@@ -56,16 +56,22 @@ METHODS: dict[str, Method] = {
 }
 
 
-class _Callable(ModuleType):
-    def __call__(self) -> Catalogue:
-        """All methods with their family, what they need, the labels they give, and the paper; a row a method.
+def methods() -> Catalogue:
+    """All methods with their family, what they need, the labels they give, and the paper; a row a method.
 
-        Example:
-            >>> table = potstill.methods()
-            >>> [row["name"] for row in table if row["family"] == "kernel"]
-            ['kip', 'frepo']
-        """
-        return catalogue(METHODS)
+    Example:
+        >>> table = potstill.methods()
+        >>> [row["name"] for row in table if row["family"] == "kernel"]
+        ['kip', 'frepo']
+    """
+    return catalogue(METHODS)
+
+
+class _Callable(ModuleType):
+    """This package, which ``potstill.methods`` is, as the function of the same name."""
+
+    def __call__(self) -> Catalogue:
+        return methods()
 
 
 sys.modules[__name__].__class__ = _Callable
