@@ -1,6 +1,6 @@
 """potstill distils a training set: a small synthetic one on which networks train as well as on the original.
 
-distilled = potstill.load("runs/digits-ipc1")
+distilled = potstill.distill((images, labels), ipc=10)
 network = potstill.train(distilled)
 predicted = network(distilled.transform(uint8_images)).argmax(1)
 """
@@ -14,17 +14,19 @@ from potstill.version import VERSION as __version__
 if TYPE_CHECKING:
     from potstill.data.distilled import Distilled, load
     from potstill.evaluation.evaluator import train
-    from potstill.methods import METHODS
-    from potstill.runs.api import distill
+    from potstill.methods import METHODS, methods
+    from potstill.runs.api import Selected, distill, evaluate, select
     from potstill.runs.settings import Settings, configure
 
 __all__ = [
-    "METHODS", "Distilled", "PotstillError", "Settings", "__version__", "configure", "distill", "load", "train",
+    "METHODS", "Distilled", "PotstillError", "Selected", "Settings", "__version__", "configure", "distill", "evaluate",
+    "load", "methods", "select", "train",
 ]  # fmt: skip
 
 _HOMES = {
-    "METHODS": "methods", "Distilled": "data.distilled", "load": "data.distilled", "train": "evaluation.evaluator",
-    "distill": "runs.api", "Settings": "runs.settings", "configure": "runs.settings",
+    "METHODS": "methods", "methods": "methods", "Distilled": "data.distilled", "load": "data.distilled",
+    "train": "evaluation.evaluator", "distill": "runs.api", "evaluate": "runs.api", "select": "runs.api",
+    "Selected": "runs.api", "Settings": "runs.settings", "configure": "runs.settings",
 }  # fmt: skip
 """Where a name lives: read at its first use, for PyTorch takes two seconds, which `potstill --help` need not wait."""
 
@@ -32,7 +34,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'potstill' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"potstill.{_HOMES[name]}"), name)
+    home = importlib.import_module(f"potstill.{_HOMES[name]}")
+    found = home if name == _HOMES[name] else getattr(home, name)  # the methods are a package that can be called
     globals()[name] = found
     return found
 

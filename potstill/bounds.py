@@ -33,6 +33,13 @@ class Bounds:
         return self.least <= value <= self.most
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Texts that are taken beside the choices of a Literal: those that begin so."""
+
+    prefix: str
+
+
 Count = Annotated[int, Bounds(1, reason="at least 1 is needed")]
 Whole = Annotated[int, Bounds(0, reason="cannot be negative")]
 Rate = Annotated[float, Bounds(0, reason="cannot be negative")]
@@ -79,6 +86,8 @@ def fit(value: Any, hint: Any, name: str) -> Any:
     """
     if get_origin(hint) is Annotated:
         kind, *more = get_args(hint)
+        if isinstance(value, str) and any(isinstance(one, Beside) and value.startswith(one.prefix) for one in more):
+            return value
         return _within(fit(value, kind, name), [one for one in more if isinstance(one, Bounds)], name)
     if get_origin(hint) in (Union, UnionType):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]

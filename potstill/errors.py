@@ -4,7 +4,15 @@ import re
 
 
 class PotstillError(ValueError):
-    """Something the user can mend.  The message is a whole sentence; the command line prints it and exits with 1."""
+    """Something the user can mend.  The message is a whole sentence; the command line prints it and exits with 1.
+
+    Example:
+        >>> try:
+        ...     potstill.distill("digits", ipc=0)
+        ... except potstill.PotstillError as error:
+        ...     print(error)
+        ipc 0: at least 1 is needed; raise --ipc.
+    """
 
     def __init__(self, message: str) -> None:
         """Messages quote what libraries and names of files say: on one line, and in characters that can be printed."""

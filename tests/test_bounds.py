@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 import torch
 
 from potstill import bounds
-from potstill.bounds import Bounds, Count, Fraction, Part, Positive, Rate, Whole
+from potstill.bounds import Beside, Bounds, Count, Fraction, Part, Positive, Rate, Whole
 from potstill.errors import PotstillError
 
 
@@ -19,6 +19,7 @@ from potstill.errors import PotstillError
     (np.bool_(True), bool, True), (Path("a/b"), str, "a/b"), (torch.device("cuda", 1), str, "cuda:1"),
     ("a/b", Path, Path("a/b")), ([1, 2], tuple[Whole, Whole], (1, 2)), (range(2), tuple[Whole, ...], (0, 1)),
     (np.arange(3), tuple[int, ...], (0, 1, 2)), (np.str_("adam"), Literal["adam", "sgd"], "adam"),
+    ("own:net#1", Annotated[Literal["mlp"], Beside("own:")], "own:net#1"),
     ((), tuple[str, ...], ()), (None, tuple[Whole, Whole] | None, None),
 ])  # fmt: skip
 def test_what_fits_is_of_the_fields_type(value, hint, fitted):

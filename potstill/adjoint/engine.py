@@ -65,7 +65,7 @@ def choose_precision(
                 "instance."
             )
         return getattr(torch, wanted)
-    if network.batch_coupled:
+    if network.batch_coupled or network.own is not None:  # whose layers may not have a lower one
         return torch.float32
     units = device.type == "cuda" or (
         device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -156,6 +156,8 @@ def _compiles(network: FlatNetwork, wanted: Compile, multiplied: float) -> bool:
     obstacle = None
     if network.batch_coupled:
         obstacle = "batch norm's running statistics cannot be traced"
+    elif network.own is not None:
+        obstacle = "the layers of an own network are not known"
     elif device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         obstacle = "no C++ compiler (g++ or clang++) is installed"
     elif device not in ("cpu", "cuda"):

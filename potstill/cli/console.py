@@ -2,21 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from potstill import store
@@ -29,11 +20,9 @@ from potstill.methods.method import Cell, Method
 from potstill.report import comparison_page, figures, study_page
 from potstill.report.study_page import Study
 from potstill.runs import api
+from potstill.runs.progress import Watcher, bars
 
 T = TypeVar("T")
-
-WIDE = 125  # columns from which on there is room for everything
-PLAIN_SECONDS = 15.0  # between lines of progress where the output is no terminal
 
 
 class ConsoleHandler(logging.Handler):
@@ -49,13 +38,6 @@ def set_up_logging() -> None:
     package = logging.getLogger("potstill")
     package.setLevel(logging.INFO)
     package.handlers[:] = [ConsoleHandler()]
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def size(count: float) -> str:
@@ -192,10 +174,6 @@ def _value(value: Any) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-Watcher = Callable[[dict[str, Any]], None]
-"""Is told every event of a stage."""
-
-
 def deadline(minutes: float | None) -> Watcher | None:
     """Interrupts the work, as Ctrl-C does, when so many minutes are over; from now on."""
     if minutes is None:
@@ -212,75 +190,20 @@ def deadline(minutes: float | None) -> Watcher | None:
 @contextmanager
 def progress(*watchers: Watcher | None) -> Any:
     """A function that runs a stage to its end and shows how far it is, with the time left; others may watch."""
-    live = Progress(
-        *_columns(err.width), console=err, disable=not err.is_terminal, speed_estimate_period=120, expand=True
-    )
+    with bars(err) as begin:
 
-    def show(events: Generator[dict[str, Any], None, T]) -> T:
-        bar = live.add_task("starting", total=None, detail="reading the data")
-        lines = _PlainLines()
+        def show(events: Generator[dict[str, Any], None, T]) -> T:
+            bar = begin()
 
-        def on_event(event: dict[str, Any]) -> None:
-            live.update(
-                bar, description=event["stage"], completed=event["done"], total=event["total"], detail=detail(event)
-            )
-            if not err.is_terminal:
-                lines.print_line(event)
-            for watcher in watchers:
-                if watcher:
-                    watcher(event)
+            def on_event(event: dict[str, Any]) -> None:
+                bar(event)
+                for watcher in watchers:
+                    if watcher:
+                        watcher(event)
 
-        return api.run_to_completion(events, on_event)
+            return api.run_to_completion(events, on_event)
 
-    with live:
         yield show
-
-
-def _columns(width: int) -> list[ProgressColumn]:
-    """Stage, bar, count and time left stay whole however narrow the terminal; what is told besides gives way."""
-
-    def whole(least: int) -> Column:
-        return Column(no_wrap=True, min_width=least)
-
-    passed = [TimeElapsedColumn(table_column=whole(7))] if width >= WIDE else []
-    return [
-        TextColumn("{task.description}", table_column=whole(10)), BarColumn(40 if width >= WIDE else 12),
-        MofNCompleteColumn(table_column=whole(9)), *passed, TextColumn("left", table_column=whole(4)),
-        TimeRemainingColumn(elapsed_when_finished=False, table_column=whole(7)),
-        TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-    ]  # fmt: skip
-
-
-class _PlainLines:
-    """Progress as lines now and then, for logs."""
-
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.printed, self.first = 0.0, None
-
-    def print_line(self, event: dict[str, Any]) -> None:
-        now, done, total = time.monotonic(), event["done"], event["total"]
-        if self.first is None:
-            self.first = done
-        if now - self.printed < PLAIN_SECONDS and done < total:
-            return
-        self.printed = now
-        fresh = done - self.first
-        left = f", {duration((now - self.began) / fresh * (total - done))} left" if fresh and done < total else ""
-        err.print(f"{event['stage']} {done}/{total}{left}  {detail(event)}", markup=False, soft_wrap=True)
-
-
-def detail(event: dict[str, Any]) -> str:
-    """What is worth knowing of an event, in a few words."""
-    parts: Iterable[tuple[str, str]] = (
-        ("doing", "{}"), ("expert", "expert {}"), ("epoch", "epoch {}"),
-        ("loss", "loss {:.3f}"), ("step_size", "step size {:.4f}"),
-        ("cell", "{}"), ("validation", "{0[on]} {0[accuracy]:.1%}"), ("set", "{}"), ("network", "network {}"),
-    )  # fmt: skip
-    words = [text.format(event[name]) for name, text in parts if name in event]
-    counts = (("skipped", "skipped"), ("rolled_back", "undone"))
-    words += [f"{event[name]} {label}" for name, label in counts if event.get(name)]
-    return ", ".join(words)
 
 
 def tensorboard(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None] | None:

@@ -33,7 +33,6 @@ from potstill.cli.commands import (
 )
 from potstill.cli.console import (
     deadline,
-    duration,
     print_cache,
     print_comparison,
     print_method,
@@ -55,12 +54,13 @@ from potstill.evaluation.protocol import protocol_of, selecting
 from potstill.machine import commit
 from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
-from potstill.networks.architectures import NetworkConfig
+from potstill.networks.architectures import NetworkConfig, is_own
 from potstill.process import find_compiler_cache
 from potstill.report import card, comparison_page, run_page
 from potstill.report.study_page import Study
-from potstill.runs import forecast, imported, recipes, record, settings, stage
+from potstill.runs import forecast, given, imported, recipes, record, settings, stage
 from potstill.runs import run as runs
+from potstill.runs.progress import duration
 from potstill.runs.settings import Settings
 from potstill.store import cache_folder, clear, kept
 from potstill.studies import ablations, compare, execute, lossless, search, start_epochs
@@ -163,29 +163,21 @@ def _distill(command: Distill) -> None:
 
 def _evaluate(command: Evaluate) -> None:
     distilled = load(command.path, command.dataset)
-    if protocol_of(command.evaluation).selection == "test":
-        raise PotstillError(
-            "protocol paper: it chooses the set on test data while distilling, so a finished set cannot be evaluated "
-            "by it; give it to `potstill run`, or evaluate by --protocol standard."
-        )
+    given.check_protocol(command.evaluation)
     asked = replace(
         settings.from_dict(distilled.provenance["config"]), evaluation=command.evaluation, device=command.device
     )
     asked = replace(asked, dataset=command.dataset or asked.dataset)
     _check_evaluate(command)
-    problem = runs.prepare_problem(asked)
-    if problem.dataset.fingerprint != distilled.provenance["dataset"]["fingerprint"]:
-        raise PotstillError(
-            f"{asked.dataset}: is not the data this set was distilled from (fingerprint "
-            f"{problem.dataset.fingerprint}, not {distilled.provenance['dataset']['fingerprint']}); give the original "
-            "data by --dataset."
-        )
-    problem = replace(problem, transform=distilled.transform)
+    foreign = is_own(asked.network) and command.network is not None  # a network whose function is not known here
+    if foreign:
+        asked = replace(asked, network=_chosen_network(command, asked.network))
+    problem = given.problem_of(distilled, asked)
     network = _chosen_network(command, problem.network_config)
     who = evaluator_for(problem, network, protocol_of(command.evaluation), asked.augment)
     folder = command.path if command.path.is_dir() else command.path.parent
     run = runs.Run(asked, folder, command.experts or folder / "experts")
-    store = trajectories.find(run.experts_folder, experts.subject(problem))
+    store = None if foreign else trajectories.find(run.experts_folder, experts.subject(problem))
     with progress() as show:
         if command.evaluation.step_size == "chosen":
             chooser = replace(who, protocol=selecting(asked.evaluation))

@@ -7,13 +7,19 @@ sweep replays the very augmentation of the forward sweep, and a micro-batch take
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.bounds import Beside
+from potstill.data import own_augment
+from potstill.data.functions import PREFIX
+
 Operation = Literal["colour", "crop", "cutout", "flip", "scale", "rotate"]
+Named = Annotated[Operation, Beside(PREFIX)]
+"""An operation, or the name of a function that a user gave."""
 DSA: tuple[Operation, ...] = get_args(Operation)
 FLIP, SCALE, DEGREES, PADDING, CUTOUT = 0.5, 1.2, 15.0, 0.125, 0.5  # the published strengths
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
@@ -24,7 +30,7 @@ class Drawing:
     """What was drawn for a batch: the operation, and one row of parameters for each image."""
 
     operation: Operation | None  # None leaves images as they are
-    parameters: Tensor  # (b, up to 3) in the units of the operation
+    parameters: Tensor  # (b, up to 3) in the units of the operation; (b, 8) of a user's own
 
     def __getitem__(self, rows: slice) -> "Drawing":
         """The drawing of a part of the batch."""
@@ -53,6 +59,8 @@ def draw(
     if not operations:
         return Drawing(None, torch.zeros(batch, 0))
     chosen = operations[int(torch.randint(len(operations), (), generator=generator))]
+    if chosen.startswith(PREFIX):
+        return Drawing(chosen, torch.rand(batch, own_augment.NUMBERS, generator=generator))
     unit = torch.rand(batch, 3, generator=generator)
     extent = torch.tensor([size[0], size[1], 1.0])
     match chosen:
@@ -81,7 +89,8 @@ def apply(images: Tensor, drawing: Drawing) -> Tensor:
     """
     if drawing.operation is None:
         return images
-    return _APPLY[drawing.operation](images, drawing.parameters.to(images)).contiguous()
+    operation = _APPLY.get(drawing.operation) or own_augment.GIVEN.find(drawing.operation)
+    return operation(images, drawing.parameters.to(images)).contiguous()
 
 
 def _colour(images: Tensor, parameters: Tensor) -> Tensor:

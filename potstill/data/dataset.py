@@ -2,7 +2,8 @@
 
 ``load`` takes "digits" (embedded), a folder, a file, or the name of a Hugging Face dataset.  A folder may hold class
 folders, images with a table of their labels, ``.npz``, Parquet, IDX or CIFAR's binary files, or WebDataset shards.
-Files are decoded once; the arrays are cached by what the files were.
+Files are decoded once; the arrays are cached by what the files were.  A program also gives what it holds in memory
+(``memory.py``), which settings then name by its contents: "arrays:" and the fingerprint.
 """
 
 import difflib
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from potstill import files, seeds
-from potstill.data import annotations, arrays, binaries, folders, shards, tables
+from potstill.data import annotations, arrays, binaries, folders, memory, shards, tables
 from potstill.data.decoded import cached, stamps
 from potstill.data.reading import Content, Found, Reading, content
 from potstill.data.split import Part, Split
@@ -52,13 +53,15 @@ class Dataset:
 
 
 def load(
-    source: str, *, validation: float = 0.1, resize: int | None = None, label_column: str | None = None,
-    image_column: str | None = None, classes: Sequence[str] = (), skip_unreadable: bool = False,
+    source: Any, *, test: Any = None, validation: float = 0.1, resize: int | None = None,
+    label_column: str | None = None, image_column: str | None = None, classes: Sequence[str] = (),
+    skip_unreadable: bool = False,
 ) -> Dataset:  # fmt: skip
     """Read a dataset; a validation part that it does not bring is taken from the training part, class by class.
 
     Args:
         source: see the module's text.
+        test: the test part of data in memory that hold none.
         validation: fraction of the training images kept aside, at least one and never all of a class.  Which ones
             does not depend on a run's seed, so that experts, controls and runs of other seeds fit together.  A dataset
             that brings validation images beside test images keeps its own.
@@ -75,7 +78,8 @@ def load(
         raise PotstillError(f"resize {resize}: at least 1 pixel is needed, or leave it out.")
     if not 0 < validation < 1:
         raise PotstillError(f"validation is a fraction between 0 and 1 of the training images; got {validation}.")
-    name, found = _read(source, Reading(resize, label_column, image_column, skip_unreadable))
+    name, found = _read(source, test, Reading(resize, label_column, image_column, skip_unreadable))
+    found = replace(found, parts={part: _counted(split) for part, split in found.parts.items()})
     found = _subset(name, found, classes) if classes else found
     parts, names = dict(found.parts), found.classes
     _check(name, names, parts["train"], "training")
@@ -99,8 +103,28 @@ def load(
 # --- what a source is ----------------------------------------------------------------------------------------------
 
 
-def _read(source: str, how: Reading) -> tuple[str, Content]:
+def in_memory(source: Any) -> bool:
+    """Whether a source is what a program holds, and no name or path."""
+    return not isinstance(source, str | Path)
+
+
+def name_in_settings(dataset: Dataset) -> str:
+    """How settings name data that were given in memory."""
+    return f"{memory.NAME}:{dataset.fingerprint}"
+
+
+def _read(source: Any, test: Any, how: Reading) -> tuple[str, Content]:
     """The name of a source and what it holds."""
+    if in_memory(source):
+        return memory.NAME, memory.read(source, test, how)
+    if test is not None:
+        raise PotstillError(f"test: belongs to data in memory; put the test images into {source}, or leave it out.")
+    source = str(source)
+    if source.partition(":")[0] == memory.NAME and not Path(source).exists():
+        raise PotstillError(
+            f"{source}: these data were given in Python, and only their fingerprint is known; give them again there "
+            "(data=), or as a folder or .npz file by --dataset."
+        )
     path = Path(source)
     if source == "digits":
         _refuse(how, "the digits", "resize", "label_column", "image_column", "skip_unreadable")
@@ -220,6 +244,11 @@ def _subset(name: str, found: Content, wanted: Sequence[str]) -> Content:
         inside = split[(numbers[split.labels] >= 0).nonzero().flatten()]
         parts[part] = replace(inside, labels=numbers[inside.labels])
     return replace(found, classes=tuple(found.classes[label] for label in kept), parts=parts)
+
+
+def _counted(split: Split) -> Split:
+    """A part that knows the rows of its images, so that what is taken out of it does too."""
+    return split if split.rows is not None else replace(split, rows=torch.arange(len(split)))
 
 
 def _check(name: str, classes: Sequence[str], split: Split, part: str) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from potstill import files
-from potstill.data import augment, export, hub
+from potstill.data import augment, export, hub, notebook
 from potstill.data import dataset as datasets
 from potstill.data import labels as kinds
 from potstill.data import transform as transforms
 from potstill.data.augment import Operation
+from potstill.data.dataset import Dataset
 from potstill.data.export import Content, Format
 from potstill.data.labels import Kind, TargetKind
 from potstill.data.pictures import grid, png
@@ -33,7 +34,14 @@ PADDING = 0.5  # of slots that tiles do not divide, as in the published code of 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Distilled:
-    """A synthetic training set of n slots; slot i shows one image, or several, of class ``labels[i]``."""
+    """A synthetic training set of n slots; slot i shows one image, or several, of class ``labels[i]``.
+
+    Example:
+        >>> distilled = potstill.load("runs/digits-ipc1")
+        >>> for batch, soft_labels in distilled.loader(batch_size=4):
+        ...     assert batch.shape[1:] == (1, 8, 8) and soft_labels.shape[1] == 10
+        >>> distilled.export("a-folder")
+    """
 
     images: Tensor  # (n, C, H, W) float32, transformed, may leave the range of real pixels
     targets: Tensor | None  # (n, K) float32 of the kind below; none for hard labels
@@ -59,6 +67,16 @@ class Distilled:
             f"Distilled({len(self)} images of {w}×{h}{' in colour' if c == 3 else f', {c} channels' if c > 1 else ''}"
             f"{several}, {len(self.classes)} classes, labels: {self.kind}, {step_size}, {self.transform.kind})"
         )
+
+    @own_state()
+    def _repr_html_(self) -> str | None:
+        """For notebooks: the images by class, their labels, and figures; None where Pillow is missing."""
+        try:
+            return notebook.as_html(
+                repr(self), self.provenance, self.classes, self.pixels, self.labels, self.soft_labels
+            )
+        except ImportError:
+            return None
 
     @property
     def logits(self) -> Tensor:
@@ -205,12 +223,12 @@ def decode(images: Tensor, pictures: int) -> Tensor:
 
 
 @own_state()
-def load(path: str | Path, dataset: str | Path | None = None) -> Distilled:
+def load(path: str | Path, dataset: Any = None) -> Distilled:
     """Read a distilled set, from its file or from the folder of its run.
 
     Args:
         path: a distilled.safetensors, the folder it lies in, or hf://user/name (@revision) on the Hugging Face Hub.
-        dataset: the data it was distilled from, as ``--dataset``; only a compact file with ZCA needs it.
+        dataset: the data it was distilled from, as in ``potstill.distill``; only a compact file with ZCA needs it.
 
     Raises:
         PotstillError: missing, truncated, or not a distilled set; or compact, without its dataset.
@@ -339,7 +357,7 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Transform:
+def _refit(path: Path, header: dict[str, Any], dataset: Any) -> Transform:
     """The transform that a compact file leaves out, fitted again on the training images it was fitted on."""
     if dataset is None:
         raise PotstillError(
@@ -347,10 +365,11 @@ def _refit(path: Path, header: dict[str, Any], dataset: str | Path | None) -> Tr
             "was distilled from (--dataset, or potstill.load(path, dataset=...))."
         )
     config = header["provenance"]["config"]
-    found = datasets.load(str(dataset), **{name: config[name] for name in datasets.OPTIONS if name in config})
+    reading = {name: config[name] for name in datasets.OPTIONS if name in config}
+    found = dataset if isinstance(dataset, Dataset) else datasets.load(dataset, **reading)
     if found.fingerprint != header["provenance"]["dataset"]["fingerprint"]:
         raise PotstillError(
-            f"{dataset}: is not the data {path} was distilled from (fingerprint {found.fingerprint}, not "
+            f"{found.name}: is not the data {path} was distilled from (fingerprint {found.fingerprint}, not "
             f"{header['provenance']['dataset']['fingerprint']}); give the original data."
         )
     return transforms.fit(header["transform"], found.train.images, found.fingerprint)

@@ -18,6 +18,8 @@ from potstill.errors import PotstillError
 NAMED = 10  # files that a remark names
 WHITE = (255, 255, 255, 255)
 BITS_16 = 257  # 65535 / 255
+Source = Path | bytes | Any
+"""A file, its bytes, or an image that Pillow has opened."""
 
 
 class Encoded(Protocol):
@@ -25,8 +27,8 @@ class Encoded(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int, /) -> "tuple[str, Path | bytes]":
-        """The name for messages, and the file or its bytes."""
+    def __getitem__(self, row: int, /) -> "tuple[str, Source]":
+        """The name for messages, and the file, its bytes, or an image of Pillow's."""
         ...
 
 
@@ -128,12 +130,12 @@ def _room(count: int, array: np.ndarray, name: str) -> np.ndarray:
         ) from error
 
 
-def _decode_one(name: str, source: Path | bytes, resize: int | None, remarks: Remarks) -> np.ndarray:
+def _decode_one(name: str, source: Source, resize: int | None, remarks: Remarks) -> np.ndarray:
     """One image as (H, W, 1) grey or (H, W, 3) colour."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), Image.open(_opened(source)) as image:
+        with warnings.catch_warnings(), _opened(source) as image:
             warnings.simplefilter("ignore")  # of large images, and of damaged metadata that no pixel depends on
             if getattr(image, "n_frames", 1) > 1:
                 remarks.add("files hold several pages or frames, of which the first was taken", name)
@@ -154,12 +156,16 @@ def _decode_one(name: str, source: Path | bytes, resize: int | None, remarks: Re
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _opened(source: Path | bytes) -> Any:
+def _opened(source: Source) -> Any:
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return source.copy()  # the caller's stays open
     if isinstance(source, bytes):
-        return io.BytesIO(source)
+        return Image.open(io.BytesIO(source))
     if not source.is_file():  # a pipe would be waited for, and never end
         raise ValueError("not a regular file" if source.exists() else "there is no such file")
-    return source
+    return Image.open(source)
 
 
 def _eight_bits(image: Any, name: str, remarks: Remarks) -> Any:
@@ -207,13 +213,19 @@ def from_array(images: np.ndarray, where: str, resize: int | None, remarks: Rema
         raise PotstillError(
             f"{where}: images of type {images.dtype}; expected numbers: uint8 from 0 to 255, or floats from 0 to 1."
         )
-    if images.ndim == 3:
+    grey = images.ndim == 3
+    if grey:
         images = images[:, None]
     if images.ndim != 4 or (images.shape[1] not in (1, 3) and images.shape[3] not in (1, 3)):
         raise PotstillError(
             f"{where}: images of shape {images.shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3."
         )
-    if images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+    if not grey and images.shape[3] in (1, 3) and images.shape[1] in (1, 3):
+        raise PotstillError(
+            f"{where}: images of shape {images.shape}, which may be (N, H, W, C) as well as (N, C, H, W); give PIL "
+            "images, or grey ones as (N, H, W)."
+        )
+    if not grey and images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if 0 in images.shape:
         raise PotstillError(f"{where}: holds no images (shape {images.shape}).")

@@ -75,7 +75,7 @@ def content(found: Found, how: Reading) -> Content:
             raise PotstillError(
                 f"{raw.where}: {len(raw.images)} images but {len(numbers)} labels; make them the same number."
             )
-        parts[part] = Split(images, numbers if kept is None else numbers[kept])
+        parts[part] = Split(images, numbers if kept is None else numbers[kept], kept)
     if {split.images.shape[1] for split in parts.values()} == {1, 3}:  # grey only where all are grey
         for part, split in parts.items():
             if split.images.shape[1] == 1:

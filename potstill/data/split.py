@@ -21,12 +21,13 @@ class Split:
 
     images: Tensor  # (N, C, H, W) uint8
     labels: Tensor  # (N,) int64
+    rows: Tensor | None = None  # (N,) int64, of the images as they were given, where some were taken out of them
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "Split":
-        return Split(self.images[rows], self.labels[rows])
+        return Split(self.images[rows], self.labels[rows], rows if self.rows is None else self.rows[rows])
 
 
 def part_of(name: str) -> Part | None:

@@ -83,7 +83,7 @@ def random_rows(problem: Problem, ipc: int, number: int) -> Tensor:
 
 def evaluate(
     evaluator: Evaluator, training_set: TrainingSet, ipc: int, soft_labels: SoftLabels | None,
-    full_seeds: int | None = None, experts: Any = None,
+    full_seeds: int | None = None, experts: Any = None, alone: bool = False,
 ) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
     """Final figures of a set and its controls on the test images; yields an event before each network, and at the end.
 
@@ -94,6 +94,7 @@ def evaluate(
         soft_labels: labels of the control "random_soft"; None leaves that control out.
         full_seeds: networks of the full-set control; None for as many as the others, 0 to leave it out.
         experts: identity of the experts behind ``soft_labels``, JSON-like, by which that control's figures are kept.
+        alone: leave all controls out.
 
     Returns:
         {"accuracy": {"distilled": a figure of :func:`~potstill.evaluation.statistics.interval`, "random": ...,
@@ -104,7 +105,7 @@ def evaluate(
     problem, protocol = evaluator.problem, evaluator.protocol
     identity = identity_of(training_set)
     given = Series("distilled", protocol.seeds, protocol.epochs, identity, lambda number: training_set)
-    compared = [given, *controls(problem, ipc, soft_labels, protocol, full_seeds, experts)]
+    compared = [given, *([] if alone else controls(problem, ipc, soft_labels, protocol, full_seeds, experts))]
     names = {series.name for series in compared}
     event: Event = {"stage": "evaluation", "total": sum(series.count for series in compared)}
     event["left_out"] = [name for name in CONTROLS if name not in names]

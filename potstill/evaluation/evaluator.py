@@ -3,7 +3,7 @@
 Whatever networks train on, distilled or real, is a :class:`TrainingSet`, and one function trains on all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,19 +15,24 @@ from potstill import bounds, ranks, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.engine import Compile, choose_precision
 from potstill.bounds import Count, Positive
-from potstill.data.augment import Operation
+from potstill.data import own_augment
+from potstill.data.augment import Named, Operation
 from potstill.data.distilled import Distilled
+from potstill.data.own_augment import Augment
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import CONTROL_STEP_SIZE, PROTOCOLS, Protocol
 from potstill.networks import flat
-from potstill.networks.architectures import Architecture, NetworkConfig, depth_for
+from potstill.networks.architectures import Architecture, NetworkConfig, depth_for, is_own, own_network
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import LabelKind
+from potstill.networks.own import Factory
 from potstill.process import own_state
 from potstill.training.problem import Problem, Whitened, choose_device
 from potstill.training.sgd import Recipe, run_to_end, sgd
 
 Event = dict[str, Any]
+Network = str | Mapping[str, Any] | NetworkConfig | Factory
+"""A network as a call in Python names it: by its name, its settings, or the function that makes a user's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,17 +143,20 @@ def validation_accuracy(evaluator: Evaluator, training_set: TrainingSet) -> floa
 
 @own_state()
 def train(
-    distilled: Distilled, network: NetworkConfig | str | None = None, *, seed: int = 0, epochs: int | None = None,
-    step_size: float | None = None, device: str | None = None,
+    distilled: Distilled, network: Network | None = None, *, seed: int = 0, epochs: int | None = None,
+    step_size: float | None = None, augment: Augment | None = None, device: str | torch.device | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a network on a distilled set by the standard protocol, and return it ready to predict.
 
     Args:
         distilled: the set.
-        network: the network, or its name; by default the one the set was made with.
+        network: a network's name, its settings, or a function ``(channels, height, width, classes)`` that returns a
+            new ``nn.Module``; by default the one the set was made with.
         seed: seed of its initialisation and of the draws in training.
         epochs: epochs over the set; by default the protocol's 1001.
         step_size: step size of SGD; by default the learned one for the network the set was made with, else 0.01.
+        augment: operations by name, or a differentiable function ``(images (b, C, H, W), numbers (b, 8))`` that returns
+            images, its numbers drawn from 0 to 1; by default those the set was made with.
         device: where to train and to leave the network; by default it is trained on the fastest one present, and
             brought back to the CPU.
 
@@ -158,36 +166,65 @@ def train(
 
     Example:
         >>> distilled = potstill.load("runs/digits-ipc1")
-        >>> network = potstill.train(distilled)
+        >>> network = potstill.train(distilled, epochs=3)
         >>> predicted = network(distilled.transform(uint8_images)).argmax(1)
     """
     protocol = PROTOCOLS["standard"]
     epochs = bounds.fit(protocol.epochs if epochs is None else epochs, Count, "epochs")
     step_size, seed = bounds.fit(step_size, Positive | None, "step_size"), bounds.fit(seed, int, "seed")
-    device = bounds.fit(device, str | None, "device")
+    told: str | None = bounds.fit(device, str | None, "device")
     c, h, w = distilled.images.shape[1:]
     config = network_for(distilled, network)
-    where, classes = choose_device(device or "auto"), len(distilled.classes)
+    where, classes = choose_device(told or "auto"), len(distilled.classes)
     training_set = training_set_of(distilled, config, where)
     if step_size is not None:
         training_set = replace(training_set, step_size=step_size)
     flat_network = flat.flat_network(config, (c, h, w), classes, where)
     theta = flat.initial(config, (c, h, w), classes, seed).to(where)
-    recipe = protocol.recipe(epochs, training_set.alpha, distilled.recipe["augment"])
+    recipe = protocol.recipe(epochs, training_set.alpha, operations_for(distilled, augment))
     theta, buffers = _fit(flat_network, theta, training_set, recipe, seed, "auto", networks=1)
-    return flat_network.as_module(theta, buffers).to(device or "cpu")
+    return flat_network.as_module(theta, buffers).to(told or "cpu")
 
 
-def network_for(distilled: Distilled, network: NetworkConfig | str | None = None) -> NetworkConfig:
-    """The network asked for, or by default the set's own, with the depth that its images have."""
-    config = _asked(network, NetworkConfig(**distilled.recipe["network"]))
-    return replace(config, depth=config.depth or depth_for(*distilled.images.shape[2:]))
+def network_for(distilled: Distilled, network: Network | None = None) -> NetworkConfig:
+    """The network asked for, or by default the set's own, with the depth that follows from the images.
 
-
-def _asked(network: NetworkConfig | str | None, own: NetworkConfig) -> NetworkConfig:
+    Raises:
+        PotstillError: there is no such network, or a user's own cannot be computed.
+    """
+    (c, h, w), own = distilled.images.shape[1:], NetworkConfig(**distilled.recipe["network"])
     if network is None or network == own.name:
-        return own
-    if isinstance(network, NetworkConfig):
+        found = own
+    elif isinstance(network, NetworkConfig):
         bounds.check(network, "network.")
-        return network
-    return NetworkConfig(name=bounds.fit(network, Architecture, "network"))
+        found = network
+    elif isinstance(network, Mapping):
+        base = own if network.get("name", own.name) == own.name else NetworkConfig()
+        if is_own(base):
+            raise PotstillError(f"network {dict(network)}: has no effect on {own.name}; give its function, or a name.")
+        found = _with_settings(base, network)
+    elif callable(network):
+        found = own_network(network, (c, h, w), len(distilled.classes))
+    else:
+        found = NetworkConfig(name=bounds.fit(network, Architecture, "network"))
+    return replace(found, depth=found.depth or depth_for(h, w))
+
+
+def operations_for(distilled: Distilled, augment: Augment | None) -> tuple[Operation, ...]:
+    """The operations asked for, a user's functions by their names; by default those the set was made with.
+
+    Raises:
+        PotstillError: there is no such operation, or a user's own cannot be computed.
+    """
+    c, h, w = distilled.images.shape[1:]
+    asked = distilled.recipe["augment"] if augment is None else own_augment.names(augment, (c, h, w))
+    return bounds.fit(asked, tuple[Named, ...], "augment")
+
+
+def _with_settings(base: NetworkConfig, settings: Mapping[str, Any]) -> NetworkConfig:
+    hints = bounds.hints_of(NetworkConfig)
+    if unknown := [name for name in settings if name not in hints]:
+        raise PotstillError(f"network.{unknown[0]}: no such setting; choose among {', '.join(hints)}.")
+    return replace(
+        base, **{name: bounds.fit(value, hints[name], f"network.{name}") for name, value in settings.items()}
+    )

@@ -1,9 +1,16 @@
-"""The methods, each a value in one literal dict, by the name they have on the command line."""
+"""The methods, each a value in one literal dict, by the name they have on the command line.
+
+Called, ``potstill.methods()``, this package gives them as a table.
+"""
+
+import sys
+from types import ModuleType
 
 from potstill.methods.at_bptt import AT_BPTT
 from potstill.methods.at_bptt_plus import AT_BPTT_PLUS
 from potstill.methods.bptt import RAT_BPTT
 from potstill.methods.cafe import CAFE
+from potstill.methods.catalogue import Catalogue, catalogue
 from potstill.methods.coverage import HERDING, K_CENTER, K_MEDOIDS, MODERATE
 from potstill.methods.distribution import DM
 from potstill.methods.frepo import FREPO
@@ -51,3 +58,24 @@ METHODS: dict[str, Method] = {
     "d2": D2_PRUNING,
     "window": WINDOW,
 }
+
+
+def methods() -> Catalogue:
+    """All methods with their family, what they need, the labels they give, and the paper; a row a method.
+
+    Example:
+        >>> table = potstill.methods()
+        >>> [row["name"] for row in table if row["family"] == "kernel"]
+        ['kip', 'frepo']
+    """
+    return catalogue(METHODS)
+
+
+class _Callable(ModuleType):
+    """This package, which ``potstill.methods`` is, as the function of the same name."""
+
+    def __call__(self) -> Catalogue:
+        return methods()
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -126,7 +126,7 @@ def probe(settings: Cafe) -> Probe:
 
 
 CAFE = Method(
-    name="cafe", title="Aligning features", family="distribution", batch_norm=False,
+    name="cafe", title="Aligning features", family="distribution", batch_norm=False, reads="activations",
     citation='Wang et al., "CAFE: Learning to Condense Dataset by Aligning Features", CVPR 2022', settings=Cafe,
     begin=begin, loss=aligning_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},

@@ -86,7 +86,7 @@ def _method(name: str, title: str, citation: str, rule: Rule, doc: str) -> Metho
     begin.__doc__ = doc
     return Method(
         name=name, title=title, family="selection", citation=citation, settings=ByFeatures, begin=begin, kind=kind,
-        needs=_needs,
+        needs=_needs, reads="features",
     )  # fmt: skip
 
 

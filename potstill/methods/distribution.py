@@ -66,6 +66,7 @@ DM = Method(
     title="Distribution matching",
     family="distribution",
     batch_norm=False,
+    reads="features",
     citation='Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023',
     settings=Dm,
     begin=begin,

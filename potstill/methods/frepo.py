@@ -182,7 +182,7 @@ def _cell(ipc: int, flip: bool, depth: int = 3) -> dict[str, Any]:
 
 
 FREPO = Method(
-    name="frepo", title="Neural feature regression with pooling", family="kernel", batch_norm=False,
+    name="frepo", title="Neural feature regression with pooling", family="kernel", batch_norm=False, reads="features",
     citation='Zhou et al., "Dataset Distillation using Neural Feature Regression", NeurIPS 2022', settings=Frepo,
     begin=begin, loss=regression_loss, learns=learns, kind=lambda settings: "values", loss_label="regression loss",
     probe=probe,

@@ -71,7 +71,7 @@ def _needs(settings: Glister) -> Experts:
 
 
 GLISTER = Method(
-    name="glister", title="GLISTER", family="selection",
+    name="glister", title="GLISTER", family="selection", reads="features",
     citation='Killamsetty et al., "GLISTER: Generalization based Data Subset Selection for Efficient and Robust '
     'Learning", AAAI 2021', settings=Glister, begin=select, kind=kind, needs=_needs,
 )  # fmt: skip

@@ -124,7 +124,7 @@ def _cell(ipc: int) -> dict[str, object]:
 
 
 IDM = Method(
-    name="idm", title="Improved distribution matching", family="distribution", batch_norm=False,
+    name="idm", title="Improved distribution matching", family="distribution", batch_norm=False, reads="features",
     citation='Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 2023', settings=Idm,
     begin=begin, loss=mean_feature_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},

@@ -21,6 +21,8 @@ from potstill.training.problem import Problem
 from potstill.training.trajectories import Trajectories
 
 Family = Literal["trajectory", "gradient", "distribution", "kernel", "backpropagation", "selection"]
+Reads = Literal["outputs", "features", "activations"]
+"""What a method reads of a network; features are the input of its last linear layer, activations what ReLUs give."""
 Variables = dict[str, Tensor]
 """The set by name: "images" (n, C, H, W), its targets under their kind ("logits", "values" or "raw", (n, K)),
 "step_size" (a scalar), and whatever else a method learns."""
@@ -177,6 +179,7 @@ class Method:
     kind: Callable[[Settings], Kind] = lambda settings: "hard"
     pictures: Callable[[Settings], int] = lambda settings: 1  # f: a slot holds f × f of them
     batch_norm: bool = True  # False: what it does with batches is not what batch norm needs
+    reads: Reads = "outputs"  # of the network; a user's own may not give more
     loss_label: str = "loss"
     metrics: Mapping[str, str] = field(default_factory=dict)  # name → what the report writes at its axis
     check: Callable[[Settings, str, tuple[Operation, ...]], None] = lambda settings, name, augment: None

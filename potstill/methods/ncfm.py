@@ -117,6 +117,7 @@ def _cell(depth: int = 3) -> dict[str, object]:
 
 NCFM = Method(
     name="ncfm", title="Neural characteristic function matching", family="distribution", batch_norm=False,
+    reads="features",
     citation='Wang et al., "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR 2025',
     settings=Ncfm, begin=begin, loss=matching_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, "adam", cooldown=settings.cooldown)},

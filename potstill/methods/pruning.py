@@ -10,7 +10,7 @@ from torch import Tensor
 from potstill import seeds
 from potstill.bounds import Count, Fraction, Rate, Whole
 from potstill.methods import scores
-from potstill.methods.method import Begun, Context, Experts, Method, Start
+from potstill.methods.method import Begun, Context, Experts, Method, Reads, Start
 from potstill.methods.scores import Score
 from potstill.methods.selection import Selection, both, features, kind, needs, rows_of, selected
 
@@ -168,17 +168,17 @@ def _needs(score: Score | None) -> Callable[[Any], Experts]:
 
 def _method(
     name: str, title: str, citation: str, settings: type[Selection], score: Score | None,
-    begin: Callable[[Context, Any, Start | None], Begun] | None = None,
+    begin: Callable[[Context, Any, Start | None], Begun] | None = None, reads: Reads = "outputs",
 ) -> Method:  # fmt: skip
     return Method(
         name=name, title=title, family="selection", citation=citation, settings=settings,
-        begin=begin or _hardest(score), kind=kind, needs=_needs(score),
+        begin=begin or _hardest(score), kind=kind, needs=_needs(score), reads=reads,
     )  # fmt: skip
 
 
 _DIET = 'Paul et al., "Deep Learning on a Data Diet: Finding Important Examples Early in Training", NeurIPS 2021'
 EL2N = _method("el2n", "EL2N", _DIET, Early, "el2n")
-GRAND = _method("grand", "GraNd", _DIET, Early, "grand")
+GRAND = _method("grand", "GraNd", _DIET, Early, "grand", reads="features")
 FORGETTING = _method(
     "forgetting", "Forgetting events",
     'Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning", ICLR 2019', ByScore,
@@ -195,5 +195,5 @@ CCS = _method(
 )  # fmt: skip
 D2_PRUNING = _method(
     "d2", "D2 pruning", 'Maharana et al., "D2 Pruning: Message Passing for Balancing Diversity and Difficulty in Data '
-    'Pruning", ICLR 2024', D2, "forgetting", select_d2,
+    'Pruning", ICLR 2024', D2, "forgetting", select_d2, reads="features",
 )  # fmt: skip

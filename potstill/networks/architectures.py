@@ -7,14 +7,15 @@ the cross-architecture set: AlexNet, VGG-11, ResNet-18, LeNet and MLP, in the va
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from potstill.bounds import Count
+from potstill.bounds import Beside, Count
+from potstill.data.functions import PREFIX
 from potstill.errors import PotstillError
-from potstill.networks import functional
+from potstill.networks import functional, own
 from potstill.networks.functional import Residual
 from potstill.networks.norm import InstanceNorm
 
@@ -27,7 +28,7 @@ Norm = Literal["instance", "batch", "none"]
 class NetworkConfig:
     """The network that experts and students share."""
 
-    name: Architecture = "convnet"
+    name: Annotated[Architecture, Beside(PREFIX)] = "convnet"
     """Architecture; the experts and the evaluation use it unless told otherwise."""
     width: Count = 128
     """Channels of a ConvNet block (of the first one where blocks double them: the wide ConvNet), or hidden units of the
@@ -49,7 +50,24 @@ def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     Raises:
         PotstillError: the network is too deep for images of this size.
     """
+    if is_own(config):
+        return own.layout(own.GIVEN.find(config.name), shape, classes, config.norm == "batch")
     return _CONSTRUCTORS[config.name](config, shape, classes).train()
+
+
+def own_network(factory: own.Factory, shape: Shape, classes: int) -> NetworkConfig:
+    """A network of the user's own as settings know it; the other settings have no effect on it.
+
+    Raises:
+        PotstillError: it cannot be computed as a function of one vector; see :func:`potstill.networks.own.examine`.
+    """
+    found = own.examine(factory, shape, classes)
+    return NetworkConfig(cast(Architecture, found.name), norm="batch" if found.batch_coupled else "none")
+
+
+def is_own(config: NetworkConfig) -> bool:
+    """Whether a network is a user's own."""
+    return config.name.startswith(PREFIX)
 
 
 def depth_for(height: int, width: int) -> int:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import PotstillError
-from potstill.networks import architectures, functional, initialisation
+from potstill.networks import architectures, functional, initialisation, own
 from potstill.networks.architectures import NetworkConfig
 from potstill.networks.functional import Parameters, Residual
 from potstill.networks.layers import Layer, layers_of, lowered
+from potstill.networks.own import Own
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ class FlatNetwork:
     sizes: tuple[int, ...] = field(init=False)  # of each parameter; computed once, as every step needs it
     buffer_shapes: dict[str, torch.Size] = field(init=False, hash=False, repr=False)  # in the order of ``buffers``
     batch_coupled: bool = field(init=False)  # batch norm: outputs depend on the batch, which forbids micro-batches
-    layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
+    layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)  # none of a user's own network
 
     def __post_init__(self) -> None:
         functional.check(self.module)
@@ -42,12 +43,21 @@ class FlatNetwork:
         derived = {
             "shapes": shapes,
             "sizes": tuple(shape.numel() for shape in shapes.values()),
-            "buffer_shapes": {name: buffer.shape for name, buffer in self.module.named_buffers()},
-            "batch_coupled": any(isinstance(layer, nn.BatchNorm2d) for layer in self.module.modules()),
-            "layers": tuple(layers_of(self.module, self.precision)),
+            "buffer_shapes": own.moving(self.module),
+            "batch_coupled": any(
+                isinstance(layer, nn.BatchNorm2d) or (isinstance(layer, Own) and layer.coupled)
+                for layer in self.module.modules()
+            ),
+            "layers": () if self.own else tuple(layers_of(self.module, self.precision)),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def own(self) -> Own | None:
+        """The body of a user's own network; None for ours."""
+        first = self.module[0]
+        return first if isinstance(first, Own) else None
 
     def unflatten(self, theta: Tensor) -> Parameters:
         """Views of a flat vector (P,) under the parameters' names."""
@@ -77,7 +87,13 @@ class FlatNetwork:
     def features(
         self, theta: Tensor, images: Tensor, buffers: Tensor | None = None, training: bool = True
     ) -> Tensor:  # fmt: skip
-        """The input (b, F) of the last linear layer, differentiable; arguments and errors as for the outputs."""
+        """The input (b, F) of the last linear layer, differentiable; arguments as for the outputs.
+
+        Raises:
+            PotstillError: as for the outputs, or a user's own network does not end in a linear layer.
+        """
+        if self.own is not None and self.own.head is None:
+            raise PotstillError("network: does not end in a linear layer, whose input is needed; let it end in one.")
         return self._apply(cast(nn.Sequential, self.module[:-1]), theta, images, buffers, training)
 
     def features_and_outputs(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +105,14 @@ class FlatNetwork:
         """What each ReLU gives (b, C, H, W) or (b, F), and last the maps before the head; differentiable.
 
         The network is in training mode, without running statistics.
+
+        Raises:
+            PotstillError: it is a user's own, whose layers are not known.
         """
+        if self.own is not None:
+            raise PotstillError(
+                "network: its layers' outputs are needed, which are not known of an own one; take ours."
+            )
         low = theta.to(lowered(theta.dtype, self.precision))
         parameters, x = self.unflatten(low), images.to(low)
         found: list[Tensor] = []
@@ -132,6 +155,9 @@ class FlatNetwork:
         They are bit for bit those of the module built after ``torch.manual_seed(seed)``, but the global random state
         is neither read nor written.
         """
+        if self.own is not None:
+            drawn = dict(self.own.draw(seed).named_parameters())
+            return self.flatten({name: drawn[self.own.original(name)].detach() for name in self.shapes}).to(self.device)
         theta = torch.empty(sum(self.sizes), dtype=torch.float32)
         initialisation.draw(self.module, self.unflatten(theta), torch.Generator().manual_seed(seed))
         return theta.to(self.device)
@@ -144,7 +170,7 @@ class FlatNetwork:
             self.device
         )  # fmt: skip
 
-    def as_module(self, theta: Tensor, buffers: Tensor | None = None) -> nn.Sequential:
+    def as_module(self, theta: Tensor, buffers: Tensor | None = None) -> nn.Module:
         """A PyTorch module of its own with these parameters (P,) and running statistics (B,), in evaluation mode.
 
         Raises:
@@ -152,15 +178,21 @@ class FlatNetwork:
         """
         if self.batch_coupled and buffers is None:
             raise PotstillError("buffers None: a module with batch norm needs running statistics; pass them.")
-        module = copy.deepcopy(self.module).to(theta.dtype).to_empty(device=theta.device)
         tensors = self.unflatten(theta.detach()) | ({} if buffers is None else self._unflatten_buffers(buffers))
-        module.load_state_dict(tensors)
+        if self.own is not None:
+            module = self.own.draw(0).to(theta)
+            module.load_state_dict({self.own.original(name): part for name, part in tensors.items()}, strict=False)
+        else:
+            module = copy.deepcopy(self.module).to(theta.dtype).to_empty(device=theta.device)
+            module.load_state_dict(tensors)
         return module.requires_grad_(True).eval()
 
 
 @functools.lru_cache(maxsize=64)
 def _layout(config: NetworkConfig, shape: architectures.Shape, classes: int) -> nn.Sequential:
     """The module of a configuration without weights, which nobody writes to."""
+    if architectures.is_own(config):
+        return architectures.build(config, shape, classes)
     with torch.device("meta"):  # of this thread; no numbers are drawn
         return architectures.build(config, shape, classes).requires_grad_(False)
 

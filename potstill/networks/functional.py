@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from potstill.errors import PotstillError
 from potstill.networks.norm import InstanceNorm, instance_norm
+from potstill.networks.own import Own
 
 Parameters = dict[str, Tensor]
 """Parameters by their names in the module."""
@@ -36,6 +37,8 @@ def check(module: nn.Module) -> None:
     Raises:
         PotstillError: a layer has weights but is of an unknown kind.
     """
+    if any(isinstance(layer, Own) for layer in module.children()):  # which computes itself
+        return
     for layer in module.modules():
         if any(True for _ in layer.parameters(recurse=False)) and not isinstance(layer, WITH_WEIGHTS):
             raise PotstillError(
@@ -60,6 +63,10 @@ def apply(module: nn.Module, tensors: Parameters, x: Tensor, training: bool = Tr
         for name, layer in module.named_children():
             x = apply(layer, tensors, x, training, f"{prefix}{name}.")
         return x
+    if isinstance(module, Own):
+        own = f"{prefix}body."
+        inside = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
+        return module.run(inside, x, training)
     if isinstance(module, Residual):
         body, skip = (apply(getattr(module, name), tensors, x, training, f"{prefix}{name}.") for name in _BRANCHES)
         return torch.relu(body + skip)

@@ -63,9 +63,9 @@ def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str,
 
 
 def evaluate_set(
-    who: Evaluator, distilled: Distilled, settings: Settings, store: Trajectories | None
+    who: Evaluator, distilled: Distilled, settings: Settings, store: Trajectories | None, alone: bool = False
 ) -> Generator[Event, None, dict[str, Any]]:  # fmt: skip
-    """Figures of any set beside its controls; the soft-label control where experts are available."""
+    """Figures of any set beside its controls (or ``alone``); the soft-label control where experts are available."""
     problem, labels, identity = who.problem, None, None
     if store is not None:
         count = min(settings.expert.count, len(store))
@@ -76,7 +76,8 @@ def evaluate_set(
             return soft_labels.mean_logits(problem, store, count, images, truth).softmax(1)
 
     found = training_set_of(distilled, who.config, problem.device)
-    return (yield from controls.evaluate(who, found, settings.ipc, labels, settings.evaluation.full_seeds, identity))
+    full = settings.evaluation.full_seeds
+    return (yield from controls.evaluate(who, found, settings.ipc, labels, full, identity, alone))
 
 
 def summary(

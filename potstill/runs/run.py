@@ -26,13 +26,14 @@ from typing import Any
 from potstill import files, ranks, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives, eager
-from potstill.data.dataset import OPTIONS
+from potstill.data.dataset import OPTIONS, Dataset
 from potstill.data.distilled import FILE
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
 from potstill.evaluation.evaluator import Evaluator, Event
 from potstill.evaluation.protocol import Protocol
-from potstill.methods.method import Context, Experts
+from potstill.methods.method import Context, Experts, Method
+from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import loss_for
 from potstill.runs.settings import Settings, as_dict, check, conflicts, from_dict
 from potstill.training import experts, trajectories
@@ -52,11 +53,12 @@ class Run:
     settings: Settings
     folder: Path
     experts_folder: Path
+    data: Dataset | None = None  # where they are at hand already, as those given in Python
 
     @cached_property
     def problem(self) -> Problem:
         """Data, transform and network; read at first use."""
-        return prepare_problem(self.settings)
+        return prepare_problem(self.settings, self.data)
 
     @cached_property
     def needs(self) -> Experts | None:
@@ -99,16 +101,51 @@ class Run:
         )  # fmt: skip
 
 
-def prepare_problem(settings: Settings) -> Problem:
-    """Data, transform and network of some settings."""
-    return prepare(
-        settings.dataset, settings.network, ipc=settings.ipc, transform=settings.transform, device=settings.device,
-        precision=settings.precision, reading={name: getattr(settings, name) for name in OPTIONS},
+def prepare_problem(settings: Settings, data: Dataset | None = None) -> Problem:
+    """Data, transform and network of some settings; ``data`` where they are at hand already.
+
+    Raises:
+        PotstillError: whatever is wrong with the data, the device or the sizes, or a method needs more of the network
+            than it gives.
+    """
+    found = prepare(
+        data or settings.dataset, settings.network, ipc=settings.ipc, transform=settings.transform,
+        device=settings.device, precision=settings.precision, reading=reading_of(settings),
     )  # fmt: skip
+    for method in settings.methods:
+        check_network(method, found.network)
+    return found
+
+
+def reading_of(settings: Settings) -> dict[str, Any]:
+    """How settings say that data are read: arguments of :func:`potstill.data.dataset.load`."""
+    return {name: getattr(settings, name) for name in OPTIONS}
+
+
+def check_network(method: Method, network: FlatNetwork) -> None:
+    """Refuse a user's own network that does not give what a method reads of it.
+
+    Raises:
+        PotstillError: with the method, the reason and the remedy.
+    """
+    if network.own is None or method.reads == "outputs":
+        return
+    if method.reads == "activations":
+        raise PotstillError(
+            f"{method.name}: compares what each layer gives, which is not known of an own network; choose another "
+            "method, or one of potstill's networks."
+        )
+    if network.own.head is None:
+        raise PotstillError(
+            f"{method.name}: compares features, the input of the last linear layer, and this network does not end in "
+            "one; let it end in nn.Linear, or choose another method."
+        )
 
 
 @contextmanager
-def opened(settings: Settings, folder: Path, experts_folder: Path | None = None) -> Iterator[Run]:
+def opened(
+    settings: Settings, folder: Path, experts_folder: Path | None = None, data: Dataset | None = None
+) -> Iterator[Run]:  # fmt: skip
     """A run as :func:`open_run` opens it, in a folder that is this process's alone until the end.
 
     Of several processes at one run the first opens it, holds the folder and writes; the others work along.
@@ -120,12 +157,12 @@ def opened(settings: Settings, folder: Path, experts_folder: Path | None = None)
     _check_ranks(settings, folder, store)
     if not ranks.first():
         ranks.wait()
-        yield Run(settings, folder, store)
+        yield Run(settings, folder, store, data)
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with files.locked(folder, "a run"):
-            run = open_run(settings, folder, experts_folder)
+            run = open_run(settings, folder, experts_folder, data)
             ranks.wait()
             yield run
     except BaseException:
@@ -167,7 +204,9 @@ def _leave_as_found(folder: Path, made: Sequence[Path]) -> None:
                 path.rmdir()
 
 
-def open_run(settings: Settings, folder: Path, experts_folder: Path | None = None) -> Run:
+def open_run(
+    settings: Settings, folder: Path, experts_folder: Path | None = None, data: Dataset | None = None
+) -> Run:  # fmt: skip
     """Begin a run in a folder, or continue the one that is there; the caller holds the folder's lock.
 
     Raises:
@@ -180,7 +219,7 @@ def open_run(settings: Settings, folder: Path, experts_folder: Path | None = Non
     if begun := [name for name in ("checkpoint.safetensors", FILE) if (folder / name).exists()]:
         _check_continues(folder, begun, settings, store)
     files.write_json(folder / CONFIG, files.stamped({"config": as_dict(settings)}))
-    return Run(settings, folder, store)
+    return Run(settings, folder, store, data)
 
 
 def _check_continues(folder: Path, begun: Sequence[str], settings: Settings, experts_folder: Path) -> None:

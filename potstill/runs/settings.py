@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from potstill import bounds, files
 from potstill.bounds import Count, Part, Rate, Whole
-from potstill.data.augment import DSA, Operation
+from potstill.data.augment import DSA, Named
 from potstill.data.transform import Choice
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
 from potstill.methods.method import Method
-from potstill.networks.architectures import NetworkConfig
+from potstill.networks.architectures import NetworkConfig, is_own
 from potstill.training.experts import ExpertConfig
 
 MUTABLE_FIELDS = (
@@ -61,7 +61,7 @@ class Shared:
     """Whitening of the pixels, fitted on the training images and stored with the set; zca: as MTT and DATM; zca-image:
     the per-image form of KIP, RaT-BPTT and AT-BPTT, each image brought to mean 0 and norm 1 before; standardise: each
     channel to mean 0 and deviation 1; auto: zca up to 4096 values an image, standardise beyond."""
-    augment: tuple[Operation, ...] = DSA
+    augment: tuple[Named, ...] = DSA
     """Operations of differentiable siamese augmentation; one of them is drawn for each batch."""
     resize: Count | None = None
     """Resize the shorter side to this many pixels and crop the centre, for images of mixed sizes."""
@@ -90,7 +90,13 @@ class Shared:
 
 @dataclass(frozen=True)
 class Settings(Shared):
-    """A whole run: what all methods share, and the settings of each stage, in the order of ``method``."""
+    """A whole run: what all methods share, and the settings of each stage, in the order of ``method``.
+
+    Example:
+        >>> settings = potstill.configure("digits", ipc=10)
+        >>> settings.ipc, settings.network.width, settings.method
+        (10, 32, ('datm',))
+    """
 
     stages: tuple[Any, ...] = ()
 
@@ -222,7 +228,9 @@ def configure(
     """The defaults, with changes: fields of :class:`Shared`, and of each stage under its name, nested ones as mappings.
 
     Example:
-        >>> configure("digits", 1, changes={"method": ("datm",), "datm": {"iterations": 50}, "seed": 3})
+        >>> settings = potstill.configure("digits", 1, changes={"datm": {"iterations": 50}, "seed": 3})
+        >>> settings.stages[0].iterations
+        50
     """
     changes, told = dict(changes or {}), bounds.hints_of(Shared)
     method = changes.pop("method", ("datm",))
@@ -410,9 +418,10 @@ def check(settings: Settings) -> None:
         method.check(stage, method.name, settings.augment)
     for method in settings.methods:
         if settings.network.norm == "batch" and not method.batch_norm:
+            remedy = "give it another norm" if is_own(settings.network) else "take --network.norm instance"
             raise PotstillError(
                 f"network.norm batch: {method.name} compares images class by class, whose statistics are not those of "
-                "a batch; take --network.norm instance."
+                f"a batch; {remedy}."
             )
     pictures = [m.pictures(stage) for m, stage in zip(settings.methods, settings.stages, strict=True)]
     for number, method in enumerate(settings.methods[1:], 1):

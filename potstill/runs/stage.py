@@ -81,6 +81,13 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
     return (yield from _with_step_size(session))
 
 
+def selected(run: Run) -> Distilled:
+    """The set of a selection as it is, without evaluating it."""
+    session = _resume(run)
+    _begin(session, run.settings.methods[0], run.context(0), 0)
+    return as_distilled(session)
+
+
 def _resume(run: Run) -> Session:
     """The session from the last checkpoint on, or from the start.
 
@@ -178,7 +185,7 @@ def _from_disk(run: Run, path: str) -> Start:
     Raises:
         PotstillError: it is of other data, another transform or another size.
     """
-    found, device = load(path, run.settings.dataset), run.problem.device
+    found, device = load(path, run.data or run.settings.dataset), run.problem.device
     mine = {
         "dataset": run.problem.dataset.fingerprint, "transform": run.problem.transform.kind,
         "images per class": run.settings.ipc,

@@ -64,13 +64,14 @@ class Problem:
 
 
 def prepare(
-    dataset: str, network: NetworkConfig, *, ipc: int = 1, transform: Choice = "auto",
+    dataset: str | Dataset, network: NetworkConfig, *, ipc: int = 1, transform: Choice = "auto",
     device: str = "auto", precision: str = "auto", reading: Mapping[str, Any] | None = None,
 ) -> Problem:  # fmt: skip
     """Read the data, fit the transform and build the network.
 
     Args:
-        dataset: "digits", a folder, a file or a Hugging Face name; see :func:`potstill.data.dataset.load`.
+        dataset: "digits", a folder, a file or a Hugging Face name (see :func:`potstill.data.dataset.load`), or what
+            was read from them.
         network: the network that experts and students share; its depth may follow from the images.
         ipc: images that every class must have for training.
         transform: "auto", or a kind of :class:`potstill.data.transform.Transform`.
@@ -81,7 +82,7 @@ def prepare(
     Raises:
         PotstillError: whatever is wrong with the data, the device or the sizes.
     """
-    data = datasets.load(dataset, **(reading or {}))
+    data = dataset if isinstance(dataset, Dataset) else datasets.load(dataset, **(reading or {}))
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
     if int(counts.min()) < ipc:
         raise PotstillError(

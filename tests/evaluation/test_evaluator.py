@@ -142,7 +142,8 @@ def test_train_takes_a_step_size_and_a_network_by_name(setting, monkeypatch):
         ({"step_size": -1.0}, "step_size -1.0: a number above 0 is needed"),
         ({"step_size": float("nan")}, "step_size nan: a finite number is needed"),
         ({"network": "resnet19"}, "network 'resnet19': choose among convnet, wide-convnet, resnet18"),
-        ({"network": torch.nn.Linear(2, 2)}, "network Linear.*: choose among convnet"),
+        ({"network": torch.nn.Linear(2, 2)}, "network of type Linear: give a function"),
+        ({"network": {"widht": 3}}, "network.widht: no such setting"),
     ],
 )
 def test_train_refuses_what_means_nothing(setting, changes, message):
