@@ -28,7 +28,7 @@ class Given:
         self.known: dict[str, Callable[..., Any]] = {}
 
     def remember(self, function: Callable[..., Any], *contents: Any) -> str:
-        """The name of a function of these contents (JSON-like), under which it is found from now on."""
+        """The name of a function of these contents (JSON-like, or tensors), under which it is found from now on."""
         name = f"{PREFIX}{called(function)}#{files.fingerprint(*contents)[:8]}"
         self.known[name] = function
         return name

@@ -64,7 +64,13 @@ def examine(factory: Factory, shape: tuple[int, int, int], classes: int) -> Exam
             "are needed; let it end in as many outputs as classes."
         )
     shapes = {key: list(tensor.shape) for key, tensor in module.state_dict().items()}
-    return Examined(GIVEN.remember(factory, repr(module), shapes, steps), coupled)
+    return Examined(GIVEN.remember(factory, repr(module), shapes, steps, *_constants(module)), coupled)
+
+
+def _constants(module: nn.Module) -> list[Tensor]:
+    """The values of its buffers but for running statistics; rounded, for machines differ in the last digits."""
+    buffers = [buffer for name, buffer in module.named_buffers() if name not in moving(module)]
+    return [buffer.half() if buffer.is_floating_point() else buffer for buffer in buffers]
 
 
 def draw(factory: Factory, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:

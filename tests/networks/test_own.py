@@ -124,10 +124,16 @@ def test_the_name_tells_what_is_computed():
         named(without_norm),
         named(lambda *sizes: Branched(*sizes, norm=False)),
         named(lambda *sizes: Branched(*sizes, norm=False, scale=0.25)),  # which no layer shows
+        named(lambda *sizes: _with_other_shift(Branched(*sizes, norm=False))),
         named(lambda *sizes: nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))),
     }
-    assert len({name.partition("#")[2] for name in names}) == 3
+    assert len({name.partition("#")[2] for name in names}) == 4
     assert named(lambda *sizes: Branched(*sizes, norm=False)).partition("#")[2] == named(without_norm).partition("#")[2]
+
+
+def _with_other_shift(module):
+    module.shift += 1
+    return module
 
 
 def test_a_name_whose_function_is_not_known_is_refused():
