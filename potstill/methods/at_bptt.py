@@ -216,12 +216,17 @@ def cell(unroll: int, window: int, radius: int, lr: float, batch: int, **more: A
     }  # fmt: skip
 
 
+def in_minutes(iterations: int) -> dict[str, Any]:
+    """What suits the embedded digits."""
+    return {"iterations": iterations, "real_batch": 500, "cooldown": 0.5}
+
+
 AT_BPTT = Method(
     name="at-bptt", title="Automatic truncated backpropagation through time", family="backpropagation",
     citation='"Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025',
     settings=AtBptt, begin=begin, loss=real_loss, learns=learns, inner=bptt.inner, kind=bptt.kind, check=check,
     loss_label="loss of real images (1: guessing)", metrics={"end": "last step of the window", "length": "its length"},
     measured=bptt.MEASURED, measure=bptt.measure_with(real_loss, learns), probe=probe,
-    refining={"project": False},
+    refining={"project": False}, tuned={("digits", ipc): in_minutes(300) for ipc in (1, 10)},
     published={("cifar10", 10): cell(32, 16, 8, 1e-3, 100), ("cifar100", 10): cell(300, 100, 30, 1e-3, 100)},
 )  # fmt: skip

@@ -103,7 +103,7 @@ AT_BPTT_PLUS = Method(
     settings=AtBpttPlus, begin=begin, loss=loss, learns=at_bptt.learns, inner=bptt.inner, kind=bptt.kind,
     check=at_bptt.check, loss_label=at_bptt.AT_BPTT.loss_label, metrics=at_bptt.AT_BPTT.metrics,
     measured=bptt.MEASURED, measure=bptt.measure_with(loss, at_bptt.learns), probe=probe,
-    refining=at_bptt.AT_BPTT.refining,
+    refining=at_bptt.AT_BPTT.refining, tuned={("digits", ipc): at_bptt.in_minutes(150) for ipc in (1, 10)},
     published={
         ("cifar10", 10): at_bptt.cell(32, 16, 8, 1e-3, 100, hessian_change=0.2),
         ("cifar100", 10): at_bptt.cell(300, 100, 30, 1e-3, 100, hessian_change=0.05),

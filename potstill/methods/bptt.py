@@ -297,6 +297,8 @@ def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: s
     }  # fmt: skip
 
 
+_DIGITS = {"iterations": 200, "unroll": 100, "window": 40, "real_batch": 500, "cooldown": 0.5}  # in minutes
+
 RAT_BPTT = Method(
     name="rat-bptt",
     title="Random truncated backpropagation through time",
@@ -319,6 +321,7 @@ RAT_BPTT = Method(
         ("cifar100", 1): _cell(130, 90, 3e-4, "raw", 100, "end"),
         ("cifar100", 10): _cell(300, 100, 1e-3, "raw", 100),
     },
+    tuned={("digits", ipc): _DIGITS for ipc in (1, 10)},
     refining={
         "iterations": 60, "unroll": 400, "window": 20, "pool": 8, "real_batch": 500, "augment_real": False,
         "inner": "sgd", "labels": "logits", "outer": "sgd", "clip": None, "cooldown": 0.5, "threshold": 1.0,
