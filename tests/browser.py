@@ -22,7 +22,7 @@ SLIDE = """(() => {
 })()"""
 
 
-def in_browser(text, expression, folder):
+def in_browser(text, expression, folder, width=1000):
     """The value of a JavaScript expression once the page is laid out; ``images`` are the page's pictures."""
     probe = f"""<script>window.addEventListener("load", () => {{
       const images = [...document.images];
@@ -30,7 +30,7 @@ def in_browser(text, expression, folder):
     }});</script></body>"""
     (folder / "probe.html").write_text(text.replace("</body>", probe))
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --window-size=1000,800 --virtual-time-budget=4000 --dump-dom"
-    command = [CHROMIUM, *flags.split(), f"--user-data-dir={folder}/profile", f"file://{folder}/probe.html"]
+    flags += " --disable-component-update --disable-sync --virtual-time-budget=4000 --dump-dom"
+    command = [CHROMIUM, *flags.split(), f"--window-size={width},800", f"--user-data-dir={folder}/profile", f"file://{folder}/probe.html"]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))

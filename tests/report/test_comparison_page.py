@@ -1,0 +1,75 @@
+"""A comparison as tables, sentences and a page."""
+
+import csv
+
+import pytest
+
+from potstill.report import comparison_page
+from potstill.report.comparison_page import as_csv, as_latex, sentences, table
+from potstill.runs.api import run_to_completion
+from potstill.studies import compare
+from tests.browser import in_browser, needs_chromium
+from tests.studies.test_compare import asked
+
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    record = run_to_completion(compare.compare(asked(networks=("convnet", "mlp")), out))
+    return record, comparison_page.write(record, out, out)
+
+
+def test_the_table_has_a_row_a_method_and_a_column_a_size(made):
+    header, rows = table(made[0], "convnet")
+    assert header == ["method", "1 per class", "2 per class"]
+    names = [cells[0][0] for cells in rows]
+    assert names == ["random", "random, soft labels", "dm:iterations=2,real_batch=20", "all images"]
+    assert all("±" in text for cells in rows for text, _ in cells[1:])
+    assert any(best for cells in rows for _, best in cells[1:])
+
+
+def test_what_is_missing_or_failed_is_told(made):
+    row = dict(made[0]["rows"][0], accuracy={"convnet": None})
+    assert comparison_page.cell_text(row, "convnet") == "…"
+    assert comparison_page.cell_text({**row, "failed": "no room"}, "convnet") == "failed"
+    whole = made[0]["rows"][0]
+    assert comparison_page.cell_text({**whole, "sets_done": 1}, "convnet").endswith("…")
+
+
+def test_the_csv_holds_every_figure(made):
+    rows = list(csv.DictReader(as_csv(made[0]).splitlines()))
+    assert len(rows) == 2 * 3 * 2
+    first = made[0]["rows"][0]
+    assert float(rows[0]["accuracy"]) == first["accuracy"]["convnet"]["mean"]
+    assert (rows[0]["sets"], rows[0]["networks"]) == ("2", "4")
+
+
+def test_the_latex_table_is_escaped_and_marks_the_best(made):
+    text = as_latex(made[0])
+    assert r"dm:iterations=2,real\_batch=20" in text
+    assert r"\textbf{" in text
+    assert r"\multicolumn{3}{l}{mlp}" in text
+    assert text.count(r"\\") == 1 + 2 * 5
+
+
+def test_sentences_say_what_is_larger_than_chance(made):
+    found = sentences(made[0])
+    assert len(found) == 4, "two networks, two sizes"
+    assert all("is best with" in sentence for sentence in found)
+
+
+def test_the_page_is_one_file_with_pictures_of_every_row(made):
+    record, page = made
+    text = page.read_text()
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert text.count("synthetic images of") == 3
+    assert {path.name for path in page.parent.glob("compare.*")} == {
+        "compare.html", "compare.png", "compare.csv", "compare.tex", "compare.json"}  # fmt: skip
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page_fits_a_screen(made, width, tmp_path):
+    assert in_browser(made[1].read_text(), OVERFLOW, tmp_path, width) <= 0

@@ -1,0 +1,207 @@
+"""A comparison: what it consists of, that it resumes, and the table that its records make."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from potstill import files
+from potstill.errors import PotstillError
+from potstill.evaluation.statistics import interval
+from potstill.runs.api import run_to_completion
+from potstill.studies import compare, task
+from potstill.studies.compare import Asked
+from tests.conftest import tiny
+
+SHARED = tiny("random", evaluation={"protocol": "quick", "epochs": 3, "full_epochs": 1, "seeds": 2})
+NAMES = ("random", "random:labels=soft", "dm:iterations=2,real_batch=20")
+
+
+def asked(**changes):
+    return replace(Asked(SHARED, NAMES, (1, 2), set_seeds=2), **changes)
+
+
+def compared(out, wanted=None, **more):
+    events = []
+    record = run_to_completion(compare.compare(wanted or asked(), out, **more), events.append)
+    return record, events
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    return out, *compared(out)
+
+
+# --- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def test_methods_are_written_with_their_stages_and_changes():
+    assert compare.parse("dm") == (("dm",), {"dm": {}})
+    assert compare.parse("datm:iterations=100,start_epochs=(8,11)+rat-bptt:labels=hard") == (
+        ("datm", "rat-bptt"), {"datm": {"iterations": 100, "start_epochs": (8, 11)}, "rat-bptt": {"labels": "hard"}},
+    )  # fmt: skip
+    with pytest.raises(PotstillError, match="'100' changes nothing; write dm:FIELD=VALUE"):
+        compare.parse("dm:100")
+
+
+def test_rows_share_what_is_of_all_and_keep_what_is_their_own():
+    dm = compare.row_settings(asked(), NAMES[2], 2)
+    assert (dm.ipc, dm.stages[0].iterations, dm.network) == (2, 2, SHARED.network)
+    assert dm.expert == SHARED.expert
+    assert compare.row_settings(asked(), "datm", 1).method == ("datm",)
+
+
+def test_published_settings_bring_their_network_and_whitening():
+    wanted = asked(published_settings=True, published_as="cifar10")
+    assert compare.row_settings(wanted, "frepo", 1).network.name == "wide-convnet"
+    assert compare.row_settings(wanted, "frepo", 1).stages[0].iterations == 500_000
+    assert compare.row_settings(wanted, "dm:iterations=2", 1).stages[0].iterations == 2, "what is changed is changed"
+    assert compare.row_settings(wanted, "herding", 1).network == SHARED.network, "which has no such cell"
+    assert compare.row_settings(wanted, "frepo", 1).evaluation == SHARED.evaluation
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ("dmm",)}, "did you mean dm"),
+        ({"methods": ("dm", "dm")}, "stands there twice"),
+        ({"methods": ("dm:iteration=3",)}, "did you mean iterations"),
+        ({"methods": ("dm:iterations=0",)}, "iterations"),
+        ({"ipcs": (1, 4000)}, "the smallest class has"),
+        ({"shared": tiny("random", evaluation={"protocol": "paper"})}, "the very test images"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(tmp_path, changes, words):
+    with pytest.raises(PotstillError, match=words):
+        compared(tmp_path, asked(**changes))
+    assert not (tmp_path / "sets").exists()
+
+
+def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch):
+    timed = []
+    monkeypatch.setattr(compare, "_timed", lambda own, minutes: timed.append(minutes) or [7])
+    for _ in range(2):
+        made = run_to_completion(compare.plan(asked(minutes=0.5), tmp_path))
+    iterations = {row.name: row.settings.iterations for row in made.rows}
+    assert iterations == {"random": 0, "random:labels=soft": 0, NAMES[2]: 7}
+    assert timed == [0.5, 0.5], "one for each size"
+
+
+def test_iterations_fill_the_minutes(monkeypatch):
+    cost = compare.forecast.Cost(each=0.5, fixed=10.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
+    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
+    one = compare.row_settings(asked(), NAMES[2], 1)
+    assert compare._timed(one, 1.0) == [100]  # (60 − 10) / 0.5
+    two = replace(one, method=("dm", "dm"), stages=one.stages * 2)
+    assert compare._timed(two, 1.0) == [40, 40]  # half of the minute each
+
+
+# --- what it gives -------------------------------------------------------------------------------------------------
+
+
+def test_the_record_holds_a_row_for_each_method_and_size(done):
+    _, record, _ = done
+    assert [(row["name"], row["ipc"]) for row in record["rows"]] == [(name, ipc) for ipc in (1, 2) for name in NAMES]
+    for row in record["rows"]:
+        assert row["failed"] is None
+        assert len(row["accuracy"]["convnet"]["per_seed"]) == 2, "sets"
+        assert len(row["networks"]["convnet"]["per_seed"]) == 4, "two networks a set"
+        assert row["images"] == 10 * row["ipc"]
+    assert len(record["full"]["convnet"]["per_seed"]) == 2
+    kinds = {row["name"]: row["labels"] for row in record["rows"]}
+    assert kinds == {"random": "hard", "random:labels=soft": "logits", NAMES[2]: "hard"}
+    gains = {row["name"]: row["gain"]["convnet"] for row in record["rows"] if row["ipc"] == 2}
+    assert gains["random"] is None
+    assert gains[NAMES[2]]["over"] == "random"
+    assert gains["random:labels=soft"] is None
+
+
+def test_the_same_command_does_nothing_again(done):
+    out, record, _ = done
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    again, events = compared(out)
+    assert again["rows"] == record["rows"]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == written
+    assert not any("epoch" in event or "loss" in event for event in events)
+
+
+def test_two_comparisons_share_a_store(done, tmp_path):
+    store, record, _ = done
+    other, events = compared(tmp_path, asked(methods=("dm:iterations=2,real_batch=20",), ipcs=(2,)), folder=store)
+    assert other["rows"][0]["accuracy"] == record["rows"][-1]["accuracy"]
+    assert not any("loss" in event for event in events)
+    assert not (tmp_path / "sets").exists()
+
+
+def test_the_table_is_drawn_from_what_is_there(done, tmp_path):
+    out, record, _ = done
+    made = compare.read_plan(out)
+    empty = compare.results(made, tmp_path)
+    assert all(row["accuracy"] == {"convnet": None} and not row["best"]["convnet"] for row in empty["rows"])
+    assert empty["full"] == {"convnet": None}
+    with pytest.raises(PotstillError, match="holds no comparison"):
+        compare.read_plan(tmp_path)
+
+
+def test_a_failure_is_told_in_its_row_and_stops_no_other(tmp_path, monkeypatch):
+    whole = task.SetTask.perform
+
+    def failing(self, folder):
+        if self.settings.method == ("dm",):
+            raise PotstillError("there is no room; free some.")
+        yield from whole(self, folder)
+
+    monkeypatch.setattr(task.SetTask, "perform", failing)
+    record, _ = compared(tmp_path, asked(methods=(NAMES[2], "random"), ipcs=(1,)))
+    failed, fine = record["rows"]
+    assert failed["failed"] == "there is no room; free some."
+    assert failed["accuracy"] == {"convnet": None}
+    assert fine["failed"] is None
+    assert fine["accuracy"]["convnet"]
+
+
+# --- statistics ----------------------------------------------------------------------------------------------------
+
+
+def column(**accuracies):
+    rows = [
+        {"name": name, "labels": "hard", "accuracy": {"net": interval(values)}} for name, values in accuracies.items()
+    ]
+    compare._compare_column(rows, "net")
+    return {row["name"]: row for row in rows}
+
+
+def test_the_best_of_a_column_and_what_is_not_shown_to_be_worse():
+    found = column(random=[0.2, 0.21, 0.22], close=[0.49, 0.52, 0.5], best=[0.5, 0.51, 0.52], far=[0.3, 0.31, 0.32])
+    assert {name for name, row in found.items() if row["best"]["net"]} == {"close", "best"}
+    assert found["best"]["gain"]["net"]["mean"] == pytest.approx(0.3)
+    assert found["random"]["gain"]["net"] is None
+
+
+def test_one_set_shows_nothing_to_be_worse():
+    assert all(row["best"]["net"] for row in column(a=[0.2], b=[0.9]).values())
+
+
+def test_a_method_is_held_against_the_control_with_its_kind_of_labels():
+    rows = [
+        {"name": name, "labels": labels, "accuracy": {"net": interval([value, value + 0.01])}}
+        for name, labels, value in (("random", "hard", 0.2), ("random:labels=soft", "logits", 0.3),
+                                    ("a", "hard", 0.5), ("b", "raw", 0.5))
+    ]  # fmt: skip
+    compare._compare_column(rows, "net")
+    assert [row["gain"]["net"]["over"] for row in rows[2:]] == ["random", "random:labels=soft"]
+
+
+def test_the_plan_says_what_is_unlike_published(tmp_path):
+    wanted = asked(methods=("dm:iterations=2",), ipcs=(1,), published_as="cifar10")
+    row = compare.as_plain(run_to_completion(compare.plan(wanted, tmp_path)))["rows"][0]
+    assert row["published"] is None, "it is changed"
+    assert any(line.startswith("dm.iterations 2 (published 20000") for line in row["changed"])
+    plain = compare.as_plain(run_to_completion(compare.plan(replace(wanted, methods=("dm",)), tmp_path)))
+    assert plain["rows"][0]["published"]["accuracy"] == pytest.approx(0.26)
+
+
+def test_a_plan_survives_json(done):
+    out, record, _ = done
+    assert files.plain(json.loads((out / compare.PLAN).read_text())) == compare.read_plan(out)
