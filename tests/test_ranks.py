@@ -38,12 +38,13 @@ def differentiate(method, ctx, settings, state):
     return whole(method, ctx, settings, state)
 
 loop.differentiate = differentiate
-sys.exit(main.main(sys.argv[1:]))
+main.leave(main.main(sys.argv[1:]))
 """
 TWO = """
 import sys
 from pathlib import Path
 from potstill import files, ranks
+from potstill.cli import main
 from potstill.runs import loop, run, stage
 from potstill.runs.api import run_to_completion
 from tests.test_ranks import asked, first_state
@@ -74,6 +75,7 @@ with ranks.together():
                 files.write_json(folder / f"{name}.json", seen)
     assert ranks.shared_out(lambda x: x * x, range(5)) == [0, 1, 4, 9, 16]
     assert ranks.from_first(ranks.rank()) == 0
+main.leave(0)
 """
 
 

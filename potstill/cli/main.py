@@ -1,6 +1,7 @@
 """The command line from its first moment: what needs no PyTorch is answered at once, and every ending is clear."""
 
 import ast
+import contextlib
 import difflib
 import errno
 import importlib.util
@@ -9,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from potstill.cli.terminal import err, fail, out, silence
 from potstill.errors import PotstillError, ToldElsewhere
@@ -48,6 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         err.print(f"\n{CONTINUES}")
         return 130
+
+
+def leave(code: int) -> NoReturn:
+    """End this process.
+
+    As one of several it ends on the spot: threads of gloo may outlive their group, and now and then one of them aborts
+    an orderly end, after all is done.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        sys.exit(code)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _answer(arguments: list[str]) -> int:
