@@ -31,6 +31,12 @@ def in_browser(text, expression, folder, width=1000):
     (folder / "probe.html").write_text(text.replace("</body>", probe))
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --virtual-time-budget=4000 --dump-dom"
-    command = [CHROMIUM, *flags.split(), f"--window-size={width},800", f"--user-data-dir={folder}/profile", f"file://{folder}/probe.html"]
+    command = [
+        CHROMIUM,
+        *flags.split(),
+        f"--window-size={width},800",
+        f"--user-data-dir={folder}/profile",
+        f"file://{folder}/probe.html",
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))

@@ -21,6 +21,8 @@ from potstill.networks.tangent import Tangent, linearise
 
 GROWTHS = (8.0, 1.2)  # by which a step size is searched for, first in large steps
 LARGEST = 1e6  # where the search ends
+REVIEW, ROSE, FELL = 50, 0.29, 0.7  # runs after which a step size is reviewed, and the fractions that change it
+LOWER, RAISE = 0.9, 1.05  # what it is then multiplied by
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A point (P,) → a scalar, and its gradient there (P,)."""
@@ -104,3 +106,21 @@ def largest_falling(of: Function, like: Tensor, steps: int, smallest: float) -> 
 def falls(values: Tensor) -> bool:
     """Whether values (steps,) fall at every step."""
     return bool((values.diff() < 0).all())
+
+
+def behaviour(values: Tensor) -> Tensor:
+    """Whether a run ended above its beginning, whether it fell at every step, and 1 (3,)."""
+    return torch.tensor([bool(values[-1] > values[0]), falls(values), True]).long()
+
+
+def reviewed(sizes: Tensor, runs: Tensor) -> tuple[Tensor, Tensor]:
+    """Step sizes (m,) and the runs (m, 3) that they had: how many rose, how many fell at every step, and all.
+
+    After 50 runs they follow from them, and counting begins again.
+    """
+    if int(runs[0, 2]) < REVIEW:
+        return sizes, runs
+    sizes = sizes.clone()
+    for which, (rose, fell, _) in enumerate(runs.tolist()):
+        sizes[which] *= LOWER if rose >= ROSE * REVIEW else RAISE if fell >= FELL * REVIEW else 1.0
+    return sizes, torch.zeros_like(runs)

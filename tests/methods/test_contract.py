@@ -23,7 +23,7 @@ ITERATIONS = 8
 SMALL = {
     "batch_size": 20, "inner_steps": 4, "expert_epochs": 2, "step_size": 0.05, "start_epochs": (0, 2),
     "real_batch": 200, "unroll": 30, "window": 12, "inner_step_size": 0.01, "lr_logits": 5.0, "lr_step_size": 1e-5,
-    "radius": 2, "hessian_rank": 16, "hessian_change": 100.0, "cooldown": 0.0,
+    "radius": 2, "hessian_rank": 16, "hessian_change": 100.0, "solve_steps": 4, "pool_steps": 3, "cooldown": 0.0,
     "cross_entropy": 0.0,  # whose weight follows the networks' training
 }  # fmt: skip
 LEARNERS = [name for name, method in METHODS.items() if method.loss is not None]

@@ -78,3 +78,16 @@ def test_the_largest_step_size_that_falls_is_found():
     assert not convex.falls(convex.descend(of, like, 20, 1.2 * size)[1])
     rises = lambda x: (x.sum(), -torch.ones_like(x))  # noqa: E731
     assert convex.largest_falling(rises, like, 5, 1e-5) == 1e-5
+
+
+def test_step_sizes_are_reviewed_after_fifty_runs():
+    sizes, runs = torch.tensor([1.0, 2.0]).double(), torch.zeros(2, 3, dtype=torch.int64)
+    rising, falling, neither = (torch.tensor(v) for v in ([1.0, 0.0, 2.0], [2.0, 1.0, 0.0], [2.0, 0.0, 1.0]))
+    for number in range(50):
+        assert sizes.tolist() == [1.0, 2.0]
+        assert int(runs[0, 2]) == number
+        first, second = rising if number < 15 else neither, falling if number < 35 else neither
+        sizes, runs = convex.reviewed(sizes, runs + torch.stack([convex.behaviour(first), convex.behaviour(second)]))
+    assert sizes.tolist() == pytest.approx([0.9, 2.1])
+    assert int(runs.sum()) == 0
+    assert torch.equal(convex.reviewed(sizes, torch.tensor([[14, 34, 50]] * 2))[0], sizes)

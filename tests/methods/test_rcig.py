@@ -143,18 +143,6 @@ def test_networks_train_for_some_steps_and_are_replaced_at_the_end_of_their_live
     assert replaced
 
 
-def test_step_sizes_are_reviewed_after_fifty_runs():
-    memory = {rcig.RUNS: torch.zeros(2, 3, dtype=torch.int64), rcig.STEP_SIZES: torch.tensor([1.0, 2.0]).double()}
-    for run_number in range(50):
-        assert memory[rcig.STEP_SIZES].tolist() == [1.0, 2.0]
-        runs = torch.tensor([[run_number < 15, False, True], [False, run_number < 35, True]]).long()
-        memory = rcig.reviewed(memory, runs)
-    assert memory[rcig.STEP_SIZES].tolist() == pytest.approx([0.9, 2.1])
-    assert int(memory[rcig.RUNS].sum()) == 0
-    memory = rcig.reviewed(memory, torch.tensor([[14, 34, 50]] * 2))
-    assert memory[rcig.STEP_SIZES].tolist() == pytest.approx([0.9, 2.1])
-
-
 def test_step_sizes_begin_as_large_as_every_step_still_falls(setting):
     ctx, settings, begun = setting
     assert all(size > smallest for size, smallest in zip(begun.memory[rcig.STEP_SIZES], rcig.SMALLEST, strict=True))

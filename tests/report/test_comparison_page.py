@@ -61,7 +61,7 @@ def test_sentences_say_what_is_larger_than_chance(made):
 
 
 def test_the_page_is_one_file_with_pictures_of_every_row(made):
-    record, page = made
+    _, page = made
     text = page.read_text()
     assert "http" not in text.replace("http://www.w3.org", "")
     assert text.count("synthetic images of") == 3

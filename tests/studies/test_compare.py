@@ -135,7 +135,7 @@ def test_two_comparisons_share_a_store(done, tmp_path):
 
 
 def test_the_table_is_drawn_from_what_is_there(done, tmp_path):
-    out, record, _ = done
+    out, _, _ = done
     made = compare.read_plan(out)
     empty = compare.results(made, tmp_path)
     assert all(row["accuracy"] == {"convnet": None} and not row["best"]["convnet"] for row in empty["rows"])
@@ -203,5 +203,5 @@ def test_the_plan_says_what_is_unlike_published(tmp_path):
 
 
 def test_a_plan_survives_json(done):
-    out, record, _ = done
+    out, _, _ = done
     assert files.plain(json.loads((out / compare.PLAN).read_text())) == compare.read_plan(out)
