@@ -7,15 +7,13 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import itertools
 import re
 import runpy
 from ast import AnnAssign, ClassDef, Constant, Expr, Name, parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
-
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from potstill import bounds
 from potstill.cli.commands import COMMANDS, Evaluate
@@ -25,6 +23,10 @@ from potstill.methods.method import Method
 from potstill.networks.architectures import NetworkConfig
 from potstill.runs.settings import Shared
 from potstill.training.experts import ExpertConfig
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = re.compile(r"^(Args|Returns|Raises|Yields|Example|Examples):$", re.M)
@@ -71,7 +73,7 @@ TITLES = {
 # --- hooks of MkDocs -----------------------------------------------------------------------------------------------
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
+def on_config(config: "MkDocsConfig") -> "MkDocsConfig":
     """The method pages in the navigation, by family, where it says ``Methods``."""
     by_family = [
         {family.capitalize(): [{name: f"methods/{name}.md"} for name, one in METHODS.items() if one.family == family]}
@@ -83,14 +85,15 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The pages, and the records with their pictures."""
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
+    """The pages, the records with their pictures, and the script for Slurm."""
+    from mkdocs.structure.files import File
+
     for path, text in pages().items():
         files.append(File.generated(config, path, content=text))
-    for path in sorted((ROOT / "records").iterdir()):
-        if path.suffix in (".json", ".png"):
-            files.append(File.generated(config, f"records/{path.name}", abs_src_path=str(path)))
-    files.append(File.generated(config, "slurm.sh", abs_src_path=str(ROOT / "recipes" / "slurm.sh")))
+    evidence = [path for path in sorted((ROOT / "records").iterdir()) if path.suffix in (".json", ".png")]
+    for path in (*evidence, ROOT / "recipes" / "slurm.sh"):
+        files.append(File.generated(config, f"{path.parent.name}/{path.name}", abs_src_path=str(path)))
     return files
 
 
@@ -113,10 +116,13 @@ def methods_page() -> str:
     rows = {row["name"]: row for row in methods()}
     lines = [
         "# Methods\n",
-        f"{len(METHODS)} methods stand behind the same command and are evaluated alike. Each has a page here, made from "
-        "its source: what it does, its settings, and what its authors published. In the terminal: `potstill methods`; "
-        'in Python: `potstill.methods()`.\n\n```sh\npotstill run --method dm --ipc 10             # by its name\n'
-        "potstill run --method datm rat-bptt           # stages: the second refines the set of the first\n```\n",
+        f"{len(METHODS)} methods stand behind the same command and are evaluated alike. Each has a page here, made "
+        "from its source: what it does, its settings, and what its authors published. In the terminal: "
+        "`potstill methods`; in Python: `potstill.methods()`.\n",
+        "```sh",
+        "potstill run --method dm --ipc 10       # by its name",
+        "potstill run --method datm rat-bptt     # stages: the second refines the first's set",
+        "```\n",
     ]
     for family, about in FAMILIES.items():
         lines.append(f"\n## {family.capitalize()}\n\n{about}\n")
@@ -180,7 +186,9 @@ def told(method: Method) -> str:
     """The docstrings: of the module, of what the set begins with, of an iteration, and of further parts."""
     home = method.settings.__module__
     begin, loss = underlying(method.begin), method.loss and underlying(method.loss)
-    texts = [prose(method.settings.__doc__), prose(importlib.import_module(home).__doc__)]
+    texts = [prose(importlib.import_module(home).__doc__)]
+    if (own := prose(method.settings.__doc__)) != f"{method.title}.":
+        texts.insert(0, own)
     texts.append(f"**{'It begins with' if loss else 'It chooses'}.** {prose(begin.__doc__)}")
     if loss:
         texts.append(f"**The loss of an iteration.** {prose(loss.__doc__)}")
@@ -195,7 +203,7 @@ def settings_section(method: Method, settings: Any) -> str:
     rows = []
     for name, hint, text in fields_of(method.settings):
         value = getattr(settings, name)
-        default = "measured" if value is None and name in method.measured else shown(value)
+        default = "measured" if value is None and name in method.measured else given(value)
         rows.append((f"`--{method.name}.{name.replace('_', '-')}`", default, described(hint, text)))
     if not rows:
         return "## Settings\n\nNone of its own."
@@ -262,8 +270,8 @@ def venue(citation: str) -> str:
 def commands_page() -> str:
     """Every command with its own flags."""
     lines = [
-        "# Commands\n\n`potstill COMMAND --help` says the same in the terminal, with the defaults that hold for your data. "
-        "Commands that distil take the [settings of a run](settings.md) as well, and those of their "
+        "# Commands\n\n`--help` after a command says the same in the terminal, with the defaults that hold for your "
+        "data. Commands that distil take the [settings of a run](settings.md) as well, and those of their "
         "[methods](../methods/index.md).\n\nExit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted (the "
         "same command continues).",
     ]
@@ -284,9 +292,9 @@ def commands_page() -> str:
 def settings_page() -> str:
     """What all methods share."""
     lines = [
-        "# Settings of a run\n\nWhat all methods share. On the command line they are flags; in Python they are arguments of "
-        '`potstill.distill`, those with a dot as mappings: `expert={"count": 3}`. The defaults here hold where nothing '
-        "else is known: for the embedded digits some are smaller, and a preset brings its own.",
+        "# Settings of a run\n\nWhat all methods share. On the command line they are flags; in Python they are "
+        'arguments of `potstill.distill`, those with a dot as mappings: `expert={"count": 3}`. The defaults here hold '
+        "where nothing else is known: for the embedded digits some are smaller, and a preset brings its own.",
     ]
     for title, prefix, kind in (
         ("Data and distilling", "", Shared),
@@ -316,7 +324,7 @@ def flag(name: str, hint: Any) -> str:
 def default_of(kind: type[Any], name: str) -> str:
     """A field's default as text; what has none must be given."""
     item = next(item for item in dataclasses.fields(kind) if item.name == name)
-    return "required" if item.default is dataclasses.MISSING else shown(item.default)
+    return "required" if item.default is dataclasses.MISSING else given(item.default)
 
 
 @functools.cache
@@ -325,7 +333,7 @@ def fields_of(kind: type[Any]) -> tuple[tuple[str, Any, str], ...]:
     texts: dict[str, str] = {}
     for one in reversed(kind.__mro__[:-1]):
         body = next(node for node in parse(inspect.getsource(one)).body if isinstance(node, ClassDef)).body
-        for node, below in zip(body, body[1:], strict=False):
+        for node, below in itertools.pairwise(body):
             if isinstance(node, AnnAssign) and isinstance(node.target, Name) and isinstance(below, Expr):
                 assert isinstance(below.value, Constant)
                 texts[node.target.id] = inspect.cleandoc(str(below.value.value))
@@ -375,7 +383,14 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def given(value: Any) -> str:
+    """A default as one gives it: nothing is None, as the texts beside it say."""
+    return "None" if value is None else shown(value)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A comparison on several nodes of a Slurm cluster, which all see the folder it is submitted from:
+# A comparison on the nodes of a Slurm cluster, which all see the folder that it is submitted from:
 #
 #     sbatch recipes/slurm.sh --dataset data/cifar10 --methods herding dm datm --ipcs 1 10
 #
@@ -13,19 +13,19 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-VENV=${VENV:-.venv}    # where potstill and ray (2.49 or newer) are installed, seen by all nodes
-PORT=${PORT:-6379}     # of the cluster that this job makes for itself
+source "${VENV:-.venv}/bin/activate"    # where potstill and ray (2.49 or newer) are installed, seen by all nodes
+port=${PORT:-6379}                      # of the Ray cluster that this job makes for itself
 
-source "$VENV/bin/activate"
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+# The first node's address as the others know it: names may lead to 127.0.0.1 on the node itself.
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+read -r address _ < <(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --all-ip-addresses)
 
-# On every node: start Ray, wait for the others, and on the first one run the command; then stop Ray.
+# On every node: start Ray, and wait for the others; on the first one: run the command, then stop Ray everywhere.
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
     ray symmetric-run \
-    --address "$address:$PORT" \
+    --address "$address:$port" \
     --min-nodes "$SLURM_JOB_NUM_NODES" \
-    --num-cpus "$SLURM_CPUS_PER_TASK" \
-    --num-gpus "${SLURM_GPUS_ON_NODE:-0}" \
+    --num-cpus="$SLURM_CPUS_PER_TASK" \
+    --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
     -- \
     potstill compare --ray auto "$@"
