@@ -77,17 +77,14 @@ def study_section(name: str, record: dict) -> str:
     )
 
 
-def main() -> None:
+def page() -> str:
     """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
-    print(HEAD)
-    for name, record in records.items():
-        if "accuracy" in record:
-            print(row(name, record))
-    for name, record in records.items():
-        if "kind" in record:
-            print(study_section(name, record))
+    lines = [HEAD]
+    lines += [row(name, record) for name, record in records.items() if "accuracy" in record]
+    lines += [study_section(name, record) for name, record in records.items() if "kind" in record]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main()
+    print(page())

@@ -1,14 +1,16 @@
 """Every recipe runs end to end at a tiny budget, in pieces too, and leaves its record."""
 
 import json
+import os
 import runpy
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import potstill
-from potstill.cli import main, runners
+from potstill.cli import arguments, main, runners
 from potstill.errors import PotstillError
 from potstill.methods import published
 from potstill.runs import recipes, settings
@@ -120,3 +122,45 @@ def test_a_recipe_of_ones_own(tmp_path):
 def test_the_page_of_the_records_is_what_they_make_of_it(capsys):
     runpy.run_path(str(RECIPES / "table.py"), run_name="__main__")
     assert capsys.readouterr().out == (RECIPES.parent / "records" / "README.md").read_text()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A folder with a virtual environment, and the commands of a cluster that write down what they are asked."""
+    for name, text in {
+        ".venv/bin/activate": "VIRTUAL_ENV=here",
+        "bin/scontrol": 'printf "%s\\n" one two three',
+        "bin/srun": '[[ $* == *hostname* ]] && echo "10.0.0.1 172.17.0.1" && exit; printf "%s\\n" "$@" > asked',
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, value in {"NODELIST": "node[1-3]", "NUM_NODES": "3"}.items():
+        monkeypatch.setenv(f"SLURM_JOB_{name}", value)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    return tmp_path
+
+
+def test_the_script_for_slurm_starts_a_comparison_on_every_node(slurm):
+    flags = ["--methods", "herding", "dm:iterations=5", "--ipcs", "1"]
+    script = ["bash", str(RECIPES / "slurm.sh"), *flags]
+    assert subprocess.run(["bash", "-n", script[1]]).returncode == 0
+    subprocess.run(script, cwd=slurm, check=True)
+    asked = (slurm / "asked").read_text().splitlines()
+    ray, command = asked[: asked.index("--")], asked[asked.index("--") + 1 :]
+    assert ray[ray.index("ray") :] == [
+        "ray", "symmetric-run", "--address", "10.0.0.1:6379", "--min-nodes", "3", "--num-cpus=8", "--num-gpus=0",
+    ]  # fmt: skip
+    assert {"--nodes=3", "--ntasks=3"} == set(ray[: ray.index("ray")])
+    assert command == ["potstill", "compare", "--ray", "auto", *flags]
+    assert arguments.parse("compare", command[2:]).ray == "auto"
+
+
+def test_the_script_for_slurm_asks_for_the_gpus_of_a_node(slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setenv("PORT", "7000")
+    subprocess.run(["bash", str(RECIPES / "slurm.sh")], cwd=slurm, check=True)
+    asked = (slurm / "asked").read_text().splitlines()
+    assert {"--num-gpus=4", "10.0.0.1:7000"} <= set(asked)
