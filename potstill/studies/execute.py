@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import socket
+from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -103,36 +104,64 @@ def _lacking(task: Task, failures: Failures) -> str | None:
     return next((failures[key] for key in task.needs if key in failures), None)
 
 
+class _Schedule:
+    """Which tasks can begin, as others end; each step costs no more than the tasks it concerns."""
+
+    def __init__(self, tasks: Sequence[Task], folder: Path) -> None:
+        """All tasks; those that are done already are over."""
+        self.failures: Failures = {}
+        self.over = {task.key for task in tasks if task.done(folder)}
+        self.total = len(tasks)
+        left = [task for task in tasks if task.key not in self.over]
+        self._unmet = {task.key: len(set(task.needs) - self.over) for task in left}
+        self._following: dict[str, list[Task]] = {}
+        for task in left:
+            for key in set(task.needs) - self.over:
+                self._following.setdefault(key, []).append(task)
+        self.ready = deque(task for task in left if not self._unmet[task.key])
+
+    def finish(self, task: Task) -> None:
+        """What waited for a task may begin."""
+        self.over.add(task.key)
+        for one in self._following.get(task.key, []):
+            self._unmet[one.key] -= 1
+            if not self._unmet[one.key] and one.key not in self.failures:
+                self.ready.append(one)
+
+    def fail(self, task: Task, why: str) -> None:
+        """What needs a task that failed fails with it."""
+        failed = [task]
+        while failed:
+            one = failed.pop()
+            if one.key not in self.failures:
+                self.failures[one.key] = why
+                failed += self._following.get(one.key, [])
+
+
 def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generator[Event, None, Failures]:
     """As many tasks at once as the executor takes, those whose needs are met first."""
-    waiting = [task for task in tasks if not task.done(folder)]
-    finished = {task.key for task in tasks} - {task.key for task in waiting}
+    schedule, deaths = _Schedule(tasks, folder), dict[str, int]()
     running: dict[Future[str | None], Task] = {}
-    failures: Failures = {}
-    deaths: dict[str, int] = {}
-    while waiting or running:
-        for task in [task for task in waiting if _lacking(task, failures) is not None]:
-            waiting.remove(task)
-            failures[task.key] = _lacking(task, failures) or ""
-        ready = [task for task in waiting if finished.issuperset(task.needs)]
-        for task in ready[: max(executor.capacity() - len(running), 0)]:
-            waiting.remove(task)
+    while schedule.ready or running:
+        while schedule.ready and len(running) < executor.capacity():
+            task = schedule.ready.popleft()
             running[executor.submit(task, folder)] = task
         yield {
-            "stage": "comparing", "done": len(finished) + len(failures), "total": len(tasks),
+            "stage": "comparing", "done": len(schedule.over) + len(schedule.failures), "total": schedule.total,
             "doing": f"{len(running)} at once: {'; '.join(task.label for task in running.values())}",
         }  # fmt: skip
         ended, _ = concurrent.futures.wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        over = [(future, running.pop(future)) for future in ended]
-        killed = [task for future, task in over if not _collect(future, task, finished, failures)]
+        pairs = [(future, running.pop(future)) for future in ended]
+        killed = [task for future, task in pairs if not _collect(future, task, schedule)]
         if killed:
             lost = [running.pop(future) for future in list(running)] if executor.restart() else []
-            waiting = [task for task in killed + lost if not _given_up(task, killed, deaths, failures)] + waiting
+            again = [task for task in killed + lost if not _given_up(task, killed, deaths, schedule)]
+            schedule.ready.extendleft(reversed(again))
     yield {"stage": "comparing", "done": len(tasks), "total": len(tasks)}
-    return failures
+    return schedule.failures
 
 
-def _collect(future: "Future[str | None]", task: Task, finished: set[str], failures: Failures) -> bool:
+def _collect(future: "Future[str | None]", task: Task, schedule: _Schedule) -> bool:
     """Note how a task ended; False where its worker was killed."""
     try:
         why = future.result()
@@ -141,9 +170,9 @@ def _collect(future: "Future[str | None]", task: Task, finished: set[str], failu
             return False
         why = str(error).splitlines()[-1]  # it could not even begin: what it needs is not installed there
     if why is None:
-        finished.add(task.key)
+        schedule.finish(task)
     else:
-        failures[task.key] = why
+        schedule.fail(task, why)
     return True
 
 
@@ -152,13 +181,13 @@ def _is_death(error: Exception) -> bool:
     return isinstance(error, BrokenProcessPool) or type(error).__name__ in RAY_DEATHS
 
 
-def _given_up(task: Task, killed: Sequence[Task], deaths: dict[str, int], failures: Failures) -> bool:
+def _given_up(task: Task, killed: Sequence[Task], deaths: dict[str, int], schedule: _Schedule) -> bool:
     """Whether a task has taken its workers along too often: for want of memory, most likely."""
     if task in killed:
         deaths[task.key] = deaths.get(task.key, 0) + 1
     if deaths.get(task.key, 0) <= RETRIES:
         return False
-    failures[task.key] = f"{task.label}: its worker was killed {RETRIES + 1} times; there may be too little memory"
+    schedule.fail(task, f"{task.label}: its worker was killed {RETRIES + 1} times; there may be too little memory")
     return True
 
 

@@ -197,13 +197,15 @@ def cluster():
     ray = pytest.importorskip("ray", reason="needs the package ray")
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    told = {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_worker_niceness": "0"}  # or other tests starve them
+    os.environ |= told
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     started.add_node(num_cpus=1)
     yield started
     ray.shutdown()
     started.shutdown()
-    del os.environ["PYTHONPATH"]
+    for name in told:
+        del os.environ[name]
 
 
 def test_a_cluster_of_two_nodes_gives_what_one_process_gives_though_each_is_killed_once(

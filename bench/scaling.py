@@ -1,0 +1,157 @@
+"""How a comparison scales: tasks a minute by workers, what a task costs beside its work, and what that means for many.
+
+    python -m bench.scaling                                      about ten minutes alone
+    python -m bench.scaling --empty 200 --small                  a small form
+    python -m bench.scaling --record records/scaling-NAME.json   keep what was measured
+
+On paper, from what was measured: DATM's nine cells of CIFAR (a hundred experts a dataset, a set and five networks a
+cell), scheduled on many workers.  A set is one task, so that its length bounds what workers can gain.
+"""
+
+import argparse
+import heapq
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill import files
+from potstill.evaluation.protocol import EvaluationConfig
+from potstill.machine import commit, environment
+from potstill.networks.architectures import NetworkConfig
+from potstill.runs.api import run_to_completion
+from potstill.runs.settings import Settings, configure
+from potstill.studies import execute, task
+
+WORKERS = (1, 2)
+ON_PAPER = (8, 64, 512)
+IPCS = {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100)}
+
+
+@dataclass(frozen=True)
+class Empty:
+    """A task that only leaves its record: all it costs is what every task costs."""
+
+    number: int
+    needs: tuple[str, ...] = ()
+    label: str = field(default="nothing")
+
+    @property
+    def key(self) -> str:
+        return f"empty-{self.number}"
+
+    def done(self, folder: Path) -> bool:
+        return (folder / self.key).exists()
+
+    def perform(self, folder: Path) -> Any:
+        yield {"stage": "nothing", "done": 0, "total": 1}
+        files.write_json(folder / self.key, {"number": self.number})
+
+
+def seconds(tasks: Sequence[task.Task], folder: Path, executor: execute.Executor) -> float:
+    """Of all tasks, once the executor's workers stand."""
+    run_to_completion(execute.execute([Empty(-1 - n) for n in range(2 * executor.capacity())], folder, _Kept(executor)))
+    began = time.perf_counter()
+    failed = run_to_completion(execute.execute(tasks, folder, executor))
+    assert not failed, failed
+    return time.perf_counter() - began
+
+
+class _Kept:
+    """An executor that outlives a first round."""
+
+    def __init__(self, inside: execute.Executor) -> None:
+        self.submit, self.capacity, self.restart = inside.submit, inside.capacity, inside.restart
+
+    def close(self) -> None:
+        """It goes on."""
+
+
+def rates(small: bool) -> dict[str, Any]:
+    """Tasks a minute of each kind, by workers of one thread each: the digits' own network."""
+    settings = _settings(small)
+    before = task.expert_tasks(settings, 0)
+    sets = [task.set_task(replace(settings, seed=seed), before) for seed in range(len(before))]
+    config = NetworkConfig(**vars(task.problem_of(settings).network_config))
+    figures = [task.FigureTask(one.settings, config, one, number) for number, one in enumerate(sets)]
+    found: dict[str, Any] = {}
+    for workers in WORKERS:
+        with tempfile.TemporaryDirectory() as name:
+            for kind, tasks in {"experts": before, "sets": sets, "figures": figures}.items():
+                spent = seconds(tasks, Path(name), execute.Processes(workers))
+                found.setdefault(kind, {})[str(workers)] = 60 * len(tasks) / spent
+                print(f"{kind} with {workers} workers: {60 * len(tasks) / spent:.1f} a minute", flush=True)
+    return found
+
+
+def _settings(small: bool) -> Settings:
+    count, epochs, iterations = (2, 2, 2) if small else (8, 30, 20)
+    evaluation = EvaluationConfig("quick", epochs=5 if small else 300)
+    return configure("digits", 10, None, {
+        "method": "datm", "datm": {"iterations": iterations}, "expert": {"count": count, "epochs": max(epochs, 15)},
+        "evaluation": evaluation, "evaluations": 1, "snapshots": 0, "compile": "no",
+    })  # fmt: skip
+
+
+def overhead(count: int) -> dict[str, float]:
+    """Milliseconds of a task that does nothing, the workers idle beside it: what driver and store cost."""
+    found = {}
+    executors = {"processes": lambda: execute.Processes(2), "ray": lambda: execute.Ray(None)}
+    for name, make in executors.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = 1000 * seconds([Empty(n) for n in range(count)], Path(folder), make()) / count
+        print(f"an empty task by {name}: {found[name]:.2f} ms", flush=True)
+    return found
+
+
+def on_paper(expert: float, iteration: dict[str, float], network: float) -> dict[str, Any]:
+    """Hours until DATM's cells of CIFAR are done, by workers, from the seconds of their parts; and hours in all."""
+    jobs: list[tuple[str, float, list[str]]] = []
+    for dataset, ipcs in IPCS.items():
+        names = [f"{dataset} expert {n}" for n in range(100)]
+        jobs += [(name, expert, []) for name in names]
+        for ipc in ipcs:
+            made = f"{dataset} ipc {ipc}"
+            jobs.append((made, 10_000 * iteration[f"{dataset}-ipc{ipc}"], names))
+            jobs += [(f"{made} network {n}", network * ipc * len(IPCS[dataset]), [made]) for n in range(5)]
+    whole = sum(length for _, length, _ in jobs) / 3600
+    return {"core_hours": whole, "hours": {str(n): makespan(jobs, n) / 3600 for n in ON_PAPER}, "tasks": len(jobs)}
+
+
+def makespan(jobs: Sequence[tuple[str, float, list[str]]], workers: int) -> float:
+    """Seconds until all jobs (name, seconds, what they need) are done, longest first where several could begin."""
+    needs = {name: set(before) for name, _, before in jobs}
+    length = {name: seconds for name, seconds, _ in jobs}
+    running: list[tuple[float, str]] = []
+    waiting, now = set(needs), 0.0
+    while waiting or running:
+        ready = sorted((name for name in waiting if not needs[name]), key=lambda name: -length[name])
+        for name in ready[: workers - len(running)]:
+            waiting.remove(name)
+            heapq.heappush(running, (now + length[name], name))
+        now, ended = heapq.heappop(running)
+        for before in needs.values():
+            before.discard(ended)
+    return now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--empty", type=int, default=10_000, help="tasks that do nothing")
+    parser.add_argument("--small", action="store_true", help="real tasks of a few steps")
+    parser.add_argument("--record", type=Path, help="write the figures to this file")
+    given = parser.parse_args()
+    torch.set_num_threads(max(WORKERS))  # shared out: one a worker
+    found = {"tasks_a_minute": rates(given.small), "overhead_ms": overhead(given.empty), "empty_tasks": given.empty}
+    print(found)
+    if given.record:
+        told = {"commit": commit(), "environment": environment(torch.device("cpu"))}
+        files.write_json(given.record, {**found, **told})
+
+
+if __name__ == "__main__":
+    main()
