@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 NAMED = {"random": "random", "random:labels=soft": "random, soft labels"}
 PICTURES = 2  # of each class that are drawn for a row
 MOST_CLASSES = 10  # that are drawn
+WIDE = 10  # ratio of the ends of an axis from which on it is logarithmic
 MARKERS = "osD^vP*X"
 FIELDS = (
     "method", "labels", "images per class", "network", "accuracy", "low", "high", "sets", "networks", "gain",
@@ -214,9 +215,9 @@ def _figures(record: Record) -> list[tuple[Callable[[Record], Any], str]]:
     drawn: list[tuple[Callable[[Record], Any], str]] = [
         (accuracy_figure, "Test accuracy by images per class; bars are 95 % intervals over sets. The line is the full "
          "training set; a ring marks what is not shown to be worse than it."),
-        (seconds_figure, "Test accuracy against seconds of distilling (logarithmic), the experts' training left out; a "
-         "row that takes none stands at the left."),
-        (bytes_figure, "Test accuracy against the bytes of images and labels (logarithmic)."),
+        (seconds_figure, "Test accuracy against seconds of distilling, the experts' training left out; what takes none "
+         "stands at the left."),
+        (bytes_figure, "Test accuracy against the bytes of images and labels."),
     ]  # fmt: skip
     if len(record["full"]) > 1:
         drawn.append((transfer_figure, "The same sets on every network: lines that cross are methods whose order "
@@ -286,7 +287,9 @@ def _against(record: Record, x_of: Callable[[Row], float | None], x: str) -> Any
         if there:
             label, style = NAMED.get(name, name), _style(record, name)
             plot.plot([a for a, _ in there], [b for _, b in there], label=label, linewidth=0.8, markersize=5, **style)
-    plot.set_xscale("log")
+    shown = [found for row in record["rows"] if (found := x_of(row))]
+    if shown and max(shown) > WIDE * min(shown):
+        plot.set_xscale("log")
     _legend(plot, record)
     return drawn
 
