@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from potstill.methods import METHODS, methods
     from potstill.runs.api import Selected, distill, evaluate, select
     from potstill.runs.settings import Settings, configure
+    from potstill.studies.api import compare
 
 __all__ = [
-    "METHODS", "Distilled", "PotstillError", "Selected", "Settings", "__version__", "configure", "distill", "evaluate",
-    "load", "methods", "select", "train",
+    "METHODS", "Distilled", "PotstillError", "Selected", "Settings", "__version__", "compare", "configure", "distill",
+    "evaluate", "load", "methods", "select", "train",
 ]  # fmt: skip
 
 _HOMES = {
     "METHODS": "methods", "methods": "methods", "Distilled": "data.distilled", "load": "data.distilled",
     "train": "evaluation.evaluator", "distill": "runs.api", "evaluate": "runs.api", "select": "runs.api",
-    "Selected": "runs.api", "Settings": "runs.settings", "configure": "runs.settings",
+    "Selected": "runs.api", "compare": "studies.api", "Settings": "runs.settings", "configure": "runs.settings",
 }  # fmt: skip
 """Where a name lives: read at its first use, for PyTorch takes two seconds, which `potstill --help` need not wait."""
 

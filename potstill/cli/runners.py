@@ -341,7 +341,8 @@ def _compare(command: Compare) -> None:
         asked = _asked(command)
         say(f"{out}: {len(asked.methods)} methods at {' '.join(map(str, asked.ipcs))} images per class")
         with progress() as show:
-            show(compare.compare(asked, out, command.store, _executor(command)))
+            executor = execute.executor_for(command.workers, command.ray, command.settings.device)
+            show(compare.compare(asked, out, command.store, executor))
     made = compare.read_plan(out)
     store = command.store or Path(made["store"])
     found = compare.results(made, store)
@@ -358,13 +359,6 @@ def _asked(command: Compare) -> compare.Asked:
         command.settings, (*names, *command.methods), command.ipcs, command.networks, command.set_seeds,
         command.minutes, command.published, command.published_as,
     )  # fmt: skip
-
-
-def _executor(command: Compare) -> execute.Executor | None:
-    if command.ray is not None:
-        gpus = 0.0 if command.settings.device == "cpu" else execute.gpu_share(command.workers)
-        return execute.Ray(None if command.ray == "local" else command.ray, gpus=gpus)
-    return execute.Processes(command.workers) if command.workers > 1 else None
 
 
 def _cache(command: Cache) -> None:

@@ -76,7 +76,7 @@ def distill(
     changes |= {"method": method} | ({} if augment is None else {"augment": augment})
     settings, found = given.asked(data, test, ipc, preset, network, changes)
     store = bounds.fit(experts, Path | None, "experts")
-    with _folder(out) as folder, shown(progress) as begin, opened(settings, folder, store, found) as run:
+    with folder_of(out) as folder, shown(progress) as begin, opened(settings, folder, store, found) as run:
         run_to_completion(train_experts(run), begin())
         return run_to_completion(distil(run), begin())
 
@@ -108,7 +108,7 @@ def select(
         raise PotstillError(f"method {method}: learns images; give it to potstill.distill, or choose among {known}.")
     settings, found = given.asked(data, test, ipc, None, network, {**changes, "method": method})
     store = bounds.fit(experts, Path | None, "experts")
-    with _folder(None) as folder, shown(progress) as begin, opened(settings, folder, store, found) as run:
+    with folder_of(None) as folder, shown(progress) as begin, opened(settings, folder, store, found) as run:
         run_to_completion(train_experts(run), begin())
         chosen = selected(run)
         assert chosen.rows is not None
@@ -163,7 +163,7 @@ def evaluate(
 
 
 @contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
+def folder_of(out: str | Path | None) -> Iterator[Path]:
     """The folder of a run: the one that was asked for, or a temporary one."""
     if out is not None:
         yield bounds.fit(out, Path, "out")

@@ -231,6 +231,13 @@ class Processes:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def executor_for(workers: int, ray: str | None, device: str) -> Executor | None:
+    """Where tasks are carried out, as it is asked for: None for here, one after another."""
+    if ray is not None:
+        return Ray(None if ray == "local" else ray, gpus=0.0 if device == "cpu" else gpu_share(workers))
+    return Processes(workers) if workers > 1 else None
+
+
 def gpu_share(at_once: int) -> float:
     """Fraction of a GPU for each of so many tasks at once; 0 where this machine has none."""
     return min(1.0, torch.cuda.device_count() / at_once)
