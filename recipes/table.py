@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from potstill.methods import published
-from potstill.studies import STUDIES
+from potstill.report import comparison_page
+from potstill.studies import STUDIES, compare
 
 RECORDS = Path(__file__).parents[1] / "records"
 HEAD = """# Records
@@ -77,12 +78,36 @@ def study_section(name: str, record: dict) -> str:
     )
 
 
+def comparison_section(name: str, record: dict) -> str:
+    """A comparison: its picture, a table for each network, and what was found in sentences."""
+    lines = [
+        f"\n## {name}\n",
+        f"{record['dataset']}, {record['set_seeds']} set(s) a row, {record['protocol']['seeds']} networks a set, "
+        f"{record['environment']['threads']} thread(s), commit {record['commit']}: "
+        f"`python recipes/comparisons.py {name.removeprefix('compare-')}`, all values in [{name}.json]({name}.json). "
+        "Bold: the best of a column, and what is not significantly worse.\n",
+        f"![{name}]({name}.png)\n",
+    ]
+    for network in record["full"]:
+        header, rows = comparison_page.table(record, network)
+        cells = [[f"**{text}**" if best else text for text, best in row] for row in rows]
+        lines += [
+            f"| {' | '.join(line)} |" for line in ([f"{network}: {header[0]}", *header[1:]], ["---"] * len(header))
+        ]
+        lines += [f"| {' | '.join(line)} |" for line in cells]
+        lines.append("")
+    return "\n".join([*lines, *(f"{sentence}\n" for sentence in comparison_page.sentences(record))])
+
+
 def page() -> str:
     """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
     lines = [HEAD]
     lines += [row(name, record) for name, record in records.items() if "accuracy" in record]
-    lines += [study_section(name, record) for name, record in records.items() if "kind" in record]
+    lines += [study_section(name, record) for name, record in records.items() if record.get("kind") in STUDIES]
+    lines += [
+        comparison_section(name, record) for name, record in records.items() if record.get("kind") == compare.KIND
+    ]
     return "\n".join(lines)
 
 

@@ -12,8 +12,9 @@ import pytest
 import potstill
 from potstill.cli import arguments, main, runners
 from potstill.errors import PotstillError
-from potstill.methods import published
+from potstill.methods import METHODS, published
 from potstill.runs import recipes, settings
+from potstill.studies import compare
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ALL = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -164,3 +165,25 @@ def test_the_script_for_slurm_asks_for_the_gpus_of_a_node(slurm, monkeypatch):
     subprocess.run(["bash", str(RECIPES / "slurm.sh")], cwd=slurm, check=True)
     asked = (slurm / "asked").read_text().splitlines()
     assert {"--num-gpus=4", "10.0.0.1:7000"} <= set(asked)
+
+
+# --- comparisons ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparisons():
+    return runpy.run_path(str(RECIPES / "comparisons.py"))
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-narrow", "cifar10-narrow-many"])
+def test_a_comparison_is_a_command_whose_settings_hold(name, comparisons, tmp_path):
+    command, *flags = comparisons["arguments"](name, tmp_path / "cifar10", tmp_path)
+    asked = arguments.parse(command, flags)
+    rows = [compare.row_settings(runners._asked(asked), method, asked.ipcs[0]) for method in asked.methods]
+    assert len(rows) == len(asked.methods)
+    for one in rows:
+        settings.check(one)
+
+
+def test_the_digits_comparison_holds_every_method(comparisons):
+    assert set(METHODS) - {"random"} <= set(comparisons["COMPARISONS"]["digits"].split())

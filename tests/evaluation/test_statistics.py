@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from potstill import seeds
-from potstill.evaluation.statistics import difference, interval
+from potstill.evaluation.statistics import difference, holm, interval, p_value
 
 
 def accuracies(n, spread=0.05, mean=0.5, seed=0):
@@ -53,3 +53,22 @@ def test_a_difference_without_spread_or_with_one_network():
     assert difference(same, interval([0.25, 0.25])) == {"mean": 0.25, "ci95": [0.25, 0.25]}
     assert difference(one, same) == {"mean": 0.25, "ci95": None}
     assert difference(same, one) == {"mean": -0.25, "ci95": None}
+
+
+def test_p_value_agrees_with_scipy():
+    a, b = [0.5, 0.55, 0.52, 0.6], [0.4, 0.47, 0.51]
+    expected = stats.ttest_ind(a, b, equal_var=False).pvalue
+    assert p_value(interval(a), interval(b)) == pytest.approx(expected)
+
+
+def test_p_value_of_single_or_equal_accuracies():
+    one, same, other = interval([0.5]), interval([0.5, 0.5]), interval([0.6, 0.6])
+    assert p_value(one, other) == 1.0
+    assert p_value(same, same) == 1.0
+    assert p_value(same, other) == 0.0
+
+
+def test_holm_rejects_the_smallest_first_until_one_holds():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]  # against 0.05/4, /3, then 0.03 > /2
+    assert holm([0.2, 0.001]) == [False, True]
+    assert holm([]) == []

@@ -1,0 +1,62 @@
+"""The comparisons behind records/, each made by one command; resumable, and longer lists reuse what is done.
+
+python recipes/comparisons.py digits                                  every method at 1 and 10 images per class
+python recipes/comparisons.py cifar10-narrow --data data/cifar10      the same minutes for every method
+python recipes/comparisons.py cifar10-narrow-many --data data/cifar10 against pruning, over six networks
+"""
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+
+from potstill import files
+from potstill.cli import main as cli
+from potstill.machine import commit
+from potstill.methods import METHODS
+from potstill.studies.compare import KIND
+
+RECORDS = Path(__file__).parents[1] / "records"
+ALL = [name for name in METHODS if name != "random"]
+NARROW = "--network.width 32 --expert.count 3 --expert.epochs 10 --evaluation.full-epochs 10 --published-as cifar10"
+COMPARISONS = {
+    "digits": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --workers 2",
+    "cifar10-narrow": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --minutes 0.5 --set-seeds 1 --workers 2 "
+    f"--evaluation.seeds 3 --evaluation.epochs 301 --evaluation.full-seeds 1 {NARROW}",
+    "cifar10-narrow-many": "--methods herding forgetting glister window window:labels=soft datm --ipcs 100 500 "
+    "--networks convnet resnet18 vgg11 alexnet lenet mlp --minutes 2 --set-seeds 1 --workers 2 "
+    f"--evaluation.seeds 2 --evaluation.epochs 31 --evaluation.full-seeds 1 {NARROW}",
+}
+
+
+def arguments(name: str, data: Path, out: Path) -> list[str]:
+    """The command line of ``potstill`` that makes a comparison."""
+    dataset = [] if name == "digits" else ["--dataset", str(data)]
+    return ["compare", *shlex.split(COMPARISONS[name]), *dataset, "--out", str(out / name)]
+
+
+def main() -> int:
+    """Make the comparisons that are named, and keep their records and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=COMPARISONS)
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    given = parser.parse_args()
+    for name in given.names:
+        ran_from = commit()  # before the hours in which another may be checked out
+        if code := cli.main(arguments(name, given.data, given.out)):
+            return code
+        keep(name, given.out / name, ran_from)
+    return 0
+
+
+def keep(name: str, out: Path, ran_from: str | None) -> None:
+    """Write the record of a finished comparison, and its picture."""
+    record = files.read_json(out / f"{KIND}.json")
+    record.pop("store")  # a path of this machine
+    files.write_json(RECORDS / f"compare-{name}.json", {"commit": ran_from, **record})
+    shutil.copyfile(out / f"{KIND}.png", RECORDS / f"compare-{name}.png")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
