@@ -238,7 +238,7 @@ def reviewed(memory: Memory, runs: Tensor) -> Memory:
     factors = torch.ones(2, dtype=torch.float64)
     for which, (rose, fell, _) in enumerate(counted.tolist()):
         factors[which] = 0.9 if rose >= ROSE * REVIEW else 1.05 if fell >= FELL * REVIEW else 1.0
-    return {**memory, RUNS: torch.zeros_like(counted), STEP_SIZES: memory[STEP_SIZES] * factors}
+    return {**memory, RUNS: torch.zeros_like(counted), STEP_SIZES: memory[STEP_SIZES].cpu() * factors}
 
 
 def tuned_step_sizes(ctx: Context, settings: Rcig, variables: Variables, theta: Tensor) -> Tensor:
