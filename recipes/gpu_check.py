@@ -75,7 +75,7 @@ def follow(command: list[str], log: Path, seconds: float, each: Callable[[str], 
     """Run a command, hand on what it prints line by line, and end it with all it started when its time is over.
 
     Returns:
-        "done", "exit code N" or "ended after N s".
+        "done", "exit code N: the last line" or "ended after N s".
     """
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **variables}
@@ -85,19 +85,22 @@ def follow(command: list[str], log: Path, seconds: float, each: Callable[[str], 
         process = subprocess.Popen(
             command, stdout=written, stderr=subprocess.STDOUT, env=env, cwd=ROOT, start_new_session=True
         )  # fmt: skip
-        rest = b""
+        rest, last = b"", ""
         while True:
             over, late = process.poll() is not None, time.monotonic() > ends
             *lines, rest = (rest + read.read()).split(b"\n")
             for line in lines:
-                each(line.decode(errors="replace"))
+                each(text := line.decode(errors="replace"))
+                last = text.strip() or last
             if over or late:
                 break
             time.sleep(0.2)
         with contextlib.suppress(ProcessLookupError):  # what it started may outlive it
             os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
-    return f"ended after {seconds:.0f} s" if late and not over else "done" if code == 0 else f"exit code {code}"
+    if late and not over:
+        return f"ended after {seconds:.0f} s"
+    return "done" if code == 0 else f"exit code {code}: {last[:300]}"
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SIDE = 50  # tiles along each side of a mosaic
+SIDE = 32  # tiles along each side of a mosaic
 BYTES = 59_000_000
 
 
