@@ -36,7 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 TOTAL = 470.0  # seconds of all parts
-SHARES = {"tests": 100.0, "contract": 45.0, "bench": 125.0}  # at most; what a part leaves goes to those after it
+SHARES = {
+    "tests": 100.0,
+    "contract": 45.0,
+    "bench": 125.0,
+}  # of these, at most; what a part leaves goes to those after it
 PACKED = ROOT / "build" / "cifar10-packed.npz"
 WANTED = (
     "torch", "numpy", "safetensors", "filelock", "pytest", "xdist", "PIL", "sklearn", "scipy", "pyarrow", "datasets",
@@ -53,7 +57,8 @@ class Check:
 
     out: Path
     rehearse: bool
-    ends: float  # of time.monotonic()
+    seconds: float  # of all parts
+    ends: float  # when they are over, of time.monotonic()
     record: dict[str, Any]
 
     def put(self, part: str, **found: Any) -> None:
@@ -66,9 +71,10 @@ class Check:
         beside.write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
         beside.replace(self.out / "record.json")
 
-    def left(self, most: float = TOTAL) -> float:
-        """Seconds that a part may take."""
-        return max(0.0, min(most, self.ends - time.monotonic()))
+    def left(self, part: str) -> float:
+        """Seconds that a part may take: its share of all, or what is left."""
+        share = self.seconds * SHARES.get(part, TOTAL) / TOTAL
+        return max(0.0, min(share, self.ends - time.monotonic()))
 
 
 def follow(command: list[str], log: Path, seconds: float, each: Callable[[str], None], **variables: str) -> str:
@@ -97,10 +103,11 @@ def follow(command: list[str], log: Path, seconds: float, each: Callable[[str], 
             time.sleep(0.2)
         with contextlib.suppress(ProcessLookupError):  # what it started may outlive it
             os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # one in the midst of a write may end later
+            process.wait(5)
     if late and not over:
         return f"ended after {seconds:.0f} s"
-    return "done" if code == 0 else f"exit code {code}: {last[:300]}"
+    return "done" if process.returncode == 0 else f"exit code {process.returncode}: {last[:300]}"
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------
@@ -131,7 +138,7 @@ def _tested(check: Check, part: str, chosen: list[str], processes: int, **variab
     spread = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-v", "-o", "addopts=", "-p", "no:cacheprovider", "--tb=short",
                "--color=no", *spread, *chosen]  # fmt: skip
-    seconds = check.left(SHARES[part])
+    seconds = check.left(part)
     check.put(part, ended=follow(command, check.out / "tests.log", seconds, each, **variables))
 
 
@@ -151,7 +158,7 @@ def bench(check: Check) -> None:
     """Cases of the benchmark, those for CUDA first, each in a process of its own."""
     from bench import cases
 
-    ends = time.monotonic() + check.left(SHARES["bench"])
+    ends = time.monotonic() + check.left("bench")
     for case in cases.REHEARSAL if check.rehearse else [*cases.CUDA, *CASES]:
         printed: list[str] = []
         command = [sys.executable, "-m", "bench", "--case", case, "--rounds", "1" if check.rehearse else "3"]
@@ -174,7 +181,7 @@ def cifar10(check: Check) -> None:
             with contextlib.suppress(json.JSONDecodeError):
                 check.put("cifar10", **json.loads(line))
 
-    seconds = check.left()
+    seconds = check.left("cifar10")
     command = [sys.executable, __file__, "--out", str(check.out), "--packed", str(packed), "--distil", str(seconds)]
     log = check.out / "cifar10.log"
     check.put("cifar10", ended=follow([*command, *(["--rehearse"] if check.rehearse else [])], log, seconds, each))
@@ -274,7 +281,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the record")
     parser.add_argument("--packed", type=Path, default=PACKED, help="data by recipes/pack.py (default: %(default)s)")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with everything shrunk")
-    parser.add_argument("--seconds", type=float, default=TOTAL, help="of all parts (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=TOTAL, help="of all parts (default: %(default)s); more on a slow CPU"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--distil", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -282,7 +291,9 @@ def main() -> None:
     if given.distil:
         distil(given.out, given.packed, given.distil, given.rehearse)
         return
-    check = Check(given.out, given.rehearse, time.monotonic() + given.seconds, {"packed": str(given.packed)})
+    check = Check(
+        given.out, given.rehearse, given.seconds, time.monotonic() + given.seconds, {"packed": str(given.packed)}
+    )
     for part in given.parts:
         began = time.monotonic()
         try:

@@ -91,7 +91,7 @@ def test_the_outcome_of_each_test_is_noted(tmp_path, monkeypatch):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_some.py").write_text("def test_a(): pass\ndef test_b(): assert False\n")
     monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    check = gpu_check.Check(tmp_path, True, time.monotonic() + 100, {})
+    check = gpu_check.Check(tmp_path, True, 1000.0, time.monotonic() + 1000, {})
     gpu_check._tested(check, "tests", ["tests/test_some.py"], 0)
     found = record_of(tmp_path)["tests"]
     assert found["counts"] == {"passed": 1, "failed": 1}
