@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bench import cases
-from bench.cases import CUDA, FULL, SMALL, Bench
+from bench.cases import CUDA, FULL, REHEARSAL, SMALL, Bench
 from bench.limits import limits
 from potstill import files
 from potstill.adjoint import engine
@@ -35,7 +35,7 @@ GROWTH = [(steps, batch, width) for width in (64, 128) for batch in (10, 100, 10
 def compare(case: str, rounds: int, device: torch.device) -> dict[str, Any]:
     """Seconds of ours and of the reference over interleaved rounds, after one that does not count."""
     base = peak_memory(device)
-    ours, reference = {**SMALL, **FULL, **CUDA}[case](Bench(device))
+    ours, reference = {**SMALL, **FULL, **CUDA, **REHEARSAL}[case](Bench(device))
     began = time.perf_counter()
     ours()
     wait(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from potstill import seeds
 from potstill.adjoint import engine
+from potstill.adjoint.derivatives import compiled
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.data import augment
 from potstill.data.augment import DSA
@@ -33,6 +34,8 @@ class Bench:
 
     device: torch.device
     precision: str = "auto"  # "float32" switches the bfloat16 units off
+    compile: engine.Compile = "auto"
+    graphs: bool = False  # replays what was compiled as one launch
 
     def networks(self, width: int) -> tuple[FlatNetwork, FlatNetwork, Tensor]:
         """The published network as ours computes it, as the reference does, and fresh parameters."""
@@ -60,7 +63,8 @@ def iteration(bench: Bench, batch: int, steps: int, width: int = 128) -> tuple[A
     draws = seeds.generator(0, "bench augmentation")
     rows = torch.arange(batch, device=bench.device)
     drawn = [InnerStep(rows, augment.draw(DSA, batch, SHAPE[1:], draws).to(bench.device)) for _ in range(steps)]
-    derivatives, micro_batch = engine.inner_derivatives(ours, SHAPE, batch, LONG, "auto", None)
+    derivatives, micro_batch = engine.inner_derivatives(ours, SHAPE, batch, LONG, bench.compile, None)
+    derivatives = compiled(label_loss(ours), graphs=True) if bench.graphs else derivatives
 
     def run(loss: Any, **how: Any) -> Any:
         end = unroll(theta, images, logits, alpha, drawn, loss, **how)
@@ -114,9 +118,20 @@ FULL: dict[str, Case] = {
 }
 CUDA: dict[str, Case] = {
     "iteration, batch 10, 80 steps": lambda bench: iteration(bench, 10, 80),
+    "graphs: iteration, batch 10, 80 steps": lambda bench: iteration(replace(bench, graphs=True), 10, 80),
+    "plain: iteration, batch 10, 80 steps": lambda bench: iteration(replace(bench, compile="no"), 10, 80),
+    "plain float32: iteration, batch 10, 80 steps": lambda bench: iteration(
+        replace(_float32(bench), compile="no"), 10, 80
+    ),
+    "graphs: iteration, batch 100, 80 steps": lambda bench: iteration(replace(bench, graphs=True), 100, 80),
     "iteration, batch 1000, 80 steps": lambda bench: iteration(bench, 1000, 80),
 }
 """Needs a GPU's speed, and for the reference of the last its memory."""
+REHEARSAL: dict[str, Case] = {
+    "rehearsal: iteration, batch 2, 2 steps": lambda bench: iteration(replace(bench, compile="no"), 2, 2, 8),
+    "rehearsal: graphs": lambda bench: iteration(replace(bench, graphs=True), 2, 2, 8),
+}
+"""To see that what runs cases works; their figures mean nothing."""
 
 
 def _float32(bench: Bench) -> Bench:

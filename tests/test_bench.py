@@ -1,5 +1,7 @@
 """What is timed does the same work on both sides."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -24,6 +26,10 @@ def test_an_iteration_gives_the_gradients_of_the_reference():
     agree(cases.iteration(BENCH, batch=4, steps=3, width=8))
 
 
+def test_graphs_give_the_gradients_of_the_reference(as_compiled):
+    agree(cases.iteration(replace(BENCH, graphs=True), batch=4, steps=3, width=8))
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.01])
 def test_an_expert_step_gives_the_gradient_of_the_reference(rho):
     agree([lambda action=action: [action()] for action in cases.expert_step(BENCH, rho, batch=8)])
@@ -34,7 +40,8 @@ def test_five_networks_end_where_the_references_do():
 
 
 def test_every_case_is_named_once():
-    assert len({*cases.SMALL, *cases.FULL, *cases.CUDA}) == len(cases.SMALL) + len(cases.FULL) + len(cases.CUDA)
+    groups = (cases.SMALL, cases.FULL, cases.CUDA, cases.REHEARSAL)
+    assert len({name for group in groups for name in group}) == sum(map(len, groups))
 
 
 def test_the_machines_limits_are_positive():

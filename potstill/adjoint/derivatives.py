@@ -60,12 +60,17 @@ def eager(loss: BatchLoss) -> Derivatives:
     return Derivatives(gradient, directional)
 
 
-def compiled(loss: BatchLoss) -> Derivatives:
+def compiled(loss: BatchLoss, graphs: bool = False) -> Derivatives:
     """Reverse over forward along the network's layers (:class:`potstill.adjoint.chain.Chain`), fused by the compiler.
 
     The compiled functions take and return parameters by name, because the compiler is slow at gathering them into one
     vector.  The first call of each derivative with each batch size compiles for about half a minute, the directional
     one with and without residuals; the result is cached between runs.
+
+    Args:
+        loss: of a batch.
+        graphs: on CUDA record each function's kernels once and replay them as one launch.  A replay writes to the same
+            memory as the one before, so what is found is copied out of it.
 
     Raises:
         PotstillError: the network has batch norm, whose running statistics cannot be traced.
@@ -80,13 +85,14 @@ def compiled(loss: BatchLoss) -> Derivatives:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     fast_gradient, fast_directional, fast_without_residuals = (
         # fullgraph: what cannot be traced whole is an error and gives a warning, never silently runs at plain speed
-        torch.compile(function, dynamic=False, fullgraph=True, options=OPTIONS)
+        torch.compile(function, dynamic=False, fullgraph=True, options=OPTIONS | {"triton.cudagraphs": graphs})
         for function in (chain.gradient, chain.directional, without_residuals)
     )
 
     def gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Residuals]:
         found, residuals = fast_gradient(network.unflatten(theta), x, z)
-        return network.flatten(found), residuals
+        gradient = network.flatten(found)  # a copy
+        return gradient, tuple((y.clone(), slope.clone()) for y, slope in residuals) if graphs else residuals
 
     def directional(
         theta: Tensor, x: Tensor, z: Tensor, direction: Tensor, residuals: Residuals
@@ -96,6 +102,7 @@ def compiled(loss: BatchLoss) -> Derivatives:
             s, found, s_x, s_z = fast_directional(*arguments, residuals)
         else:
             s, found, s_x, s_z = fast_without_residuals(*arguments)
+        s, s_x, s_z = (tensor.clone() for tensor in (s, s_x, s_z)) if graphs else (s, s_x, s_z)
         return s, network.flatten(found), s_x, s_z
 
     obvious = eager(loss)

@@ -195,8 +195,9 @@ def implicit_loss(
     after = _trained(settings, network, memory, number, variables, ctx.draws("batch", iteration))
     if int(after[frepo.STEPS][number]) >= settings.life:
         after = _replaced(ctx, after, number, iteration)
-    runs = memory[RUNS] + torch.stack([behaviour(found.course), behaviour(course)])
-    after[STEP_SIZES], after[RUNS] = reviewed(memory[STEP_SIZES], runs)
+    sizes_before, runs = memory[STEP_SIZES].cpu(), memory[RUNS].cpu()  # a checkpoint brings them to the device
+    runs = runs + torch.stack([behaviour(found.course), behaviour(course)])
+    after[STEP_SIZES], after[RUNS] = reviewed(sizes_before, runs)
     return Outcome(loss / ctx.world, after, {"inner_step_size": sizes[0], "solve_step_size": sizes[1]})
 
 
