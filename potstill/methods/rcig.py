@@ -195,10 +195,14 @@ def implicit_loss(
     after = _trained(settings, network, memory, number, variables, ctx.draws("batch", iteration))
     if int(after[frepo.STEPS][number]) >= settings.life:
         after = _replaced(ctx, after, number, iteration)
-    sizes_before, runs = memory[STEP_SIZES].cpu(), memory[RUNS].cpu()  # a checkpoint brings them to the device
-    runs = runs + torch.stack([behaviour(found.course), behaviour(course)])
-    after[STEP_SIZES], after[RUNS] = reviewed(sizes_before, runs)
+    after |= counted(memory, torch.stack([behaviour(found.course), behaviour(course)]))
     return Outcome(loss / ctx.world, after, {"inner_step_size": sizes[0], "solve_step_size": sizes[1]})
+
+
+def counted(memory: Memory, runs: Tensor) -> Memory:
+    """The step sizes after these runs (2, 3) too, and how they went; a checkpoint brings both to the device."""
+    sizes, all_runs = reviewed(memory[STEP_SIZES].cpu(), memory[RUNS].cpu() + runs)
+    return {STEP_SIZES: sizes, RUNS: all_runs}
 
 
 def distilling_network(ctx: Context, settings: Rcig) -> FlatNetwork:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.methods import METHODS, rcig
+from potstill.methods import METHODS, convex, rcig
 from potstill.runs import forecast, loop, record, run, stage, state
 from potstill.runs.api import run_to_completion
 from tests.conftest import tiny
@@ -55,8 +55,11 @@ def test_it_distils_and_resumes(name, experts, tmp_path):
 
 def test_step_sizes_of_rcig_are_reviewed_after_a_checkpoint():
     with pretended():  # a checkpoint brings floats to the device, and leaves counts where they are
-        memory = {rcig.RUNS: torch.full((2, 3), rcig.REVIEW), rcig.STEP_SIZES: torch.ones(2).to(ELSEWHERE)}
-        found = rcig.reviewed(memory, torch.ones(2, 3, dtype=torch.int64))[rcig.STEP_SIZES]
+        memory = {
+            rcig.RUNS: torch.full((2, 3), convex.REVIEW).to(ELSEWHERE),
+            rcig.STEP_SIZES: torch.ones(2).to(ELSEWHERE),
+        }
+        found = rcig.counted(memory, torch.ones(2, 3, dtype=torch.int64))[rcig.STEP_SIZES]
     assert found.tolist() == [0.9, 0.9]
 
 
