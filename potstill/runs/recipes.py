@@ -19,7 +19,11 @@ from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.runs.settings import Settings, changed, configure
 
-FOLDERS = (Path("recipes"), Path(__file__).parents[2] / "recipes")  # here, and beside the package's checkout
+FOLDERS = (
+    Path("recipes"),  # here
+    Path(__file__).parents[1] / "recipes",  # in the installed package
+    Path(__file__).parents[2] / "recipes",  # beside the package, in a checkout
+)
 SMALL = 10  # images per class up to which the set is kept with the record
 TINY = {
     "iterations": 2, "inner_steps": 2, "expert_epochs": 1, "start_epochs": (0, 2), "opening": (1, 2), "unroll": 4,
@@ -69,7 +73,7 @@ def load_recipe(name: str) -> Recipe:
     if path is None:
         known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")})
         near = difflib.get_close_matches(name, known, 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise PotstillError(f"recipe {name!r}: there is none{hint} Choose among {', '.join(known) or 'files.toml'}.")
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
