@@ -71,7 +71,7 @@ def load_recipe(name: str) -> Recipe:
     found = [Path(name)] if name.endswith(".toml") else [folder / f"{name}.toml" for folder in FOLDERS]
     path = next((path for path in found if path.is_file()), None)
     if path is None:
-        known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")})
+        known = names()
         near = difflib.get_close_matches(name, known, 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise PotstillError(f"recipe {name!r}: there is none{hint} Choose among {', '.join(known) or 'files.toml'}.")
@@ -84,6 +84,11 @@ def load_recipe(name: str) -> Recipe:
         path.stem, (own["about"] or "").strip(), own["preset"], own["dataset"], tuple(told.pop("method", ["datm"])),
         _without_none(told),
     )  # fmt: skip
+
+
+def names() -> list[str]:
+    """The recipes that are here, in the package or beside it."""
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")})
 
 
 def _without_none(told: Mapping[str, Any]) -> dict[str, Any]:
