@@ -1,8 +1,3 @@
-"""The version, asked of the installed package."""
+"""The version: written here alone.  The package's metadata is made from it, and a release's tag is v followed by it."""
 
-from importlib import metadata
-
-try:
-    VERSION = metadata.version("potstill")
-except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-    VERSION = "0.2.0"
+VERSION = "0.2.0"

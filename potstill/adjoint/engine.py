@@ -67,10 +67,20 @@ def choose_precision(
         return getattr(torch, wanted)
     if network.batch_coupled or network.own is not None:  # whose layers may not have a lower one
         return torch.float32
-    units = device.type == "cuda" or (
-        device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    )
-    return torch.bfloat16 if units and multiplications(network, shape) > LARGE else torch.float32
+    fast = has_bfloat16_units(device) and multiplications(network, shape) > LARGE
+    return torch.bfloat16 if fast else torch.float32
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 faster than float32; every GPU is taken to."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def cpp_compiler() -> str | None:
+    """Path of the C++ compiler that PyTorch's compiler needs on a CPU."""
+    return shutil.which("g++") or shutil.which("clang++")
 
 
 def inner_derivatives(
@@ -158,7 +168,7 @@ def _compiles(network: FlatNetwork, wanted: Compile, multiplied: float) -> bool:
         obstacle = "batch norm's running statistics cannot be traced"
     elif network.own is not None:
         obstacle = "the layers of an own network are not known"
-    elif device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+    elif device == "cpu" and cpp_compiler() is None:
         obstacle = "no C++ compiler (g++ or clang++) is installed"
     elif device not in ("cpu", "cuda"):
         obstacle = f"the device {device} is not supported"

@@ -102,7 +102,7 @@ class Evaluate:
     evaluation: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationConfig)
     device: str = "auto"
     """Where to train."""
-    json: Path | None = None
+    record: Path | None = None
     """Write the figures to this file as well."""
 
 
@@ -358,9 +358,14 @@ class Cache:
     """Delete it; whatever is asked for next is made again."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Say what is fast on this machine, and what is missing: GPU, compiler, memory, disk, hub, optional packages."""
+
+
 COMMANDS: dict[str, type[Any]] = {
     "run": Run, "methods": Methods, "experts": Experts, "distill": Distill, "evaluate": Evaluate, "train": Train,
     "report": Report, "show": Show, "export": Export, "import": Import, "push": Push, "forecast": Forecast,
     "explore stages": Stages, "explore ablations": Ablations, "explore windows": Windows, "lossless": Lossless,
-    "compare": Compare, "cache": Cache,
+    "compare": Compare, "cache": Cache, "doctor": Doctor,
 }  # fmt: skip

@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.table import Table
 from rich.text import Text
 
-from potstill import store
-from potstill.cli.terminal import err, out, say
+from potstill import files, store
+from potstill.cli.doctor import Finding
+from potstill.cli.terminal import err, mode, out, remark, say
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import described
 from potstill.evaluation.statistics import difference
@@ -36,8 +37,18 @@ class ConsoleHandler(logging.Handler):
 def set_up_logging() -> None:
     """Print log messages from here on; a program that imports the package decides that for itself."""
     package = logging.getLogger("potstill")
-    package.setLevel(logging.INFO)
+    package.setLevel(logging.WARNING if mode.quiet else logging.INFO)
     package.handlers[:] = [ConsoleHandler()]
+
+
+def print_json(result: Any) -> None:
+    """The results of a command, for other programs."""
+    print(files.as_json(result, indent=2))
+
+
+def working(text: str) -> AbstractContextManager[Any]:
+    """Show that something is going on that tells nothing of how far it is."""
+    return nullcontext() if mode.quiet else err.status(text)
 
 
 def size(count: float) -> str:
@@ -62,7 +73,9 @@ def print_results(results: dict[str, Any]) -> None:
     out.print(table)
     _print_gain(results)
     if results.get("kept"):
-        say("kept: the accuracy of the same network on the same images, from an earlier evaluation (`potstill cache`)")
+        remark(
+            "kept: the accuracy of the same network on the same images, from an earlier evaluation (`potstill cache`)"
+        )
     if protocol["selection"] == "test":
         out.print("protocol paper: chosen on the test set, only to compare with published tables")
 
@@ -86,7 +99,17 @@ def print_cache(folder: Path, kinds: Mapping[str, tuple[int, int]]) -> None:
     for kind, (entries, size_of) in kinds.items():
         table.add_row(kind, str(entries), size(size_of), store.KINDS.get(kind, ""))
     out.print(table)
-    say("Nothing here is ever needed: `potstill cache --clear` deletes it, and what is asked for is made again.")
+    remark("Nothing here is ever needed: `potstill cache --clear` deletes it, and what is asked for is made again.")
+
+
+def print_findings(found: Sequence[Finding]) -> None:
+    """What `potstill doctor` found, as a table; what is lacking stands out."""
+    table = Table("", "here", "", box=None, padding=(0, 1))
+    for item in found:
+        table.add_row(item.name, Text(item.here, "yellow" if item.lacking else ""), Text(item.remark))
+    out.print(table)
+    if missing := [item.name for item in found if item.here == "missing"]:
+        remark(f"what is missing comes by: pip install {' '.join(missing)}")
 
 
 def print_study(study: Study, record: dict[str, Any], folder: Path) -> None:
@@ -127,8 +150,8 @@ def print_methods(methods: Mapping[str, Method]) -> None:
         cells = str(len(method.published) or "–")
         table.add_row(f"[bold]{method.name}[/]", method.family, needs, method.kind(settings), cells, _short(method))
     out.print(table)
-    say("potstill methods NAME lists its cells; potstill run --method NAME --help its settings.")
-    say("Several methods are stages: potstill run --method datm rat-bptt")
+    remark("potstill methods NAME lists its cells; potstill run --method NAME --help its settings.")
+    remark("Several methods are stages: potstill run --method datm rat-bptt")
 
 
 def _short(method: Method) -> str:
@@ -151,7 +174,7 @@ def print_method(method: Method) -> None:
     for title, cells in (("as published", method.published), ("tuned here", method.tuned)):
         if cells:
             _print_cells(title, cells)
-    say(f"potstill run --method {method.name} --help explains every setting.")
+    remark(f"potstill run --method {method.name} --help explains every setting.")
 
 
 def _print_cells(title: str, cells: Mapping[Cell, Mapping[str, Any]]) -> None:
@@ -187,10 +210,14 @@ def deadline(minutes: float | None) -> Watcher | None:
     return watch
 
 
+def _unseen() -> Watcher:
+    return lambda event: None
+
+
 @contextmanager
 def progress(*watchers: Watcher | None) -> Any:
     """A function that runs a stage to its end and shows how far it is, with the time left; others may watch."""
-    with bars(err) as begin:
+    with nullcontext(_unseen) if mode.quiet else bars(err) as begin:
 
         def show(events: Generator[dict[str, Any], None, T]) -> T:
             bar = begin()

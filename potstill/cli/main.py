@@ -12,11 +12,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from potstill.cli.terminal import err, fail, out, silence
+from potstill.cli.terminal import err, fail, out, silence, telling
 from potstill.errors import PotstillError, ToldElsewhere
 from potstill.version import VERSION
 
 CONTINUES = "Interrupted; what was done is kept. The same command continues where it stopped."
+EVERYWHERE = {
+    "--quiet": "no progress and no remarks; results and errors stay",
+    "--json": "the results as JSON on stdout, all else on stderr",
+}
+COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 CROWDED = (errno.EMFILE, errno.ENFILE)
 
 
@@ -27,11 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = _answer(arguments)
+        arguments, flags = split_flags(arguments)
+        with telling("--quiet" in flags, "--json" in flags):
+            code = _answer(arguments)
         sys.stdout.flush()
         return code
-    except SystemExit as end:  # tyro's: 0 after --help, 2 for wrong usage
-        return end.code if isinstance(end.code, int) else 2
+    except SystemExit as end:  # tyro's: 0 after --help, none after completion, 2 for wrong usage
+        return 0 if end.code is None else end.code if isinstance(end.code, int) else 2
     except ToldElsewhere:
         return 1
     except PotstillError as error:
@@ -65,6 +72,22 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def split_flags(arguments: list[str]) -> tuple[list[str], set[str]]:
+    """What is left of the arguments without the flags that every command has, and those flags.
+
+    They stand before the command or behind it.  `evaluate --json x.json` of 0.1.0 is `evaluate --record x.json` now.
+    """
+    left, flags = [], set()
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        if "evaluate" in arguments and argument == "--json" and following.endswith(".json"):
+            left.append("--record")
+        elif argument in EVERYWHERE:
+            flags.add(argument)
+        else:
+            left.append(argument)
+    return left, flags
+
+
 def _answer(arguments: list[str]) -> int:
     """Help, the version, or a command's work."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -72,6 +95,8 @@ def _answer(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         out.print(f"potstill {VERSION}")
         return 0
+    if arguments[0].replace("_", "-") in COMPLETION:
+        return _completion(arguments)
     words = 2 if arguments[0] == "explore" else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
     if name in ("explore", "explore -h", "explore --help"):
@@ -95,6 +120,14 @@ def _work(name: str, arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     runners.run(name, arguments)
+
+
+def _completion(arguments: list[str]) -> int:
+    """Print or write the script by which a shell completes commands and flags."""
+    from potstill.cli import completion
+
+    completion.write(*arguments)
+    return 0
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -157,8 +190,17 @@ def _help(group: str = "") -> int:
     out.print("[bold]potstill[/] distils a training set: a small synthetic one to train on instead of the original.\n")
     out.print("usage: potstill COMMAND [OPTIONS]      potstill COMMAND --help explains every option\n")
     out.print(table)
+    out.print("\nWith every command:")
+    every = Table(box=None, show_header=False, padding=(0, 2))
+    for flag, summary in EVERYWHERE.items():
+        every.add_row(f"[bold]{flag}[/]", summary)
+    out.print(every)
     out.print("\nStart with:  potstill run                                            the embedded digits, two minutes")
     out.print("             potstill run --dataset path/to/folder --ipc 10          your own data")
     out.print("             potstill explore stages                                 which part of the path to match")
     out.print("             potstill forecast --preset cifar10-ipc10 --dataset ...  what it would cost")
+    out.print("             potstill doctor                                         what is fast here")
+    out.print(
+        "\nCompletion in the shell (bash, zsh, fish):  potstill --tyro-write-completion bash FILE, then source FILE"
+    )
     return 0

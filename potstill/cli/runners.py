@@ -1,8 +1,8 @@
-"""What each command does: chooses paths, and hands the work to the stages."""
+"""What each command does: chooses paths, hands the work to the stages, and returns its results as plain values."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ from rich.table import Table
 
 from potstill import files, ranks
 from potstill.adjoint import engine
+from potstill.cli import doctor
 from potstill.cli.arguments import parse
 from potstill.cli.commands import (
     Ablations,
     Cache,
     Compare,
     Distill,
+    Doctor,
     Evaluate,
     Experts,
     Export,
@@ -35,6 +37,8 @@ from potstill.cli.console import (
     deadline,
     print_cache,
     print_comparison,
+    print_findings,
+    print_json,
     print_method,
     print_methods,
     print_results,
@@ -43,8 +47,9 @@ from potstill.cli.console import (
     set_up_logging,
     size,
     tensorboard,
+    working,
 )
-from potstill.cli.terminal import err, out, say
+from potstill.cli.terminal import err, mode, out, remark, say
 from potstill.data import hub
 from potstill.data.distilled import FILE, grid, load, png
 from potstill.errors import PotstillError
@@ -54,6 +59,7 @@ from potstill.evaluation.protocol import protocol_of, selecting
 from potstill.machine import commit
 from potstill.methods import METHODS
 from potstill.methods.method import Experts as AllExperts
+from potstill.methods.method import Method
 from potstill.networks.architectures import NetworkConfig, is_own
 from potstill.process import find_compiler_cache
 from potstill.report import card, comparison_page, run_page
@@ -80,7 +86,9 @@ def run(name: str, arguments: list[str]) -> None:
         if ranks.world() > 1 and name not in SHARED:
             raise PotstillError(f"potstill {name}: works in one process; start it without torchrun.")
         command = _parsed_once(name, arguments)
-        RUNNERS[type(command)](command)
+        result = RUNNERS[type(command)](command)
+        if mode.json and ranks.first():
+            print_json(result)
 
 
 def _parsed_once(name: str, arguments: list[str]) -> Any:
@@ -111,7 +119,7 @@ def _quiet_beside_the_first() -> Iterator[None]:
 # --- the commands --------------------------------------------------------------------------------------------------
 
 
-def _run(command: Run) -> None:
+def _run(command: Run) -> Any:
     _check_ending("record", command.record, ".json")
     asked = recipes.tiny(command.settings) if command.tiny else command.settings
     folder = command.out or _folder(asked, command.recipe, command.tiny)
@@ -126,18 +134,30 @@ def _run(command: Run) -> None:
         recipes.write_record(command.record, command.recipe or folder.name, ran_from, results, distilled)
     print_results(results)
     say(f"\nthe set    {folder / FILE}\nthe page   {page}")
-    say(f'train on it in Python:  network = potstill.train(potstill.load("{folder}"))')
+    remark(f'train on it in Python:  network = potstill.train(potstill.load("{folder}"))')
+    return {**results, "folder": str(folder)}
 
 
-def _methods(command: Methods) -> None:
+def _methods(command: Methods) -> Any:
     if command.name is None:
         print_methods(METHODS)
-    else:
-        settings.check_methods((command.name,))
-        print_method(METHODS[command.name])
+        return [_plain(method) for method in METHODS.values()]
+    settings.check_methods((command.name,))
+    print_method(METHODS[command.name])
+    return _plain(METHODS[command.name])
 
 
-def _experts(command: Experts) -> None:
+def _plain(method: Method) -> dict[str, Any]:
+    """A method for other programs: what it is, the defaults of its settings, and its cells."""
+    cells = {"published": method.published, "tuned": method.tuned}
+    return {
+        "name": method.name, "title": method.title, "family": method.family, "citation": method.citation,
+        "settings": asdict(method.settings()),
+        **{kind: {f"{data}-ipc{ipc}": dict(cell) for (data, ipc), cell in of.items()} for kind, of in cells.items()},
+    }  # fmt: skip
+
+
+def _experts(command: Experts) -> Any:
     folder = command.out or Path("experts") / _name(command.settings)
     settings.check(command.settings)
     needed = runs.expert_needs(command.settings) or AllExperts()
@@ -147,9 +167,10 @@ def _experts(command: Experts) -> None:
     store = trajectories.open_store(folder)
     mean = sum(store.accuracies) / len(store)
     say(f"{len(store)} experts in {folder}, {mean:.1%} right on validation images")
+    return {"folder": str(folder), "accuracies": list(store.accuracies)}
 
 
-def _distill(command: Distill) -> None:
+def _distill(command: Distill) -> Any:
     folder = command.out or _folder(command.settings)
     with _opened(command.settings, folder, command.experts) as run:  # noqa: SIM117
         with progress(tensorboard(command.tensorboard and ranks.first(), folder)) as show:
@@ -159,9 +180,11 @@ def _distill(command: Distill) -> None:
         f"{len(distilled)} images in {folder / FILE}, of iteration {chosen['iteration']}: "
         f"{chosen['chosen_with_accuracy']:.1%} on {chosen['chosen_on']} images. Test it by `potstill evaluate`.",
     )
+    told = ("iteration", "chosen_with_accuracy", "chosen_on")
+    return {"set": str(folder / FILE), "images": len(distilled), **{name: chosen[name] for name in told}}
 
 
-def _evaluate(command: Evaluate) -> None:
+def _evaluate(command: Evaluate) -> Any:
     distilled = load(command.path, command.dataset)
     given.check_protocol(command.evaluation)
     asked = replace(
@@ -188,9 +211,10 @@ def _evaluate(command: Evaluate) -> None:
         found = show(record.evaluate_set(who, distilled, asked, store))
     results = record.summary(replace(run, settings=asked), who, distilled, found, store)
     print_results(results)
-    if command.json and ranks.first():
-        files.write_json(command.json, results)
-        say(f"figures    {command.json}")
+    if command.record and ranks.first():
+        files.write_json(command.record, results)
+        say(f"figures    {command.record}")
+    return results
 
 
 def _check_evaluate(command: Evaluate) -> None:
@@ -208,24 +232,27 @@ def _chosen_network(command: Evaluate | Train, own: NetworkConfig) -> NetworkCon
     return replace(base, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _train(command: Train) -> None:
+def _train(command: Train) -> Any:
     saved.check(command.out)
     distilled = load(command.path, command.dataset)
     config = network_for(distilled, _chosen_network(command, NetworkConfig(**distilled.recipe["network"])))
-    with out.status("training a network ..."):
+    with working("training a network ..."):
         network = train(
             distilled, config, seed=command.seed, epochs=command.epochs, step_size=command.step_size,
             device=None if command.device == "auto" else command.device,
         )  # fmt: skip
     saved.save(network, config, distilled, command.out)
     say(f"a {config.name} trained on {len(distilled)} images\nwritten    {command.out}")
+    return {"network": str(command.out)}
 
 
-def _report(command: Report) -> None:
-    say(f"the page   {run_page.write(command.run)}")
+def _report(command: Report) -> Any:
+    page = run_page.write(command.run)
+    say(f"the page   {page}")
+    return {"page": str(page)}
 
 
-def _show(command: Show) -> None:
+def _show(command: Show) -> Any:
     _check_ending("out", command.out, ".png")
     distilled = load(command.path, command.dataset)
     image = grid(distilled.pixels, distilled.labels, command.most)
@@ -239,25 +266,32 @@ def _show(command: Show) -> None:
         f"{distilled.kind}, step size: {learned}; {distilled.transform.kind}; mean largest label {mean:.2f}",
     )
     say(f"picture    {command.out}")
+    return {
+        "images": n, "shape": [c, h, w], "classes": list(distilled.classes), "labels": distilled.kind,
+        "step_size": distilled.step_size, "transform": distilled.transform.kind, "pictures": distilled.pictures,
+        "provenance": distilled.provenance, "picture": str(command.out),
+    }  # fmt: skip
 
 
-def _export(command: Export) -> None:
+def _export(command: Export) -> Any:
     load(command.path, command.dataset).export(command.out, command.rescale, command.to)
     say(f"written    {command.out}")
+    return {"written": str(command.out)}
 
 
-def _push(command: Push) -> None:
+def _push(command: Push) -> Any:
     contents = card.contents(command.path, command.name, command.licence, command.dataset)
     if command.dry is not None:
         for name, content in contents.items():
             files.write_bytes(command.dry / name, content)
         say(f"written    {command.dry}, and nothing pushed")
-        return
+        return {"written": str(command.dry)}
     address = hub.push(command.name, contents, command.private, f"Distilled set of {command.path.name}")
     say(f'the set    {address}\nread it    potstill.load("hf://{command.name}")')
+    return {"address": address}
 
 
-def _import(command: Import) -> None:
+def _import(command: Import) -> Any:
     found = imported.read(command.files)
     names = ("network", "augment", "resize", "label_column", "image_column")
     changes = {name: getattr(command, name) for name in names}
@@ -271,17 +305,18 @@ def _import(command: Import) -> None:
             f"{len(store)} experts of {store.epochs[-1]} epochs in {command.out}, {mean:.1%} right on validation "
             f"images, which they were trained on. Distil by them: potstill distill --experts {command.out}"
         )
-        return
+        return {"folder": str(command.out), "accuracies": list(store.accuracies)}
     distilled = imported.import_set(
         found, command.dataset, changes, space=command.space, mean=command.mean, std=command.std, method=command.method
     )
     distilled.save(command.out / FILE)
     say(f"{distilled!r}\nthe set    {command.out / FILE}\ntest it    potstill evaluate {command.out}")
+    return {"set": str(command.out / FILE), "images": len(distilled)}
 
 
-def _forecast(command: Forecast) -> None:
+def _forecast(command: Forecast) -> Any:
     settings.check(command.settings)
-    with out.status("timing a few steps of each stage ..."):
+    with working("timing a few steps of each stage ..."):
         found = forecast.forecast(command.settings)
     table = Table("", "time", "disk", title=f"{command.settings.dataset}, {command.settings.ipc} images per class")
     for name in ("experts", "distilling", "evaluation"):
@@ -289,37 +324,39 @@ def _forecast(command: Forecast) -> None:
     table.add_row("[bold]in all[/]", duration(sum(found["seconds"].values())), size(sum(found["disk_bytes"].values())))
     out.print(table)
     out.print(f"peak memory about {size(found['memory_bytes'])} on {found['device']}; {found['engine']}")
+    return found
 
 
-def _stages(command: Stages) -> None:
+def _stages(command: Stages) -> Any:
     cells = start_epochs.cells(command.settings, command.ipcs, command.starts, command.width)
-    _explored(start_epochs.STUDY, cells, command.out or Path("runs") / f"{_name(command.settings)}-stages")
+    return _explored(start_epochs.STUDY, cells, command.out or Path("runs") / f"{_name(command.settings)}-stages")
 
 
-def _ablations(command: Ablations) -> None:
+def _ablations(command: Ablations) -> Any:
     cells = [ablations.base(command.settings)]
     folder = command.out or Path("runs") / f"{_name(command.settings)}-ipc{command.settings.ipc}-ablations"
-    _explored(ablations.STUDY, cells, folder, lambda settled: ablations.cells(settled, command.parts))
+    return _explored(ablations.STUDY, cells, folder, lambda settled: ablations.cells(settled, command.parts))
 
 
-def _windows(command: Windows) -> None:
+def _windows(command: Windows) -> Any:
     cells = search.cells(command.settings, command.count)
     folder = command.out or Path("runs") / f"{_name(command.settings)}-ipc{command.settings.ipc}-windows"
-    _explored(search.STUDY, cells, folder)
+    return _explored(search.STUDY, cells, folder)
 
 
 def _explored(
     study: Study, cells: list[Cell], folder: Path, following: Callable[[Settings], list[Cell]] | None = None
-) -> None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     for cell in cells:
         settings.check(cell.settings)
-    say(f"{folder}: {len(cells)} runs")
+    remark(f"{folder}: {len(cells)} runs")
     with progress() as show:
         found = show(cells_of.explore(study.kind, cells, folder, following))
     print_study(study, found, folder)
+    return found
 
 
-def _lossless(command: Lossless) -> None:
+def _lossless(command: Lossless) -> Any:
     asked = lossless.with_full_control(command.settings)
     settings.check(asked)
     folder = command.out or Path("runs") / f"{_name(asked)}-lossless"
@@ -329,17 +366,18 @@ def _lossless(command: Lossless) -> None:
         raise PotstillError(f"--most {most}: the smallest class has {smallest} training images; lower it.")
     if most < asked.ipc:
         raise PotstillError(f"--most {most}: is less than --ipc {asked.ipc}, where the search begins; raise it.")
-    say(f"{folder}: from {asked.ipc} to at most {most} images per class")
+    remark(f"{folder}: from {asked.ipc} to at most {most} images per class")
     with progress() as show:
         found = show(lossless.search(asked, folder, most, command.margin))
     print_study(lossless.STUDY, found, folder)
+    return found
 
 
-def _compare(command: Compare) -> None:
+def _compare(command: Compare) -> Any:
     out = command.out or Path("runs") / f"{_name(command.settings)}-compare"
     if not command.show:
         asked = _asked(command)
-        say(f"{out}: {len(asked.methods)} methods at {' '.join(map(str, asked.ipcs))} images per class")
+        remark(f"{out}: {len(asked.methods)} methods at {' '.join(map(str, asked.ipcs))} images per class")
         with progress() as show:
             executor = execute.executor_for(command.workers, command.ray, command.settings.device)
             show(compare.compare(asked, out, command.store, executor))
@@ -350,6 +388,7 @@ def _compare(command: Compare) -> None:
     page = comparison_page.write(found, out, store)
     print_comparison(found)
     say(f"\nthe page    {page}\nthe tables  {page.with_suffix('.csv')}, .tex\nfigures     {page.with_suffix('.json')}")
+    return found
 
 
 def _asked(command: Compare) -> compare.Asked:
@@ -361,17 +400,29 @@ def _asked(command: Compare) -> compare.Asked:
     )  # fmt: skip
 
 
-def _cache(command: Cache) -> None:
+def _cache(command: Cache) -> Any:
     if command.clear:
         clear()
-    print_cache(cache_folder(), kept())
+    held = kept()
+    print_cache(cache_folder(), held)
+    return {
+        "folder": str(cache_folder()),
+        "kinds": {kind: {"entries": entries, "bytes": size_of} for kind, (entries, size_of) in held.items()},
+    }
 
 
-RUNNERS: dict[type[Any], Callable[[Any], None]] = {
+def _doctor(command: Doctor) -> Any:
+    with working("looking at this machine ..."):
+        found = doctor.examine()
+    print_findings(found)
+    return {item.name: {"here": item.here, "remark": item.remark, "lacking": item.lacking} for item in found}
+
+
+RUNNERS: dict[type[Any], Callable[[Any], Any]] = {
     Run: _run, Methods: _methods, Experts: _experts, Distill: _distill, Evaluate: _evaluate, Train: _train,
     Report: _report, Show: _show, Export: _export, Import: _import, Push: _push, Forecast: _forecast, Stages: _stages,
     Ablations: _ablations, Windows: _windows, Lossless: _lossless, Compare: _compare,
-    Cache: _cache,
+    Cache: _cache, Doctor: _doctor,
 }  # fmt: skip
 
 
@@ -382,7 +433,7 @@ RUNNERS: dict[type[Any], Callable[[Any], None]] = {
 def _opened(asked: Settings, folder: Path, experts_folder: Path | None) -> Iterator[runs.Run]:
     with runs.opened(asked, folder, experts_folder) as run:
         stages = " then ".join(asked.method)
-        say(f"{folder}: {asked.dataset}, {asked.ipc} images per class, {stages}, seed {asked.seed}")
+        remark(f"{folder}: {asked.dataset}, {asked.ipc} images per class, {stages}, seed {asked.seed}")
         yield run
 
 

@@ -8,6 +8,9 @@ import logging
 import os
 import re
 import textwrap
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,12 +91,37 @@ def answers(name: str) -> bool:
     return True
 
 
+def unreached(seconds: float) -> str | None:
+    """Why the hub does not answer within so many seconds; None if it does."""
+    try:
+        library = _library()
+    except PotstillError:
+        return "the package huggingface_hub is missing"
+    if library.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    address, answer = _endpoint() or library.constants.ENDPOINT, ["no answer"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(address, timeout=seconds):
+                answer.clear()
+        except urllib.error.HTTPError:  # whatever it says, it is there
+            answer.clear()
+        except (OSError, ValueError) as error:
+            answer[:] = [_reason(getattr(error, "reason", error))]
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name can take longer than any timeout
+    asking.start()
+    asking.join(seconds)
+    return f"{address}: {answer[0]}" if answer else None
+
+
 def _endpoint() -> str | None:
     """Where the hub is, as the environment says now; None for the library's own."""
     return os.environ.get("HF_ENDPOINT")
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: object) -> str:
     """What the library says, in short, or what kind of error it is."""
     text = " ".join(str(error).split())
     return textwrap.shorten(text, REASON, placeholder=" ...").rstrip(".") or type(error).__name__

@@ -19,7 +19,11 @@ from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.runs.settings import Settings, changed, configure
 
-FOLDERS = (Path("recipes"), Path(__file__).parents[2] / "recipes")  # here, and beside the package's checkout
+FOLDERS = (
+    Path("recipes"),  # here
+    Path(__file__).parents[1] / "recipes",  # in the installed package
+    Path(__file__).parents[2] / "recipes",  # beside the package, in a checkout
+)
 SMALL = 10  # images per class up to which the set is kept with the record
 TINY = {
     "iterations": 2, "inner_steps": 2, "expert_epochs": 1, "start_epochs": (0, 2), "opening": (1, 2), "unroll": 4,
@@ -67,9 +71,9 @@ def load_recipe(name: str) -> Recipe:
     found = [Path(name)] if name.endswith(".toml") else [folder / f"{name}.toml" for folder in FOLDERS]
     path = next((path for path in found if path.is_file()), None)
     if path is None:
-        known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")})
+        known = names()
         near = difflib.get_close_matches(name, known, 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise PotstillError(f"recipe {name!r}: there is none{hint} Choose among {', '.join(known) or 'files.toml'}.")
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -80,6 +84,11 @@ def load_recipe(name: str) -> Recipe:
         path.stem, (own["about"] or "").strip(), own["preset"], own["dataset"], tuple(told.pop("method", ["datm"])),
         _without_none(told),
     )  # fmt: skip
+
+
+def names() -> list[str]:
+    """The recipes that are here, in the package or beside it."""
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.toml")})
 
 
 def _without_none(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_stages_one_at_a_time(finished, tmp_path, capsys):
 def test_evaluate_another_network(finished, tmp_path, capsys):
     code, out, _ = call(
         capsys, "evaluate", finished / "distilled.safetensors", "--network", "mlp", "--width", 16,
-        "--protocol", "quick", "--epochs", 3, "--full-epochs", 1, "--seeds", 2, "--json", tmp_path / "r.json",
+        "--protocol", "quick", "--epochs", 3, "--full-epochs", 1, "--seeds", 2, "--record", tmp_path / "r.json",
     )  # fmt: skip
     assert code == 0
     assert "mlp" in out
