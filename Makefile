@@ -23,8 +23,8 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check potstill tests bench recipes
-	$(BIN)/ruff format --check potstill tests bench recipes
+	$(BIN)/ruff check potstill tests bench recipes examples setup.py
+	$(BIN)/ruff format --check potstill tests bench recipes examples setup.py
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
