@@ -28,8 +28,8 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check potstill tests bench recipes docs
-	$(BIN)/ruff format --check potstill tests bench recipes docs
+	$(BIN)/ruff check potstill tests bench recipes docs examples
+	$(BIN)/ruff format --check potstill tests bench recipes docs examples
 	$(BIN)/mypy
 
 docs: $(VENV)/documented
