@@ -28,8 +28,8 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check potstill tests bench recipes docs examples
-	$(BIN)/ruff format --check potstill tests bench recipes docs examples
+	$(BIN)/ruff check potstill tests bench recipes docs examples setup.py
+	$(BIN)/ruff format --check potstill tests bench recipes docs examples setup.py
 	$(BIN)/mypy
 
 docs: $(VENV)/documented
