@@ -9,7 +9,6 @@ wait for fails, and one of them says why.
 """
 
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,5 +177,5 @@ def _meeting(action: Callable[[], Any]) -> None:
     """
     try:
         action()
-    except (RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # RuntimeError, or of any kind where half a message was read
         raise PotstillError(LOST) from error

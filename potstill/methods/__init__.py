@@ -66,7 +66,7 @@ def methods() -> Catalogue:
     Example:
         >>> table = potstill.methods()
         >>> [row["name"] for row in table if row["family"] == "kernel"]
-        ['kip', 'frepo']
+        ['kip', 'frepo', 'rcig']
     """
     return catalogue(METHODS)
 

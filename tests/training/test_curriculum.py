@@ -125,7 +125,7 @@ def test_scores_are_found_once(easy, tmp_path, monkeypatch):
 def test_easy_images_are_those_that_networks_soon_know(easy):
     """An expert is right on the first images of the order more often than on the last ones."""
     problem = run.prepare_problem(tiny())
-    job = experts._Job(problem, easy.folder, tiny(expert=EASY).expert, 0, tiny().augment, "auto", ())
+    job = experts._Job(problem, easy.folder, tiny(expert=EASY).expert, 0, tiny().augment, "auto", (), range(1))
     order = experts._curriculum(job)
     assert sorted(torch.cat(order.classes).tolist()) == list(range(len(problem.train.labels)))
     right = (problem.network(easy.last(0)[0], problem.train.images).argmax(1) == problem.train.labels).double()
