@@ -1,6 +1,7 @@
 """How a comparison scales: tasks a minute by workers, what a task costs beside its work, and what that means for many.
 
     python -m bench.scaling                                      about ten minutes alone
+    python -m bench.scaling --data data                          what DATM's cells of CIFAR cost on many workers, too
     python -m bench.scaling --empty 200 --small                  a small form
     python -m bench.scaling --record records/scaling-NAME.json   keep what was measured
 
@@ -10,6 +11,7 @@ cell), scheduled on many workers.  A set is one task, so that its length bounds 
 
 import argparse
 import heapq
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from potstill import files
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.machine import commit, environment
 from potstill.networks.architectures import NetworkConfig
+from potstill.runs import forecast
 from potstill.runs.api import run_to_completion
 from potstill.runs.settings import Settings, configure
 from potstill.studies import execute, task
@@ -81,7 +84,9 @@ def rates(small: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for workers in WORKERS:
         with tempfile.TemporaryDirectory() as name:
+            os.environ["POTSTILL_CACHE"] = f"{name}/cache"  # nothing is taken from the round before
             for kind, tasks in {"experts": before, "sets": sets, "figures": figures}.items():
+                torch.set_num_threads(workers)  # shared out: one a worker
                 spent = seconds(tasks, Path(name), execute.Processes(workers))
                 found.setdefault(kind, {})[str(workers)] = 60 * len(tasks) / spent
                 print(f"{kind} with {workers} workers: {60 * len(tasks) / spent:.1f} a minute", flush=True)
@@ -100,7 +105,7 @@ def _settings(small: bool) -> Settings:
 def overhead(count: int) -> dict[str, float]:
     """Milliseconds of a task that does nothing, the workers idle beside it: what driver and store cost."""
     found = {}
-    executors = {"processes": lambda: execute.Processes(2), "ray": lambda: execute.Ray(None)}
+    executors = {"processes": lambda: execute.Processes(2), "ray": lambda: execute.Ray("local")}
     for name, make in executors.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = 1000 * seconds([Empty(n) for n in range(count)], Path(folder), make()) / count
@@ -108,18 +113,22 @@ def overhead(count: int) -> dict[str, float]:
     return found
 
 
-def on_paper(expert: float, iteration: dict[str, float], network: float) -> dict[str, Any]:
-    """Hours until DATM's cells of CIFAR are done, by workers, from the seconds of their parts; and hours in all."""
+def on_paper(data: Path) -> dict[str, Any]:
+    """Hours until DATM's published cells of CIFAR are done, by workers like this machine; and worker hours in all."""
     jobs: list[tuple[str, float, list[str]]] = []
     for dataset, ipcs in IPCS.items():
-        names = [f"{dataset} expert {n}" for n in range(100)]
-        jobs += [(name, expert, []) for name in names]
+        names = [f"{dataset} expert {number}" for number in range(100)]
         for ipc in ipcs:
-            made = f"{dataset} ipc {ipc}"
-            jobs.append((made, 10_000 * iteration[f"{dataset}-ipc{ipc}"], names))
-            jobs += [(f"{made} network {n}", network * ipc * len(IPCS[dataset]), [made]) for n in range(5)]
+            found = forecast.forecast(configure(str(data / dataset), ipc, f"{dataset}-ipc{ipc}"))["seconds"]
+            if ipc == ipcs[0]:
+                jobs += [(name, found["experts"] / len(names), []) for name in names]
+            made = f"{dataset} at {ipc}"
+            jobs.append((made, found["distilling"], names))
+            jobs += [(f"{made}, network {number}", found["evaluation"] / 5, [made]) for number in range(5)]
+            print(f"{made}: {found['distilling'] / 3600:.1f} hours of distilling", flush=True)
     whole = sum(length for _, length, _ in jobs) / 3600
-    return {"core_hours": whole, "hours": {str(n): makespan(jobs, n) / 3600 for n in ON_PAPER}, "tasks": len(jobs)}
+    hours = {str(workers): makespan(jobs, workers) / 3600 for workers in ON_PAPER}
+    return {"worker_hours": whole, "hours": hours, "longest_hours": max(length for _, length, _ in jobs) / 3600}
 
 
 def makespan(jobs: Sequence[tuple[str, float, list[str]]], workers: int) -> float:
@@ -143,10 +152,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--empty", type=int, default=10_000, help="tasks that do nothing")
     parser.add_argument("--small", action="store_true", help="real tasks of a few steps")
+    parser.add_argument("--data", type=Path, help="folder of cifar10 and cifar100, to say what DATM's cells cost")
     parser.add_argument("--record", type=Path, help="write the figures to this file")
     given = parser.parse_args()
-    torch.set_num_threads(max(WORKERS))  # shared out: one a worker
     found = {"tasks_a_minute": rates(given.small), "overhead_ms": overhead(given.empty), "empty_tasks": given.empty}
+    if given.data:
+        found["datm_on_paper"] = on_paper(given.data)
     print(found)
     if given.record:
         told = {"commit": commit(), "environment": environment(torch.device("cpu"))}

@@ -20,7 +20,7 @@ from potstill.runs.recipes import load_recipe
 from potstill.runs.settings import Settings, Shared
 
 HELP = {"-h", "--help"}
-WITHOUT_METHOD = ("method", "ipc", "start", "preset")  # flags of runs that a comparison asks for in its own way
+WITHOUT_METHOD = ("method", "ipc", "start")  # flags of runs that a comparison asks for in its own way
 SECTIONS_BEFORE = ("--distil.", "--window.", "--window")  # of 0.1.0
 
 

@@ -322,7 +322,7 @@ class Compare:
     """Networks that are trained on the sets; none: the one that distils."""
     set_seeds: Count = 3
     """Sets of each method, each from a seed of its own; the experts are shared."""
-    minutes: Rate | None = None
+    minutes: Positive | None = None
     """Give every method the same minutes of distilling: its iterations follow from a few that are timed first; None: as
     many iterations as its settings say."""
     published: bool = False

@@ -128,7 +128,7 @@ def print_comparison(record: Mapping[str, Any]) -> None:
     """A comparison as a table for each network, and what was found in sentences."""
     for network in record["full"]:
         header, rows = comparison_page.table(record, network)
-        printed = Table(header[0], title=f"{record['dataset']}, {network}: test accuracy (%)")
+        printed = Table(header[0], title=Text(f"{record['dataset']}, {network}: test accuracy (%)"))
         for name in header[1:]:
             printed.add_column(name, justify="right")
         for row in rows:

@@ -382,7 +382,7 @@ def _compare(command: Compare) -> Any:
             executor = execute.executor_for(command.workers, command.ray, command.settings.device)
             show(compare.compare(asked, out, command.store, executor))
     made = compare.read_plan(out)
-    store = command.store or Path(made["store"])
+    store = command.store or out / made["store"]
     found = compare.results(made, store)
     files.write_json(out / f"{compare.KIND}.json", found)
     page = comparison_page.write(found, out, store)

@@ -77,9 +77,10 @@ def short(figure: Mapping[str, Any] | None) -> str:
 
 def cell_text(row: Row, network: str) -> str:
     """Accuracy of a row, or why there is none."""
-    if row["accuracy"].get(network):
-        partial = "" if row["sets_done"] == len(row["sets"]) else " …"
-        return short(row["accuracy"][network]) + partial
+    if found := row["accuracy"].get(network):
+        return short(found) + ("" if len(found["per_seed"]) == len(row["sets"]) else " …")
+    if network not in row["accuracy"]:
+        return "–"
     return "failed" if row["failed"] else "…"
 
 
@@ -195,7 +196,7 @@ def _sentence(rows: Sequence[Row], ipc: int, network: str) -> str:
 
 def notes(record: Record) -> list[str]:
     """A sentence for what failed, diverged, or was changed in published settings."""
-    found = []
+    found = [f"The full training set failed: {record['full_failed']}"] if record["full_failed"] else []
     for row in record["rows"]:
         where = f"{name_of(row)} at {row['ipc']} per class"
         if row["failed"]:
@@ -271,6 +272,8 @@ def _reaches(figure: Mapping[str, Any], full: Mapping[str, Any]) -> bool:
 
 
 def _legend(plot: Any, record: Record) -> None:
+    if not plot.get_legend_handles_labels()[0]:  # nothing is there yet
+        return
     plot.legend(
         frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(methods(record)) // 18
     )

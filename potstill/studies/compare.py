@@ -7,10 +7,13 @@ work.
 
 import ast
 import dataclasses
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from potstill import files, store
 from potstill.errors import PotstillError
@@ -24,6 +27,7 @@ from potstill.runs import forecast, settings
 from potstill.runs.run import Run
 from potstill.runs.settings import Settings
 from potstill.studies import task as tasks
+from potstill.studies.cells import check_honest
 from potstill.studies.execute import Executor, execute
 from potstill.studies.task import ExpertTask, FigureTask, SetTask, Task
 
@@ -86,8 +90,10 @@ def parse(text: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
         PotstillError: a change that is no FIELD=VALUE.
     """
     changes: dict[str, dict[str, Any]] = {}
-    for stage in text.split("+"):
+    for stage in re.split(r"\+(?=[a-z])", text):  # not the sign of 1e+2
         name, _, told = stage.partition(":")
+        if name in changes:
+            raise PotstillError(f"method {text!r}: {name} stands there twice; name each stage once.")
         changes[name] = {}
         for pair in _split(told):
             field, equals, value = pair.partition("=")
@@ -123,12 +129,11 @@ def row_settings(asked: Asked, name: str, ipc: int) -> Settings:
     shared = asked.shared
     cell = _published_cell(asked, method, ipc)
     own = settings.configure(shared.dataset, ipc, cell, {"method": method, **changes})
+    kept = {"method", "ipc", "start"}
     if cell is not None:  # whose network and whitening belong to it
-        return replace(own, evaluation=shared.evaluation, device=shared.device, snapshots=0, seed=shared.seed)
-    common = {item.name: getattr(shared, item.name) for item in dataclasses.fields(settings.Shared)}
-    for name_ in ("method", "ipc", "start"):
-        common.pop(name_)
-    return replace(own, **{**common, "snapshots": 0})
+        kept |= {key for one in method for key in settings.METHODS[one].published.get((dataset_name(asked), ipc), {})}
+    names = {item.name for item in dataclasses.fields(settings.Shared)} - kept
+    return replace(own, **{**{one: getattr(shared, one) for one in names}, "snapshots": 0})
 
 
 def _published_cell(asked: Asked, method: Sequence[str], ipc: int) -> str | None:
@@ -157,32 +162,44 @@ def plan(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
     for ipc in sorted(asked.ipcs):
         for name in asked.methods:
             yield {"stage": "planning", "done": len(rows), "total": total, "doing": f"{name}, {ipc} per class"}
-            own = row_settings(asked, name, ipc)
-            settings.check(own)
-            if asked.minutes is not None:
-                own = _within_minutes(own, asked.minutes, folder)
-            rows.append(_row(asked, name, own))
-    shared, problem = asked.shared, tasks.problem_of(asked.shared)
-    count = shared.evaluation.full_seeds
-    full: dict[str, list[FigureTask]] = {
-        config.name: [
-            FigureTask(shared, config, None, number)
-            for number in range(protocol_of(shared.evaluation).seeds if count is None else count)
-        ]
-        for config in _networks(asked, problem.network_config)
-    }
-    return Plan(asked, rows, full)
+            try:
+                rows.append(_row(asked, name, _resolved(asked, name, ipc, folder)))
+            except PotstillError as error:
+                raise PotstillError(f"{name} at {ipc} per class: {error}") from error
+    return Plan(asked, rows, _full(asked, rows))
+
+
+def _resolved(asked: Asked, name: str, ipc: int, folder: Path) -> Settings:
+    """The settings of a row with nothing left open but what is measured while distilling."""
+    own = row_settings(asked, name, ipc)
+    settings.check(own)
+    return own if asked.minutes is None else _within_minutes(own, asked.minutes, folder)
+
+
+def _full(asked: Asked, rows: Sequence[Row]) -> dict[str, list[FigureTask]]:
+    """The control of all training images, for every network of any row."""
+    count = asked.shared.evaluation.full_seeds
+    numbers = range(protocol_of(asked.shared.evaluation).seeds if count is None else count)
+    found: dict[str, list[FigureTask]] = {}
+    for row in rows:
+        for config in _networks(asked, tasks.problem_of(row.settings).network_config):
+            found.setdefault(config.name, [FigureTask(row.settings, config, None, number) for number in numbers])
+    return found
 
 
 def _check(asked: Asked) -> None:
-    names = list(asked.methods)
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise PotstillError(f"--methods {' '.join(names)}: {min(twice)} stands there twice; name each once.")
-    if protocol_of(asked.shared.evaluation).selection == "test":
-        raise PotstillError(
-            "protocol paper: chooses sets on the very test images they are compared on here; take "
-            "--evaluation.protocol standard or quick."
-        )
+    for flag, values in (("methods", asked.methods), ("ipcs", asked.ipcs), ("networks", asked.networks)):
+        given = [str(value) for value in values]
+        if twice := {value for value in given if given.count(value) > 1}:
+            raise PotstillError(f"--{flag} {' '.join(given)}: {min(twice)} stands there twice; name each once.")
+    if not asked.ipcs:
+        raise PotstillError("--ipcs: no size is named; give one or more, e.g. --ipcs 1 10.")
+    check_honest(asked.shared)
+    known: dict[Settings, str] = {}
+    for name in asked.methods:
+        same = known.setdefault(row_settings(asked, name, asked.ipcs[0]), name)
+        if same != name:
+            raise PotstillError(f"--methods: {name} is the same as {same}; leave one of them out.")
     problem = tasks.problem_of(asked.shared)
     if (most := max(asked.ipcs)) > problem.smallest_class:
         raise PotstillError(
@@ -217,7 +234,8 @@ def _within_minutes(own: Settings, minutes: float, folder: Path) -> Settings:
     if not own.iterations:
         return own
     problem = tasks.problem_of(own)
-    identity = ["budget", problem.dataset.fingerprint, files.plain(settings.fixed_fields(own)), minutes]
+    where = [problem.device.type, own.compile, torch.get_num_threads()]
+    identity = ["budget", problem.dataset.fingerprint, files.plain(settings.fixed_fields(own)), minutes, where]
     found = store.once_json("budgets", identity, lambda: {"iterations": _timed(own, minutes)}, folder)
     stages = [
         replace(stage, iterations=count) if method.iterations(stage) else stage
@@ -301,7 +319,8 @@ def compare(
     """
     where = folder or out
     made = yield from plan(asked, where)
-    files.write_json(out / PLAN, {**as_plain(made), "store": str(where.resolve())})
+    told = "." if where.resolve() == out.resolve() else str(where.resolve())  # so that a folder can be moved
+    files.write_json(out / PLAN, {**as_plain(made), "store": told})
     yield from execute(made.tasks(), where, executor)
     found = results(read_plan(out), where)
     files.write_json(out / f"{KIND}.json", found)
@@ -327,10 +346,12 @@ def results(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     interval over all networks, whichever set they trained on.
     """
     full = {name: _networks_done(folder, keys) for name, keys in made["full"].items()}
+    failed = [why for keys in made["full"].values() for key in keys if (why := tasks.why_failed(folder, key))]
     rows = [_row_results(row, folder) for row in made["rows"]]
     found = {
         **{name: value for name, value in made.items() if name not in ("rows", "full")},
         "full": {name: statistics.interval(values) if values else None for name, values in full.items()},
+        "full_failed": failed[0] if failed else None,
         "rows": rows,
     }
     for ipc in dict.fromkeys(row["ipc"] for row in rows):
@@ -340,8 +361,7 @@ def results(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _networks_done(folder: Path, keys: Sequence[str]) -> list[float]:
-    paths = (tasks.figure_path(folder, key) for key in keys)
-    return [files.read_json(path)["accuracy"] for path in paths if path.exists()]
+    return [found for key in keys if (found := tasks.accuracy_of(folder, key)) is not None]
 
 
 def _row_results(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -388,5 +408,6 @@ def _compare_column(rows: Sequence[dict[str, Any]], network: str) -> None:
     first = max(there, key=lambda row: row["accuracy"][network]["mean"])
     others = [row for row in there if row is not first]
     worse = statistics.holm([statistics.p_value(first["accuracy"][network], o["accuracy"][network]) for o in others])
-    for row, is_worse in ((first, False), *zip(others, worse, strict=True)):
-        row["best"][network] = not is_worse
+    for row, is_worse in zip(others, worse, strict=True):  # of one set nothing can be told
+        row["best"][network] = not is_worse and row["accuracy"][network]["ci95"] is not None
+    first["best"][network] = True

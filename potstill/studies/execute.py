@@ -2,14 +2,16 @@
 
 The order follows from what each task needs.  Results go into the store, never through the driver: so a driver that is
 killed loses nothing, a worker that is killed loses what it did since its last checkpoint, and two drivers on one store
-share the work.
+do nothing twice.
 """
 
 import concurrent.futures
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -23,7 +25,7 @@ from potstill.adjoint import engine
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Event
 from potstill.process import find_compiler_cache
-from potstill.studies.task import Task, perform
+from potstill.studies.task import Task, note_failure, perform
 
 RAY_DEATHS = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
 RETRIES = 3  # of a task whose worker was killed
@@ -57,19 +59,23 @@ def execute(
 
     Args:
         tasks: all of a comparison, in the order in which they should be tried.
-        folder: of the store.
+        folder: of the store, where it is left why a task failed.
         executor: where; None: here, one after another.
 
     Yields:
         {"stage", "done", "total", "doing"}: tasks that are done, of all; and what is being done.
     """
-    unique = list({task.key: task for task in tasks}.values())
+    unique = {task.key: task for task in tasks}
     if executor is None:
-        return (yield from _serially(unique, folder))
-    try:
-        return (yield from _at_once(unique, folder, executor))
-    finally:
-        executor.close()
+        failures = yield from _serially([*unique.values()], folder)
+    else:
+        try:
+            failures = yield from _at_once([*unique.values()], folder, executor)
+        finally:
+            executor.close()
+    for key, why in failures.items():
+        note_failure(folder, unique[key], why)
+    return failures
 
 
 def _serially(tasks: Sequence[Task], folder: Path) -> Generator[Event, None, Failures]:
@@ -139,13 +145,19 @@ class _Schedule:
 
 
 def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generator[Event, None, Failures]:
-    """As many tasks at once as the executor takes, those whose needs are met first."""
+    """As many tasks at once as the executor takes, those whose needs are met first.
+
+    Where a worker was killed and took others along, those that ran are tried again one by one, to learn which did it.
+    """
     schedule, deaths = _Schedule(tasks, folder), dict[str, int]()
+    suspects: deque[Task] = deque()
     running: dict[Future[str | None], Task] = {}
-    while schedule.ready or running:
-        while schedule.ready and len(running) < executor.capacity():
-            task = schedule.ready.popleft()
-            running[executor.submit(task, folder)] = task
+    while schedule.ready or suspects or running:
+        alone = bool(suspects)
+        source, most = (suspects, 1) if alone else (schedule.ready, executor.capacity())
+        while source and len(running) < most:
+            running[_begun(executor, source[0], folder)] = source[0]
+            source.popleft()
         yield {
             "stage": "comparing", "done": len(schedule.over) + len(schedule.failures), "total": schedule.total,
             "doing": f"{len(running)} at once: {'; '.join(task.label for task in running.values())}",
@@ -155,10 +167,20 @@ def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generat
         killed = [task for future, task in pairs if not _collect(future, task, schedule)]
         if killed:
             lost = [running.pop(future) for future in list(running)] if executor.restart() else []
-            again = [task for task in killed + lost if not _given_up(task, killed, deaths, schedule)]
-            schedule.ready.extendleft(reversed(again))
+            certain = len(killed) + len(lost) == 1  # nobody else can have done it
+            suspects.extend(task for task in killed + lost if not _given_up(task, certain, deaths, schedule))
     yield {"stage": "comparing", "done": len(tasks), "total": len(tasks)}
     return schedule.failures
+
+
+def _begun(executor: Executor, task: Task, folder: Path) -> "Future[str | None]":
+    """A task's future; one that tells of a death where the executor has just lost a worker."""
+    try:
+        return executor.submit(task, folder)
+    except BrokenProcessPool as error:
+        future: Future[str | None] = Future()
+        future.set_exception(error)
+        return future
 
 
 def _collect(future: "Future[str | None]", task: Task, schedule: _Schedule) -> bool:
@@ -168,7 +190,8 @@ def _collect(future: "Future[str | None]", task: Task, schedule: _Schedule) -> b
     except Exception as error:
         if _is_death(error):
             return False
-        why = str(error).splitlines()[-1]  # it could not even begin: what it needs is not installed there
+        lines = str(error).splitlines() or [type(error).__name__]
+        why = lines[-1]  # it could not even begin: what it needs is not installed there
     if why is None:
         schedule.finish(task)
     else:
@@ -181,11 +204,10 @@ def _is_death(error: Exception) -> bool:
     return isinstance(error, BrokenProcessPool) or type(error).__name__ in RAY_DEATHS
 
 
-def _given_up(task: Task, killed: Sequence[Task], deaths: dict[str, int], schedule: _Schedule) -> bool:
-    """Whether a task has taken its workers along too often: for want of memory, most likely."""
-    if task in killed:
-        deaths[task.key] = deaths.get(task.key, 0) + 1
-    if deaths.get(task.key, 0) <= RETRIES:
+def _given_up(task: Task, certain: bool, deaths: dict[str, int], schedule: _Schedule) -> bool:
+    """Whether a task has taken its worker along too often: for want of memory, most likely."""
+    deaths[task.key] = deaths.get(task.key, 0) + certain
+    if deaths[task.key] <= RETRIES:
         return False
     schedule.fail(task, f"{task.label}: its worker was killed {RETRIES + 1} times; there may be too little memory")
     return True
@@ -200,6 +222,8 @@ class Processes:
     def __init__(self, workers: int) -> None:
         """Begin them; they import PyTorch afresh, as threads and devices of a forked process cannot be relied on."""
         self.workers = workers
+        self._threads = max(1, torch.get_num_threads() // workers)
+        torch.set_num_threads(self._threads)  # so that what is timed here holds for a worker
         self._pool = self._started()
 
     def _started(self) -> concurrent.futures.ProcessPoolExecutor:
@@ -207,8 +231,7 @@ class Processes:
         numbers = context.Queue()
         for number in range(self.workers):
             numbers.put(number)
-        threads = max(1, torch.get_num_threads() // self.workers)
-        return concurrent.futures.ProcessPoolExecutor(self.workers, context, _prepare_worker, (threads, numbers))
+        return concurrent.futures.ProcessPoolExecutor(self.workers, context, _prepare_worker, (self._threads, numbers))
 
     def submit(self, task: Task, folder: Path) -> "Future[str | None]":
         """Begin a task in the next free process."""
@@ -234,7 +257,7 @@ class Processes:
 def executor_for(workers: int, ray: str | None, device: str) -> Executor | None:
     """Where tasks are carried out, as it is asked for: None for here, one after another."""
     if ray is not None:
-        return Ray(None if ray == "local" else ray, gpus=0.0 if device == "cpu" else gpu_share(workers))
+        return Ray(ray, gpus=0.0 if device == "cpu" else gpu_share(workers))
     return Processes(workers) if workers > 1 else None
 
 
@@ -246,11 +269,20 @@ def gpu_share(at_once: int) -> float:
 def _prepare_worker(threads: int, numbers: Any) -> None:
     """Give a worker its share of the machine: threads, and one of the GPUs."""
     number = numbers.get()
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     engine.keep_freed_memory()
     find_compiler_cache()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _end_with_driver() -> None:
+    """End this process when the driver has ended, however: what it does is left at its last checkpoint."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    multiprocessing.connection.wait([driver.sentinel])
+    os._exit(1)
 
 
 def run_task(task: Task, folder: Path) -> str | None:
@@ -267,13 +299,13 @@ def run_task(task: Task, folder: Path) -> str | None:
 
 
 class Ray:
-    """The workers of a Ray cluster; without an address one is started on this machine, for as long as it is needed."""
+    """The workers of a Ray cluster; "local" starts one on this machine, for as long as it is needed."""
 
-    def __init__(self, address: str | None = None, cpus: int = 1, gpus: float = 0.0) -> None:
+    def __init__(self, address: str = "local", cpus: int = 1, gpus: float = 0.0) -> None:
         """Connect.
 
         Args:
-            address: "auto", or ray://HOST:PORT; None: a cluster of this machine.
+            address: "local", "auto" for the cluster that this machine belongs to, HOST:PORT, or ray://HOST:PORT.
             cpus: threads of a task.
             gpus: fraction of a GPU that a task takes.
 
@@ -291,9 +323,8 @@ class Ray:
                     f"--ray {address}: no cluster answers there ({error}); start one by `ray start --head`, or take "
                     "--ray local."
                 ) from error
-        self._needs = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
+        self._needs = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}  # tasks of killed workers are sent anew
         self._remote: Any = self._ray.remote(_ray_task).options(**self._needs)
-        self._folder = Path.cwd()
 
     def submit(self, task: Task, folder: Path) -> "Future[str | None]":
         """Begin a task on any node that sees the folder; Ray tries it elsewhere if its worker dies."""
@@ -318,9 +349,9 @@ class Ray:
             self._ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
+def _knock(address: str) -> None:
     """Raise OSError where nobody listens at HOST:PORT, which Ray itself would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 
 from potstill import files, store
 from potstill.data.distilled import FILE, Distilled, load
-from potstill.errors import Diverged
+from potstill.errors import Diverged, PotstillError
 from potstill.evaluation import controls
 from potstill.evaluation.controls import Series
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, evaluator_for, training_set_of
-from potstill.evaluation.protocol import EvaluationConfig, protocol_of
+from potstill.evaluation.protocol import EvaluationConfig, protocol_of, selecting
 from potstill.machine import environment, peak_memory
 from potstill.networks.architectures import NetworkConfig
 from potstill.runs import record, stage
@@ -109,7 +109,8 @@ def expert_tasks(settings: Settings, seed: int) -> list[ExpertTask]:
     expert = runs.expert_recipe(settings, needed)
     runs.check_snapshots(needed, None, expert.epochs, "expert")
     own = replace(settings, expert=replace(expert, keep_all=True), seed=seed)
-    key = files.fingerprint(files.plain(experts.identity(expert, problem_of(settings), seed, settings.augment)))
+    problem = problem_of(settings)
+    key = _key("experts", problem, experts.identity(expert, problem, seed, settings.augment))
     return [ExpertTask(own, key, number) for number in range(expert.count)]
 
 
@@ -150,6 +151,8 @@ class SetTask:
         with files.locked(own, "a set", wait=-1.0):
             if self.done(folder):  # another process has made it meanwhile
                 return
+            if (own / runs.CONFIG).exists():  # as the key vouches: where the data lie may have changed since
+                files.write_json(own / runs.CONFIG, files.stamped({"config": record.as_dict(self.settings)}))
             run = runs.open_run(self.settings, own, experts_folder(folder, store_key))
             diverged = None
             try:
@@ -180,9 +183,15 @@ class SetTask:
 def set_task(settings: Settings, before: list[ExpertTask]) -> SetTask:
     """The task of distilling by some settings, with experts that are trained before."""
     fixed = {name: value for name, value in fixed_fields(settings).items() if name not in ("dataset", "expert")}
+    choosing = [vars(selecting(settings.evaluation)), settings.evaluation.step_size]
     following = [before[0].store_key, len(before)] if before else None
-    key = files.fingerprint("set", problem_of(settings).dataset.fingerprint, files.plain(fixed), following)
-    return SetTask(settings, key, tuple(before))
+    return SetTask(settings, _key("set", problem_of(settings), fixed, choosing, following), tuple(before))
+
+
+def _key(kind: str, problem: Problem, *identity: Any) -> str:
+    """A fingerprint of what a task depends on, of the data and of how they are computed with."""
+    computed = [controls.NUMERICS, str(problem.network.precision), problem.device.type]
+    return files.fingerprint(kind, problem.dataset.fingerprint, computed, files.plain(list(identity)))
 
 
 def set_folder(folder: Path, key: str) -> Path:
@@ -230,8 +239,8 @@ class FigureTask:
         return protocol.full_epochs if self.made_from is None else protocol.epochs
 
     def done(self, folder: Path) -> bool:
-        """Its record exists."""
-        return figure_path(folder, self.key).exists()
+        """Its record can be read."""
+        return accuracy_of(folder, self.key) is not None
 
     def perform(self, folder: Path) -> Generator[Event, None, None]:
         """Train and test it; kept accuracies of the same network are taken."""
@@ -258,13 +267,20 @@ def figure_path(folder: Path, key: str) -> Path:
     return folder / "figures" / f"{key}.json"
 
 
+def accuracy_of(folder: Path, key: str) -> float | None:
+    """The accuracy of a figure's network; None where it is not known yet, or its record is damaged."""
+    try:
+        return float(files.read_json(figure_path(folder, key))["accuracy"])
+    except (OSError, PotstillError, KeyError, TypeError, ValueError):
+        return None
+
+
 # --- what they share -----------------------------------------------------------------------------------------------
 
 
 def perform(task: Task, folder: Path) -> Generator[Event, None, str | None]:
-    """Do a task unless it is done; what goes wrong is returned, left in the store as a sentence, and stops nothing."""
-    failure = folder / "failures" / f"{task.key}.json"
-    failure.unlink(missing_ok=True)
+    """Do a task unless it is done; what goes wrong is returned as a sentence, and stops nothing."""
+    failure_path(folder, task.key).unlink(missing_ok=True)
     if task.done(folder):
         return None
     try:
@@ -273,14 +289,23 @@ def perform(task: Task, folder: Path) -> Generator[Event, None, str | None]:
     except Exception as error:  # of any kind: the other rows do not suffer by it
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.info("%s: %s", task.label, told, exc_info=True)
-        with contextlib.suppress(Exception):
-            files.write_json(failure, {"label": task.label, "error": told})
         return told
+
+
+def failure_path(folder: Path, key: str) -> Path:
+    """Where it stands why a task failed."""
+    return folder / "failures" / f"{key}.json"
+
+
+def note_failure(folder: Path, task: Task, why: str) -> None:
+    """Leave in the store why a task failed, whether it did, its worker, or what it needs."""
+    with contextlib.suppress(OSError, PotstillError):
+        files.write_json(failure_path(folder, task.key), {"label": task.label, "error": why})
 
 
 def why_failed(folder: Path, key: str) -> str | None:
     """Why a task failed when it was last tried; None where it did not."""
-    path = folder / "failures" / f"{key}.json"
+    path = failure_path(folder, key)
     return str(files.read_json(path).get("error")) if path.exists() else None
 
 

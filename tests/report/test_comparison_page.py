@@ -35,7 +35,8 @@ def test_what_is_missing_or_failed_is_told(made):
     assert comparison_page.cell_text(row, "convnet") == "…"
     assert comparison_page.cell_text({**row, "failed": "no room"}, "convnet") == "failed"
     whole = made[0]["rows"][0]
-    assert comparison_page.cell_text({**whole, "sets_done": 1}, "convnet").endswith("…")
+    assert comparison_page.cell_text({**whole, "sets": [*whole["sets"], "another"]}, "convnet").endswith("…")
+    assert comparison_page.cell_text(whole, "vgg11") == "–"
 
 
 def test_the_csv_holds_every_figure(made):

@@ -41,6 +41,7 @@ def test_methods_are_written_with_their_stages_and_changes():
     assert compare.parse("datm:iterations=100,start_epochs=(8,11)+rat-bptt:labels=hard") == (
         ("datm", "rat-bptt"), {"datm": {"iterations": 100, "start_epochs": (8, 11)}, "rat-bptt": {"labels": "hard"}},
     )  # fmt: skip
+    assert compare.parse("dm:lr_images=1e+2")[1] == {"dm": {"lr_images": 100.0}}
     with pytest.raises(PotstillError, match="'100' changes nothing; write dm:FIELD=VALUE"):
         compare.parse("dm:100")
 
@@ -58,7 +59,9 @@ def test_published_settings_bring_their_network_and_whitening():
     assert compare.row_settings(wanted, "frepo", 1).stages[0].iterations == 500_000
     assert compare.row_settings(wanted, "dm:iterations=2", 1).stages[0].iterations == 2, "what is changed is changed"
     assert compare.row_settings(wanted, "herding", 1).network == SHARED.network, "which has no such cell"
-    assert compare.row_settings(wanted, "frepo", 1).evaluation == SHARED.evaluation
+    mine = replace(SHARED, classes=("0", "1"), validation=0.3)
+    kept = compare.row_settings(replace(wanted, shared=mine), "frepo", 1)
+    assert (kept.classes, kept.validation, kept.evaluation) == (("0", "1"), 0.3, SHARED.evaluation)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,10 @@ def test_published_settings_bring_their_network_and_whitening():
     [
         ({"methods": ("dmm",)}, "did you mean dm"),
         ({"methods": ("dm", "dm")}, "stands there twice"),
+        ({"methods": ("dm+dm",)}, "stands there twice"),
+        ({"methods": ("random", "random:labels=hard")}, "random:labels=hard is the same as random"),
+        ({"ipcs": (1, 1)}, "stands there twice"),
+        ({"ipcs": ()}, "no size is named"),
         ({"methods": ("dm:iteration=3",)}, "did you mean iterations"),
         ({"methods": ("dm:iterations=0",)}, "iterations"),
         ({"ipcs": (1, 4000)}, "the smallest class has"),
@@ -179,8 +186,8 @@ def test_the_best_of_a_column_and_what_is_not_shown_to_be_worse():
     assert found["random"]["gain"]["net"] is None
 
 
-def test_one_set_shows_nothing_to_be_worse():
-    assert all(row["best"]["net"] for row in column(a=[0.2], b=[0.9]).values())
+def test_of_one_set_the_best_alone_is_marked():
+    assert {name for name, row in column(a=[0.2], b=[0.9]).items() if row["best"]["net"]} == {"b"}
 
 
 def test_a_method_is_held_against_the_control_with_its_kind_of_labels():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def test_a_task_that_takes_every_worker_along_is_given_up(tmp_path):
     failures, _ = done([Note("a", deaths=99), Note("b", ("a",))], tmp_path, Processes(1))
     assert "its worker was killed 4 times; there may be too little memory" in failures["a"]
     assert set(failures) == {"a", "b"}
+
+
+@dataclass(frozen=True)
+class Slow(Note):
+    """A note that takes its time."""
+
+    def perform(self, folder: Path):
+        time.sleep(2.0)
+        yield from super().perform(folder)
+
+
+def test_what_ran_beside_a_killer_is_done_all_the_same(tmp_path):
+    failures, _ = done([Note("a", deaths=99), Slow("b"), Note("c", ("b",))], tmp_path, Processes(2))
+    assert set(failures) == {"a"}
+    assert (tmp_path / "c").exists()
 
 
 def real_tasks():

@@ -10,7 +10,7 @@ from potstill.evaluation import controls
 from potstill.networks.architectures import NetworkConfig
 from potstill.runs import stage
 from potstill.runs.api import run_to_completion
-from potstill.studies import task
+from potstill.studies import execute, task
 from tests.conftest import tiny
 
 DM = {"iterations": 2, "real_batch": 20}
@@ -38,6 +38,8 @@ def test_an_address_changes_with_all_that_the_set_depends_on():
         followed(expert={"count": 3}).key,
     }  # fmt: skip
     assert len(keys) == 8
+    assert set_of(evaluation={"step_size": "chosen"}).key not in keys
+    assert set_of(evaluation={"epochs": 400}).key not in keys, "sets are chosen by networks of as many"
     assert set_of().key == set_of(device="cpu", checkpoint_seconds=1.0).key, "which changes no number"
     assert set_of().key == set_of(expert={"epochs": 5}).key, "for it needs no experts"
 
@@ -78,6 +80,17 @@ def test_a_task_is_done_once_and_leaves_its_record(tmp_path):
     assert task.figure_path(tmp_path, shown.key).stat().st_mtime_ns == before
 
 
+def test_a_damaged_figure_is_made_anew(tmp_path):
+    made = set_of()
+    one = figure_of(made)
+    run_to_completion(execute.execute([made, one], tmp_path))
+    known = task.accuracy_of(tmp_path, one.key)
+    task.figure_path(tmp_path, one.key).write_text('{"accuracy"')
+    assert not one.done(tmp_path)
+    assert run_to_completion(execute.execute([made, one], tmp_path)) == {}
+    assert task.accuracy_of(tmp_path, one.key) == known
+
+
 def test_one_expert_is_trained_by_one_task(tmp_path):
     first, second = followed().experts
     assert run_to_completion(task.perform(second, tmp_path)) is None
@@ -88,7 +101,9 @@ def test_one_expert_is_trained_by_one_task(tmp_path):
 def test_what_fails_is_told_and_tried_again(tmp_path, monkeypatch):
     one = figure_of(set_of())  # whose set is not there
     assert "there is no such file" in run_to_completion(task.perform(one, tmp_path))
-    assert "there is no such file" in task.why_failed(tmp_path, one.key)
+    failures = run_to_completion(execute.execute([one], tmp_path))
+    assert "there is no such file" in failures[one.key]
+    assert task.why_failed(tmp_path, one.key) == failures[one.key]
     run_to_completion(task.perform(set_of(), tmp_path))
     assert run_to_completion(task.perform(one, tmp_path)) is None
     assert task.why_failed(tmp_path, one.key) is None
