@@ -12,14 +12,14 @@ interrupted evaluation continues where it stopped.
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from potstill import files, ranks, seeds, store
 from potstill.data.labels import one_hot
-from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet
+from potstill.evaluation.evaluator import Counts, Evaluator, Event, TrainingSet
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.statistics import interval
 from potstill.training.problem import Problem
@@ -28,8 +28,15 @@ NUMERICS = 4  # raised by hand whenever a change of the code changes what a trai
 CONTROLS = ("random", "random_soft", "full")
 SoftLabels = Callable[[Tensor], Tensor]
 """Rows of the training set (n,) → probabilities (n, K) from the experts."""
-Figure = tuple[float, float, bool]
-"""A network's accuracy, the seconds it took, and whether both were kept from an earlier evaluation."""
+
+
+class Figure(NamedTuple):
+    """What one network gave."""
+
+    accuracy: float
+    seconds: float  # of training and testing it
+    kept: bool  # whether all this was kept from an earlier evaluation
+    confusion: Counts | None  # none where it diverged, of very many classes, or kept from before they were counted
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,9 @@ def evaluate(
     Returns:
         {"accuracy": {"distilled": a figure of :func:`~potstill.evaluation.statistics.interval`, "random": ...,
         "random_soft": ..., "full": ...}, "kept": how many networks of each were kept from an earlier evaluation, where
-        any were, "seconds": what the training of all these networks took, when they were
-        trained}.  Controls that are left out are missing; every event names them under "left_out".
+        any were, "seconds": what the training of all these networks took, when they were trained, "confusion": of the
+        networks trained on the set, by :func:`summed`}.  Controls that are left out are missing; every event names
+        them under "left_out".
     """
     problem, protocol = evaluator.problem, evaluator.protocol
     identity = identity_of(training_set)
@@ -127,20 +135,28 @@ def _figures(jobs: Sequence[tuple[Series, int]], found: Sequence[dict[int, Figur
     kept: dict[str, int] = {}
     seconds = 0.0
     for place, (series, _) in enumerate(jobs):
-        value, spent, was_kept = by_place[place]
-        values.setdefault(series.name, []).append(value)
-        seconds += spent
-        if was_kept:
+        figure = by_place[place]
+        values.setdefault(series.name, []).append(figure.accuracy)
+        seconds += figure.seconds
+        if figure.kept:
             kept[series.name] = kept.get(series.name, 0) + 1
-    return {"accuracy": {name: interval(those) for name, those in values.items()}, "kept": kept, "seconds": seconds}
+    accuracy = {name: interval(those) for name, those in values.items()}
+    of_set = [by_place[place].confusion for place, (series, _) in enumerate(jobs) if series.name == "distilled"]
+    return {"accuracy": accuracy, "kept": kept, "seconds": seconds, "confusion": summed(of_set)}
+
+
+def summed(counts: Sequence[Counts | None]) -> dict[str, Any] | None:
+    """Confusion matrices of several networks as one: {"counts": their sum, "networks": how many have one}, or None."""
+    known = [one for one in counts if one is not None]
+    return {"counts": torch.tensor(known).sum(0).tolist(), "networks": len(known)} if known else None
 
 
 def network_accuracy(evaluator: Evaluator, series: Series, number: int) -> Figure:
-    """Accuracy of one network of a series on the test images, the seconds it took, and whether it was kept before."""
+    """What one network of a series gives on the test images."""
 
-    def compute() -> float:
+    def compute() -> tuple[float, Counts | None]:
         seed = seeds.derive(0, "evaluation network", number)
-        return evaluator.accuracy(series.training_set(number), series.epochs, seed, evaluator.problem.test)
+        return evaluator.tested(series.training_set(number), series.epochs, seed, evaluator.problem.test)
 
     return _once([*common_identity(evaluator), series.epochs, *series.identity, number], compute)
 
@@ -162,16 +178,16 @@ def identity_of(training_set: TrainingSet) -> list[Any]:
     return ["distilled", contents, *kind]
 
 
-def _once(identity: list[Any], compute: Callable[[], float]) -> Figure:
-    """A network's accuracy and the seconds it took, computed once and kept by fingerprint; and whether it was kept."""
+def _once(identity: list[Any], compute: Callable[[], tuple[float, Counts | None]]) -> Figure:
+    """A network's accuracy and confusion matrix, computed once and kept by fingerprint."""
     kept_before = True
 
     def make() -> dict[str, Any]:
         nonlocal kept_before
         kept_before = False
         began = time.perf_counter()
-        accuracy = compute()
-        return {"accuracy": accuracy, "seconds": time.perf_counter() - began}
+        accuracy, confusion = compute()
+        return {"accuracy": accuracy, "seconds": time.perf_counter() - began, "confusion": confusion}
 
     kept = store.once_json("networks", identity, make)
-    return kept["accuracy"], kept["seconds"], kept_before
+    return Figure(kept["accuracy"], kept["seconds"], kept_before, kept.get("confusion"))

@@ -31,8 +31,11 @@ from potstill.training.problem import Problem, Whitened, choose_device
 from potstill.training.sgd import Recipe, run_to_end, sgd
 
 Event = dict[str, Any]
+Counts = list[list[int]]
+"""A confusion matrix (K, K): row k counts what images of class k were taken for."""
 Network = str | Mapping[str, Any] | NetworkConfig | Factory
 """A network as a call in Python names it: by its name, its settings, or the function that makes a user's own."""
+COUNTED = 100  # classes up to which confusions are counted: a matrix of more takes too much room beside an accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +94,25 @@ class Evaluator:
 
     def accuracy(self, training_set: TrainingSet, epochs: int, seed: int, on: Whitened) -> float:
         """Fraction of the images of ``on`` that one network classifies correctly; 0 where its training diverged."""
+        return self.tested(training_set, epochs, seed, on)[0]
+
+    def tested(self, training_set: TrainingSet, epochs: int, seed: int, on: Whitened) -> tuple[float, Counts | None]:
+        """The same accuracy, and what the network took the images of each class for.
+
+        There are no counts where training diverged, or of more than :data:`COUNTED` classes.
+        """
         theta, buffers = self.train(training_set, epochs, seed)
         if not bool(theta.isfinite().all()):
-            return 0.0
-        return flat.accuracy(self.network, theta, on.images, on.labels, buffers)
+            return 0.0, None
+        predicted = flat.predict(self.network, theta, on.images, buffers).argmax(1)
+        return float((predicted == on.labels).float().mean()), self._counts(on.labels, predicted)
+
+    def _counts(self, labels: Tensor, predicted: Tensor) -> Counts | None:
+        k = len(self.problem.dataset.classes)
+        if k > COUNTED:
+            return None
+        counts: Counts = torch.bincount((labels * k + predicted).cpu(), minlength=k * k).view(k, k).tolist()
+        return counts
 
 
 def _fit(

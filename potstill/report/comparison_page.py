@@ -1,5 +1,6 @@
 """A comparison's record as tables (terminal, CSV, LaTeX), figures, sentences, and one self-contained page."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from potstill import files
-from potstill.data.distilled import FILE, grid, load, png
+from potstill.data.distilled import FILE, Distilled, grid, load, png
 from potstill.errors import PotstillError
+from potstill.evaluation import controls
 from potstill.evaluation.protocol import described
 from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page, render, svg
+from potstill.report.gallery import Shown, gallery
 from potstill.report.run_page import flatten
 from potstill.report.study_page import percent
 
@@ -31,13 +34,14 @@ FIELDS = (
 def write(record: Record, out: Path, store: Path) -> Path:
     """Write compare.html, .png, .csv and .tex beside the record; returns the page's path."""
     figures = [(svg(draw(record)), caption) for draw, caption in _figures(record)]
+    sets = _first_sets(record, store)
     files.write_bytes(out / "compare.png", render(accuracy_figure(record), "png"))
     files.write_bytes(out / "compare.csv", as_csv(record).encode())
     files.write_bytes(out / "compare.tex", as_latex(record).encode())
     text = page(
         "comparison", record=record, networks=[_table(record, network) for network in record["full"]],
         ipcs=sizes(record), figures=figures, sentences=sentences(record), notes=notes(record),
-        pictures=_pictures(record, store), protocol=described(record["protocol"]),
+        pictures=_pictures(record, sets), browsed=_browsed(sets, store), protocol=described(record["protocol"]),
         settings=sorted(flatten(record["config"]).items()), rows=record["rows"], named=name_of,
     )  # fmt: skip
     files.write_bytes(out / "compare.html", text.encode())
@@ -328,16 +332,37 @@ def transfer_figure(record: Record) -> Any:
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _pictures(record: Record, store: Path) -> list[dict[str, str]]:
-    """The first images of some classes, of the first set of each row of the smallest size, as they are stored."""
-    shown = []
+def _first_sets(record: Record, store: Path) -> list[tuple[Row, Distilled]]:
+    """The first set of each row, of those that can be read."""
+    found = []
     for row in record["rows"]:
         path = store / "sets" / row["sets"][0] / FILE
-        if row["ipc"] != sizes(record)[0] or not path.exists():
-            continue
-        try:
-            distilled = load(path)
-        except PotstillError:
+        if path.exists():
+            with contextlib.suppress(PotstillError):
+                found.append((row, load(path)))
+    return found
+
+
+def _browsed(sets: Sequence[tuple[Row, Distilled]], store: Path) -> dict[str, Any] | None:
+    """The gallery of the first sets of all rows; None where there is none."""
+    shown = [
+        Shown(f"{name_of(row)}, {row['ipc']} per class", distilled, confusion=_confusion(row, store))
+        for row, distilled in sets
+    ]
+    return gallery(shown) if shown else None
+
+
+def _confusion(row: Row, store: Path) -> dict[str, Any] | None:
+    """Of the networks trained on a row's first set; None where none has one, as in records of before."""
+    paths = [store / "figures" / f"{key}.json" for key in row.get("first_figures", [])]
+    return controls.summed([files.read_json(path).get("confusion") for path in paths if path.exists()])
+
+
+def _pictures(record: Record, sets: Sequence[tuple[Row, Distilled]]) -> list[dict[str, str]]:
+    """The first images of some classes, of the first set of each row of the smallest size, as they are stored."""
+    shown = []
+    for row, distilled in sets:
+        if row["ipc"] != sizes(record)[0]:
             continue
         few = distilled.labels < MOST_CLASSES
         image = grid(distilled.pixels[few], distilled.labels[few], PICTURES)

@@ -12,6 +12,7 @@ from potstill.errors import PotstillError
 from potstill.evaluation import memorisation
 from potstill.evaluation.protocol import described
 from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page, svg
+from potstill.report.gallery import Shown, gallery
 from potstill.runs import snapshots
 from potstill.runs.record import METRICS, NEAREST, NEAREST_KIND, read_metrics, upgrade
 from potstill.runs.snapshots import Snapshot
@@ -51,7 +52,7 @@ def _text(folder: Path, results: dict[str, Any]) -> str:
     """The page."""
     metrics = read_metrics(folder / METRICS)
     distilled = load(folder / FILE)
-    kept = snapshots.read(folder)
+    kept, before = snapshots.read(folder), _start(folder, distilled)
     return page(
         "report",
         results=results,
@@ -61,7 +62,8 @@ def _text(folder: Path, results: dict[str, Any]) -> str:
         panels=[panel for stage in results["stages"] for panel in _panels(stage, metrics, len(results["stages"]))],
         validation_figure=_validation_figure(results, distilled),
         step_size_figure=_step_size_figure(metrics),
-        classes=_classes(distilled, _start(folder, distilled)),
+        classes=_classes(distilled, before),
+        browsed=gallery([_shown(folder, results, distilled, before, kept)]),
         memorised=_memorised(folder, results["memorisation"], distilled),
         most=MOST_IMAGES,
         transform=distilled.transform.kind,
@@ -97,6 +99,14 @@ def _start(folder: Path, distilled: Distilled) -> torch.Tensor:
     """Images in true colours before the first iteration (n, C, H, W) uint8."""
     tensors, _ = files.load(folder / "start.safetensors", "start")
     return distilled.transform.pixels(tensors["images"].float())
+
+
+def _shown(
+    folder: Path, results: dict[str, Any], distilled: Distilled, before: torch.Tensor, kept: list[Snapshot]
+) -> Shown:  # fmt: skip
+    """The set as the gallery shows it, with the training images nearest to it where their file is there."""
+    nearest = files.load(folder / NEAREST, NEAREST_KIND)[0] if (folder / NEAREST).exists() else None
+    return Shown("", distilled, before, kept, results["memorisation"], nearest, results["confusion"])
 
 
 def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]:

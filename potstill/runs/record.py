@@ -100,6 +100,7 @@ def summary(
         "protocol": dataclasses.asdict(who.protocol),
         "accuracy": accuracy,
         "kept": found["kept"],
+        "confusion": found["confusion"],
         "recovered": accuracy["distilled"]["mean"] / full if full else None,
         "images": n,
         "full_images": len(problem.dataset.train.labels),
@@ -169,7 +170,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def upgrade(results: dict[str, Any]) -> dict[str, Any]:
     """results.json of a run of any earlier version as of today."""
-    results = {"kept": {}, "memorisation": None, **results}
+    results = {"kept": {}, "memorisation": None, "confusion": None, **results}
     if "stages" in results:
         return results
     settings = from_dict(results["config"])

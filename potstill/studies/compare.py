@@ -343,7 +343,8 @@ def results(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The record of a comparison, as far as its tasks are done: a pure function of its plan and of the store.
 
     Accuracies are means over sets, each the mean of its networks; their intervals are over sets.  "networks" holds the
-    interval over all networks, whichever set they trained on.
+    interval over all networks, whichever set they trained on; "first_figures" of a row the keys of the figures of its
+    first set on the first network.
     """
     full = {name: _networks_done(folder, keys) for name, keys in made["full"].items()}
     failed = [why for keys in made["full"].values() for key in keys if (why := tasks.why_failed(folder, key))]
@@ -376,8 +377,10 @@ def _row_results(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     keys = [*row["experts"], *row["sets"], *(key for by in row["figures"].values() for of in by for key in of)]
     failed = next((why for key in keys if (why := tasks.why_failed(folder, key)) is not None), None)
     own = {name: value for name, value in row.items() if name != "figures"}
+    first = next(iter(row["figures"].values()))[0]  # on the first network: keys of those trained on the first set
     return {
-        **own, "accuracy": accuracy, "networks": networks, "failed": failed, "sets_done": len(made),
+        **own, "first_figures": first, "accuracy": accuracy, "networks": networks, "failed": failed,
+        "sets_done": len(made),
         "diverged": next((one["diverged"] for one in made if one["diverged"]), None),
         "images": made[0]["images"] if made else None, "bytes": made[0]["bytes"] if made else None,
         "seconds": {

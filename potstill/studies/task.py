@@ -250,8 +250,11 @@ class FigureTask:
     def _found(self, folder: Path) -> dict[str, Any]:
         who = _evaluator(self.settings, self.network)
         series = Series(self.label, 1, self._epochs, *self._trained_on(folder, who))
-        accuracy, seconds, _ = controls.network_accuracy(who, series, self.number)
-        return {"accuracy": accuracy, "seconds": seconds, "protocol": vars(who.protocol), "network": vars(who.config)}
+        found = controls.network_accuracy(who, series, self.number)
+        return {
+            "accuracy": found.accuracy, "seconds": found.seconds, "confusion": found.confusion,
+            "protocol": vars(who.protocol), "network": vars(who.config),
+        }  # fmt: skip
 
     def _trained_on(self, folder: Path, who: Evaluator) -> tuple[list[Any], Any]:
         """What the network trains on: its identity, and a function that gives it."""

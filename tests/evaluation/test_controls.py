@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill import files
+from potstill import files, seeds
 from potstill.data.labels import one_hot
 from potstill.evaluation import controls
 from potstill.evaluation.controls import evaluate, random_rows
@@ -30,7 +30,7 @@ def given(setting):
 def trained(monkeypatch):
     """The sets that networks were trained on, with the epochs; every training gives 0.5."""
     found = []
-    monkeypatch.setattr(Evaluator, "accuracy", lambda self, *a: found.append(a[:2]) or 0.5)
+    monkeypatch.setattr(Evaluator, "tested", lambda self, *a: found.append(a[:2]) or (0.5, None))
     return found
 
 
@@ -183,3 +183,36 @@ def test_the_step_size_of_the_controls_is_not_that_of_the_set(given, trained):
     assert [s.alpha for s, _ in trained] == [0.033] * 2 + [0.01] * 6
     assert [epochs for _, epochs in trained] == [3] * 6 + [1] * 2
     assert all(isinstance(s, TrainingSet) for s, _ in trained)
+
+
+def test_confusions_are_those_of_the_networks_of_the_set(given):
+    """Counted by a loop over the predictions of the same networks, trained here once more."""
+    evaluator, training_set = given
+    found = exhaust(evaluate(evaluator, training_set, 1, None, 0))
+    test = evaluator.problem.test
+    expected = [[0] * 10 for _ in range(10)]
+    for number in range(2):
+        seed = seeds.derive(0, "evaluation network", number)
+        theta, buffers = evaluator.train(training_set, evaluator.protocol.epochs, seed)
+        predicted = evaluator.network(theta, test.images, buffers, training=False).argmax(1)
+        for truth, taken_for in zip(test.labels.tolist(), predicted.tolist(), strict=True):
+            expected[truth][taken_for] += 1
+    assert found["confusion"] == {"counts": expected, "networks": 2}
+    right = sum(expected[k][k] for k in range(10)) / (2 * len(test.labels))
+    assert right == pytest.approx(found["accuracy"]["distilled"]["mean"], abs=1e-6)
+
+
+def test_accuracies_kept_from_before_confusions_were_counted_have_none(given, tmp_path):
+    evaluator, training_set = given
+    first = exhaust(evaluate(evaluator, training_set, 1, None, 0))
+    for path in (tmp_path / "cache" / "networks").iterdir():
+        kept = json.loads(path.read_text())
+        del kept["confusion"], kept["checksum"]  # as entries of 0.1.0 are
+        path.write_text(json.dumps(kept))
+    again = exhaust(evaluate(evaluator, training_set, 1, None, 0))
+    assert again == {**first, "kept": {"distilled": 2, "random": 2}, "confusion": None}
+
+
+def test_confusions_are_summed_over_the_networks_that_have_them():
+    assert controls.summed([[[1, 2], [0, 3]], None, [[4, 0], [1, 1]]]) == {"counts": [[5, 2], [1, 4]], "networks": 2}
+    assert controls.summed([None]) is None

@@ -61,6 +61,15 @@ def test_a_network_that_diverges_has_accuracy_0(setting):
     given = TrainingSet(problem.train.images[rows], one_hot(problem.train.labels[rows], 10), "values", 1e20)
     assert not evaluator.train(given, 3, 0)[0].isfinite().all()
     assert evaluator.accuracy(given, 3, 0, problem.val) == 0.0
+    assert evaluator.tested(given, 3, 0, problem.val) == (0.0, None)
+
+
+def test_confusions_of_very_many_classes_are_not_counted(setting, monkeypatch):
+    problem, evaluator = setting
+    training_set = TrainingSet(problem.train.images[:1], one_hot(problem.train.labels[:1], 10))
+    assert sum(map(sum, evaluator.tested(training_set, 1, 0, problem.val)[1])) == len(problem.val.labels)
+    monkeypatch.setattr(evaluators, "COUNTED", 9)
+    assert evaluator.tested(training_set, 1, 0, problem.val)[1] is None
 
 
 def test_a_validation_accuracy_is_of_the_split_it_is_asked_for(setting, monkeypatch):
@@ -80,7 +89,7 @@ def test_validation_and_final_networks_are_not_the_same(setting, monkeypatch):
     given = as_trained(real_images(problem, random_rows(problem, 1, 0)), evaluator)
     used = {"choosing": set(), "final": set()}
     now = "choosing"
-    monkeypatch.setattr(Evaluator, "accuracy", lambda self, *a: used[now].add(a[2]) or 0.5)
+    monkeypatch.setattr(Evaluator, "tested", lambda self, *a: used[now].add(a[2]) or (0.5, None))
     validation_accuracy(evaluator, given)
     now = "final"
     exhaust(evaluate(evaluator, given, 1, None, 0))

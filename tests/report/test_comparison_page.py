@@ -1,11 +1,14 @@
 """A comparison as tables, sentences and a page."""
 
 import csv
+import json
+import re
 
 import pytest
 
 from potstill.report import comparison_page
 from potstill.report.comparison_page import as_csv, as_latex, sentences, table
+from potstill.report.gallery import UNKNOWN
 from potstill.runs.api import run_to_completion
 from potstill.studies import compare
 from tests.browser import in_browser, needs_chromium
@@ -68,6 +71,27 @@ def test_the_page_is_one_file_with_pictures_of_every_row(made):
     assert text.count("synthetic images of") == 3
     assert {path.name for path in page.parent.glob("compare.*")} == {
         "compare.html", "compare.png", "compare.csv", "compare.tex", "compare.json"}  # fmt: skip
+
+
+def test_the_page_browses_the_first_set_of_every_row_and_tells_what_networks_make_of_it(made):
+    record, page = made
+    text = page.read_text()
+    names = [f"{comparison_page.name_of(row)}, {row['ipc']} per class" for row in record["rows"]]
+    assert text.count('role="tab"') == 10
+    assert [title for title in names if f"<summary>{title}</summary>" in text] == names
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text).group(1))
+    assert [shown["title"] for shown in data["sets"]] == names
+    for row, shown in zip(record["rows"], data["sets"], strict=True):
+        assert [one["count"] for one in shown["classes"]] == [row["ipc"]] * 10
+        assert all("Networks recognise" in one["says"] for one in shown["classes"])
+
+
+def test_records_of_before_confusions_are_drawn_without_them(made, tmp_path):
+    record, page = made
+    rows = [{name: value for name, value in row.items() if name != "first_figures"} for row in record["rows"]]
+    text = comparison_page.write({**record, "rows": rows}, tmp_path, page.parent).read_text()
+    assert UNKNOWN in text
+    assert "How well each class is recognised" not in text.replace(UNKNOWN, "")
 
 
 @needs_chromium
