@@ -19,7 +19,7 @@ NETWORKS = [
 
 
 def measure(
-    seeds: int = 5, networks: list[dict[str, Any]] = NETWORKS, epochs: int = 300, full_epochs: int = 30
+    seeds: int = 5, networks: list[dict[str, Any]] = NETWORKS, epochs: int = 300, full_epochs: int = 150
 ) -> dict[str, Any]:  # fmt: skip
     """Rank correlation of ten networks trained on a set with the same ones trained on all data.
 

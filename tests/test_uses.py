@@ -51,7 +51,7 @@ def test_an_example_runs_and_its_network_knows_the_digits(name, monkeypatch, cap
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     found = runpy.run_path(str(EXAMPLES / f"{name}.py"))
-    assert found["accuracy"] > 0.9
+    assert found["accuracy"] > 0.8  # by chance 0.1
     assert "of the test images are right" in capsys.readouterr().out
 
 
