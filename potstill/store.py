@@ -91,7 +91,12 @@ def once_json(
         return files.plain(make())
 
     where = cache_folder() if folder is None else folder
-    return _once(where / kind / f"{files.fingerprint(identity)}.json", read, make_plain, write)
+    return _once(json_path(where, kind, files.fingerprint(identity)), read, make_plain, write)
+
+
+def json_path(folder: Path, kind: str, key: str) -> Path:
+    """Where the entry of a kind and a fingerprint lies."""
+    return folder / kind / f"{key}.json"
 
 
 def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[Path, T], None]) -> T:

@@ -165,8 +165,7 @@ def _experts(command: Experts) -> Any:
     with progress() as show:
         show(runs.train_all(command.settings, problem, folder, needed))
     store = trajectories.open_store(folder)
-    mean = sum(store.accuracies) / len(store)
-    say(f"{len(store)} experts in {folder}, {mean:.1%} right on validation images")
+    say(f"{len(store)} experts in {folder}, {store.accuracy:.1%} right on validation images")
     return {"folder": str(folder), "accuracies": list(store.accuracies)}
 
 
@@ -300,10 +299,9 @@ def _import(command: Import) -> Any:
             found, command.dataset, command.out, changes, space=command.space or "zca",
             step_size=command.expert_step_size,
         )  # fmt: skip
-        mean = sum(store.accuracies) / len(store)
         say(
-            f"{len(store)} experts of {store.epochs[-1]} epochs in {command.out}, {mean:.1%} right on validation "
-            f"images, which they were trained on. Distil by them: potstill distill --experts {command.out}"
+            f"{len(store)} experts of {store.epochs[-1]} epochs in {command.out}, {store.accuracy:.1%} right on "
+            f"validation images, which they were trained on. Distil by them: potstill distill --experts {command.out}"
         )
         return {"folder": str(command.out), "accuracies": list(store.accuracies)}
     distilled = imported.import_set(
@@ -375,27 +373,24 @@ def _lossless(command: Lossless) -> Any:
 
 def _compare(command: Compare) -> Any:
     out = command.out or Path("runs") / f"{_name(command.settings)}-compare"
-    if not command.show:
+    if command.show:
+        found = compare.so_far(out, command.store)
+    else:
         asked = _asked(command)
         remark(f"{out}: {len(asked.methods)} methods at {' '.join(map(str, asked.ipcs))} images per class")
         with progress() as show:
             executor = execute.executor_for(command.workers, command.ray, command.settings.device)
-            show(compare.compare(asked, out, command.store, executor))
-    made = compare.read_plan(out)
-    store = command.store or out / made["store"]
-    found = compare.results(made, store)
-    files.write_json(out / f"{compare.KIND}.json", found)
-    page = comparison_page.write(found, out, store)
+            found = show(compare.compare(asked, out, command.store, executor))
+    page = comparison_page.write(found, out, command.store)
     print_comparison(found)
     say(f"\nthe page    {page}\nthe tables  {page.with_suffix('.csv')}, .tex\nfigures     {page.with_suffix('.json')}")
     return found
 
 
 def _asked(command: Compare) -> compare.Asked:
-    """The comparison, with the controls that always stand in it."""
-    names = [name for name in compare.CONTROLS.values() if name not in command.methods]
+    """The comparison that a command asks for."""
     return compare.Asked(
-        command.settings, (*names, *command.methods), command.ipcs, command.networks, command.set_seeds,
+        command.settings, compare.with_controls(command.methods), command.ipcs, command.networks, command.set_seeds,
         command.minutes, command.published, command.published_as,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page
 from potstill.report.gallery import Shown, gallery
 from potstill.report.run_page import flatten
 from potstill.report.study_page import percent
+from potstill.store import json_path
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -31,9 +32,16 @@ FIELDS = (
 )  # fmt: skip
 
 
-def write(record: Record, out: Path, store: Path) -> Path:
-    """Write compare.html, .png, .csv and .tex beside the record; returns the page's path."""
+def write(record: Record, out: Path, store: Path | None = None) -> Path:
+    """Write compare.html, .png, .csv and .tex beside the record; returns the page's path.
+
+    Args:
+        record: of the comparison.
+        out: its folder.
+        store: of its sets, where that is not where the record says.
+    """
     figures = [(svg(draw(record)), caption) for draw, caption in _figures(record)]
+    store = store or out / record["store"]
     sets = _first_sets(record, store)
     files.write_bytes(out / "compare.png", render(accuracy_figure(record), "png"))
     files.write_bytes(out / "compare.csv", as_csv(record).encode())
@@ -354,7 +362,7 @@ def _browsed(sets: Sequence[tuple[Row, Distilled]], store: Path) -> dict[str, An
 
 def _confusion(row: Row, store: Path) -> dict[str, Any] | None:
     """Of the networks trained on a row's first set; None where none has one, as in records of before."""
-    paths = [store / "figures" / f"{key}.json" for key in row.get("first_figures", [])]
+    paths = [json_path(store, "figures", key) for key in row.get("first_figures", [])]
     return controls.summed([files.read_json(path).get("confusion") for path in paths if path.exists()])
 
 

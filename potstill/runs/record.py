@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from potstill import files, ranks
@@ -88,8 +89,7 @@ def summary(
     problem, settings, accuracy = who.problem, settled(run.settings, log.get("measured", {})), found["accuracy"]
     full = accuracy.get("full", {}).get("mean")
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
-    searches = log.get("measured", {})
-    spent = sum(record["seconds"] for record in searches.values()) + distilled.provenance.get("choosing_seconds", 0.0)
+    took = spent(header, log, distilled) if header else None
     return files.stamped({
         "dataset": problem.dataset.name,
         "data_notes": list(problem.dataset.notes),
@@ -107,14 +107,14 @@ def summary(
         "compression": n / total,
         "seconds": {
             "experts": None if store is None else store.seconds,
-            "distill": header["seconds"] + log["evaluation_seconds"] + spent if header else None,
+            "distill": took.distilling + took.choosing if took else None,
             "evaluate": found["seconds"],
         },
-        "peak_memory_bytes": max(log.get("peak_memory_bytes", 0), peak_memory(problem.device)),
+        "peak_memory_bytes": peak(log, problem.device),
         "iterations": {name: header.get(name) for name in ("iteration", "skipped", "rolled_back")}
-        | ({"iteration": header["before"] + header["iteration"]} if header else {}),
+        | ({"iteration": took.iterations} if took else {}),
         "validation": log.get("evaluated", []),
-        "measured": searches,
+        "measured": log.get("measured", {}),
         "experts": distilled.provenance["experts"],
         "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
         "step_size": distilled.step_size,
@@ -127,6 +127,28 @@ def summary(
             "processes": ranks.world(),
         },
     })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What distilling a set took."""
+
+    iterations: int  # of all stages
+    distilling: float  # seconds, what searches for open settings and for a step size took included
+    choosing: float  # seconds of evaluating sets on the way
+
+
+def spent(header: dict[str, Any], log: dict[str, Any], distilled: Distilled) -> Spent:
+    """What a set took, by the :func:`history` of its run."""
+    searches = sum(found["seconds"] for found in log.get("measured", {}).values())
+    step_size = distilled.provenance.get("choosing_seconds", 0.0)
+    iterations = header["before"] + header["iteration"]
+    return Spent(iterations, header["seconds"] + searches + step_size, log["evaluation_seconds"])
+
+
+def peak(log: dict[str, Any], device: torch.device) -> int:
+    """Most memory that any session of a run used, in bytes."""
+    return max(log.get("peak_memory_bytes", 0), peak_memory(device))
 
 
 def told(method: Method, stage: Any) -> dict[str, Any]:

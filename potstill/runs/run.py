@@ -218,8 +218,13 @@ def open_run(
     store = experts_folder or folder / "experts"
     if begun := [name for name in ("checkpoint.safetensors", FILE) if (folder / name).exists()]:
         _check_continues(folder, begun, settings, store)
-    files.write_json(folder / CONFIG, files.stamped({"config": as_dict(settings)}))
+    write_config(settings, folder)
     return Run(settings, folder, store, data)
+
+
+def write_config(settings: Settings, folder: Path) -> None:
+    """Say in a run's folder what was asked for: what a later session is held to."""
+    files.write_json(folder / CONFIG, files.stamped({"config": as_dict(settings)}))
 
 
 def _check_continues(folder: Path, begun: Sequence[str], settings: Settings, experts_folder: Path) -> None:
@@ -320,11 +325,11 @@ def train_experts(run: Run) -> Generator[Event, None, Trajectories | None]:
 
 def _warn_of_guessing(experts: Trajectories, classes: int, folder: Path) -> None:
     """Say so where experts have learned next to nothing: a set that follows them cannot teach more."""
-    mean, chance = sum(experts.accuracies) / len(experts), 1 / classes
-    if mean < chance + LITTLE * (1 - chance):
+    chance = 1 / classes
+    if experts.accuracy < chance + LITTLE * (1 - chance):
         logger.warning(
             "%s: the experts are right on %.1f %% of the validation images, where guessing gives %.1f; raise "
-            "--expert.epochs or --expert.step-size, or look at the data.", folder, 100 * mean, 100 * chance,
+            "--expert.epochs or --expert.step-size, or look at the data.", folder, 100 * experts.accuracy, 100 * chance,
         )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The Python door of comparisons: methods × images per class × networks in one call."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill import bounds
+from potstill import bounds, files
 from potstill.bounds import Count, Positive
 from potstill.data.dataset import Dataset
 from potstill.networks.architectures import Architecture
@@ -17,7 +18,7 @@ from potstill.runs import given
 from potstill.runs.api import folder_of, run_to_completion
 from potstill.runs.progress import Watcher, shown
 from potstill.studies import execute
-from potstill.studies.compare import CONTROLS, Asked
+from potstill.studies.compare import Asked, with_controls
 from potstill.studies.compare import compare as steps_of
 
 
@@ -62,15 +63,14 @@ def compare(
         >>> [(row["name"], row["ipc"]) for row in record["rows"]]
         [('random', 1), ('random:labels=soft', 1), ('dm:iterations=2', 1)]
     """
-    names = bounds.fit(methods, tuple[str, ...], "methods")
     with folder_of(out) as folder, shown(progress) as begin:
         settings, held = given.asked(
             data, test, None, None, changes.pop("network", None), {**changes, "method": "random"}
         )
         if held is not None:
-            settings = replace(settings, dataset=str(_written(held, folder / "data.npz")))
+            settings = replace(settings, dataset=str(_written(held, folder)))
         asked = Asked(
-            settings, (*(name for name in CONTROLS.values() if name not in names), *names),
+            settings, with_controls(bounds.fit(methods, tuple[str, ...], "methods")),
             bounds.fit(ipcs, tuple[Count, ...], "ipcs"), bounds.fit(networks, tuple[Architecture, ...], "networks"),
             bounds.fit(set_seeds, Count, "set_seeds"), bounds.fit(minutes, Positive | None, "minutes"), published,
             published_as,
@@ -78,16 +78,18 @@ def compare(
         where = bounds.fit(store, Path | None, "store")
         executor = execute.executor_for(bounds.fit(workers, Count, "workers"), ray, settings.device)
         record = run_to_completion(steps_of(asked, folder, where, executor), begin())
-        comparison_page.write(record, folder, where or folder)
+        comparison_page.write(record, folder, where)
         return record
 
 
-def _written(data: Dataset, path: Path) -> Path:
-    """Data in memory as a file that names each part; written once."""
+def _written(data: Dataset, folder: Path) -> Path:
+    """Data in memory as a file that names each part, called by its contents; written once."""
+    path = folder / f"data-{data.fingerprint}.npz"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         parts = {"train": data.train, "val": data.val, "test": data.test}
         arrays: dict[str, Any] = {f"{name}_images": s.images.movedim(1, -1).numpy() for name, s in parts.items()}
         arrays |= {f"{name}_labels": split.labels.numpy() for name, split in parts.items()}
-        np.savez(path, **arrays, classes=np.array(data.classes))
+        packed = io.BytesIO()
+        np.savez(packed, **arrays, classes=np.array(data.classes))
+        files.write_bytes(path, packed.getvalue())
     return path

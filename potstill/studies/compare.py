@@ -78,6 +78,11 @@ class Plan:
         return [one for row in self.rows for one in row.tasks()] + [one for of in self.full.values() for one in of]
 
 
+def with_controls(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods, with the controls before them that always stand in a comparison."""
+    return (*(name for name in CONTROLS.values() if name not in methods), *methods)
+
+
 # --- what is asked for ---------------------------------------------------------------------------------------------
 
 
@@ -322,7 +327,18 @@ def compare(
     told = "." if where.resolve() == out.resolve() else str(where.resolve())  # so that a folder can be moved
     files.write_json(out / PLAN, {**as_plain(made), "store": told})
     yield from execute(made.tasks(), where, executor)
-    found = results(read_plan(out), where)
+    return so_far(out, where)
+
+
+def so_far(out: Path, folder: Path | None = None) -> dict[str, Any]:
+    """The record of a comparison as far as it is done, also written to out/compare.json.
+
+    Args:
+        out: folder of the comparison.
+        folder: the store of its tasks, where that is not where the plan says.
+    """
+    made = read_plan(out)
+    found = results(made, folder or out / made["store"])
     files.write_json(out / f"{KIND}.json", found)
     return found
 

@@ -25,6 +25,7 @@ from potstill.adjoint import engine
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Event
 from potstill.process import find_compiler_cache
+from potstill.runs.api import run_to_completion
 from potstill.studies.task import Task, note_failure, perform
 
 RAY_DEATHS = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
@@ -287,12 +288,8 @@ def _end_with_driver() -> None:
 
 def run_task(task: Task, folder: Path) -> str | None:
     """A task to its end, in the process that calls; why it failed, or None."""
-    steps = perform(task, folder)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return None if end.value is None else str(end.value)
+    why: str | None = run_to_completion(perform(task, folder))
+    return why
 
 
 # --- on a Ray cluster ----------------------------------------------------------------------------------------------

@@ -25,11 +25,11 @@ from potstill.evaluation import controls
 from potstill.evaluation.controls import Series
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, evaluator_for, training_set_of
 from potstill.evaluation.protocol import EvaluationConfig, protocol_of, selecting
-from potstill.machine import environment, peak_memory
+from potstill.machine import environment
 from potstill.networks.architectures import NetworkConfig
 from potstill.runs import record, stage
 from potstill.runs import run as runs
-from potstill.runs.settings import Settings, fixed_fields, settled
+from potstill.runs.settings import Settings, as_dict, fixed_fields, settled
 from potstill.training import experts
 from potstill.training.experts import ExpertConfig
 from potstill.training.problem import Problem
@@ -152,7 +152,7 @@ class SetTask:
             if self.done(folder):  # another process has made it meanwhile
                 return
             if (own / runs.CONFIG).exists():  # as the key vouches: where the data lie may have changed since
-                files.write_json(own / runs.CONFIG, files.stamped({"config": record.as_dict(self.settings)}))
+                runs.write_config(self.settings, own)
             run = runs.open_run(self.settings, own, experts_folder(folder, store_key))
             diverged = None
             try:
@@ -163,19 +163,18 @@ class SetTask:
 
     def _record(self, run: runs.Run, distilled: Distilled, diverged: str | None) -> dict[str, Any]:
         header, log = record.history(run.folder)
-        searches, provenance = log.get("measured", {}), distilled.provenance
-        spent = sum(found["seconds"] for found in searches.values()) + provenance.get("choosing_seconds", 0.0)
+        spent, provenance = record.spent(header, log, distilled), distilled.provenance
         return files.stamped({
             "label": self.label, "diverged": diverged, "images": len(distilled),
             "bytes": sum(x.numel() * x.element_size() for x in (distilled.images, distilled.targets) if x is not None),
             "seconds": {
-                "distilling": header["seconds"] + spent, "choosing": log["evaluation_seconds"],
+                "distilling": spent.distilling, "choosing": spent.choosing,
                 "experts": None if run.experts is None else run.experts.seconds,
             },
-            "iterations": header.get("before", 0) + header["iteration"], "chosen": provenance["iteration"],
+            "iterations": spent.iterations, "chosen": provenance["iteration"],
             "validation": provenance["chosen_with_accuracy"], "step_size": distilled.step_size,
-            "peak_memory_bytes": max(log.get("peak_memory_bytes", 0), peak_memory(run.problem.device)),
-            "config": record.as_dict(settled(run.settings, searches)),
+            "peak_memory_bytes": record.peak(log, run.problem.device),
+            "config": as_dict(settled(run.settings, log["measured"])),
             "environment": environment(run.problem.device),
         })  # fmt: skip
 
@@ -267,7 +266,7 @@ class FigureTask:
 
 def figure_path(folder: Path, key: str) -> Path:
     """Where a figure's record lies."""
-    return folder / "figures" / f"{key}.json"
+    return store.json_path(folder, "figures", key)
 
 
 def accuracy_of(folder: Path, key: str) -> float | None:
@@ -297,7 +296,7 @@ def perform(task: Task, folder: Path) -> Generator[Event, None, str | None]:
 
 def failure_path(folder: Path, key: str) -> Path:
     """Where it stands why a task failed."""
-    return folder / "failures" / f"{key}.json"
+    return store.json_path(folder, "failures", key)
 
 
 def note_failure(folder: Path, task: Task, why: str) -> None:

@@ -139,10 +139,9 @@ def _joined(snapshot: Sequence[Tensor]) -> Tensor:
 
 
 def _warn_of_guessing(found: Trajectories, classes: int) -> None:
-    mean = sum(found.accuracies) / len(found)
-    if mean < NEAR_CHANCE / classes:
+    if found.accuracy < NEAR_CHANCE / classes:
         logger.warning(
             "%s: these experts are right on %.1f %% of the validation images, where guessing gives %.1f; their data "
             "were whitened otherwise (--space), or their classes stand in another order.",
-            found.folder, 100 * mean, 100 / classes,
+            found.folder, 100 * found.accuracy, 100 / classes,
         )  # fmt: skip

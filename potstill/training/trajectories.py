@@ -38,6 +38,11 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.accuracies)
 
+    @property
+    def accuracy(self) -> float:
+        """Mean over the experts, of which there must be one."""
+        return sum(self.accuracies) / len(self)
+
     def segment(self, expert: int, start: int, span: int) -> tuple[Tensor, Tensor]:
         """Snapshots (P,) at epochs ``start`` and ``start + span``, float32, read without the rest of the file."""
         with files.opened(expert_path(self.folder, expert), "expert") as reader:

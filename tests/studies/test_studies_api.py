@@ -23,12 +23,19 @@ def held():
 
 def test_data_in_memory_are_written_where_every_process_can_read_them(tmp_path, held):
     found = dataset.load(held)
-    again = dataset.load(str(api._written(found, tmp_path / "data.npz")))
+    again = dataset.load(str(api._written(found, tmp_path)))
     assert again.classes == found.classes
     for name in ("train", "val", "test"):
         one, other = getattr(found, name), getattr(again, name)
         assert one.images.equal(other.images)
         assert one.labels.equal(other.labels)
+
+
+def test_other_data_in_the_same_folder_are_other_data(tmp_path, held):
+    images, labels = held
+    first, other = (api._written(dataset.load((x, labels)), tmp_path) for x in (images, 255 - images))
+    assert first != other
+    assert not dataset.load(str(first)).train.images.equal(dataset.load(str(other)).train.images)
 
 
 def test_two_processes_compare_data_in_memory(tmp_path, held):
