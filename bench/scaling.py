@@ -60,8 +60,10 @@ def seconds(tasks: Sequence[task.Task], folder: Path, executor: execute.Executor
     run_to_completion(execute.execute([Empty(-1 - n) for n in range(2 * executor.capacity())], folder, _Kept(executor)))
     began = time.perf_counter()
     failed = run_to_completion(execute.execute(tasks, folder, executor))
+    spent = time.perf_counter() - began
     assert not failed, failed
-    return time.perf_counter() - began
+    assert all(one.done(folder) for one in tasks)
+    return spent
 
 
 class _Kept:

@@ -115,15 +115,16 @@ class _Schedule:
     """Which tasks can begin, as others end; each step costs no more than the tasks it concerns."""
 
     def __init__(self, tasks: Sequence[Task], folder: Path) -> None:
-        """All tasks; those that are done already are over."""
+        """All tasks; those that are done already are over, and what is needed but not among them is there."""
         self.failures: Failures = {}
         self.over = {task.key for task in tasks if task.done(folder)}
         self.total = len(tasks)
         left = [task for task in tasks if task.key not in self.over]
-        self._unmet = {task.key: len(set(task.needs) - self.over) for task in left}
+        waited_for = {task.key for task in left}
+        self._unmet = {task.key: len(waited_for.intersection(task.needs)) for task in left}
         self._following: dict[str, list[Task]] = {}
         for task in left:
-            for key in set(task.needs) - self.over:
+            for key in waited_for.intersection(task.needs):
                 self._following.setdefault(key, []).append(task)
         self.ready = deque(task for task in left if not self._unmet[task.key])
 

@@ -101,6 +101,13 @@ def test_each_task_follows_what_it_needs_and_failures_stop_nothing_else(tmp_path
     assert events[-1]["done"] == events[-1]["total"]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_needed_and_not_among_the_tasks_is_taken_as_it_is(tmp_path, workers):
+    (tmp_path / "made-before").write_text("by somebody else")
+    assert done([Note("a", needs=("made-before",))], tmp_path, Processes(2) if workers == 2 else None) == {}
+    assert (tmp_path / "a").exists()
+
+
 def test_a_task_that_two_rows_need_is_done_once(tmp_path):
     _, events = done([Note("a"), Note("b", ("a",)), Note("a")], tmp_path)
     assert events[-1]["total"] == 200
