@@ -318,8 +318,9 @@ class Compare:
     dm:iterations=500, herding:labels=soft."""
     ipcs: tuple[Count, ...] = (1, 10)
     """Images per class."""
-    networks: tuple[Architecture, ...] = ()
-    """Networks that are trained on the sets; none: the one that distils."""
+    networks: tuple[str, ...] = ()
+    """Networks that are trained on the sets, changes after a colon: convnet resnet18 convnet:norm=batch; none: the one
+    that distils."""
     set_seeds: Count = 3
     """Sets of each method, each from a seed of its own; the experts are shared."""
     minutes: Positive | None = None

@@ -22,6 +22,7 @@ from potstill.data.labels import one_hot
 from potstill.evaluation.evaluator import Counts, Evaluator, Event, TrainingSet
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.statistics import interval
+from potstill.networks import architectures
 from potstill.training.problem import Problem
 
 NUMERICS = 4  # raised by hand whenever a change of the code changes what a training gives; part of every cached figure
@@ -165,9 +166,9 @@ def common_identity(evaluator: Evaluator) -> list[Any]:
     """What the accuracy of every network of an evaluation depends on, whatever it trains on."""
     problem, protocol = evaluator.problem, evaluator.protocol
     return [
-        NUMERICS, problem.dataset.fingerprint, problem.transform.kind, vars(evaluator.config), protocol.batch_size,
-        protocol.momentum, protocol.weight_decay, list(evaluator.augment), str(evaluator.network.precision),
-        problem.device.type,
+        NUMERICS, problem.dataset.fingerprint, problem.transform.kind, architectures.identity(evaluator.config),
+        protocol.batch_size, protocol.momentum, protocol.weight_decay, list(evaluator.augment),
+        str(evaluator.network.precision), problem.device.type,
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ the cross-architecture set: AlexNet, VGG-11, ResNet-18, LeNet and MLP, in the va
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class NetworkConfig:
     width: Count = 128
     """Channels of a ConvNet block (of the first one where blocks double them: the wide ConvNet), or hidden units of the
     MLP; the other networks have their published widths."""
+    narrower: Count = 1
+    """Divide the channels of AlexNet, VGG-11 and ResNet-18 by this, for machines on which they would take too long."""
     depth: Count | None = None
     """Blocks of the ConvNet, each halving the image; omitted: 3 for 32 pixels, 4 for 64, 5 for 128, 2 for fewer."""
     norm: Norm = "instance"
@@ -53,6 +55,14 @@ def build(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     if is_own(config):
         return own.layout(own.GIVEN.find(config.name), shape, classes, config.norm == "batch")
     return _CONSTRUCTORS[config.name](config, shape, classes).train()
+
+
+def identity(config: NetworkConfig) -> dict[str, Any]:
+    """What makes one network differ from another: its settings, but for those of later versions that change nothing.
+
+    So what was kept before there were such settings is found again.
+    """
+    return {name: value for name, value in vars(config).items() if (name, value) != ("narrower", 1)}
 
 
 def own_network(factory: own.Factory, shape: Shape, classes: int) -> NetworkConfig:
@@ -148,7 +158,8 @@ def alexnet(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """AlexNet for small images: five convolutions, three poolings, one linear layer."""
     layers: list[nn.Module] = []
     channels = shape[0]
-    for width, kernel, pool in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
+    for published, kernel, pool in ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True)):
+        width = _channels(config, published)
         layers += [nn.Conv2d(channels, width, kernel, padding=kernel // 2), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if pool else []
         channels = width
@@ -159,7 +170,8 @@ def vgg11(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """VGG-11 with normalisation; poolings that would empty a small image are left out."""
     layers: list[nn.Module] = []
     channels, size = shape[0], min(shape[1:])
-    for width, pool in ((64, 1), (128, 1), (256, 0), (256, 1), (512, 0), (512, 1), (512, 0), (512, 1)):
+    for published, pool in ((64, 1), (128, 1), (256, 0), (256, 1), (512, 0), (512, 1), (512, 0), (512, 1)):
+        width = _channels(config, published)
         norm = config.norm if size > 1 else "none"  # one pixel has no variance
         layers += [nn.Conv2d(channels, width, 3, padding=1), _norm(norm, width), nn.ReLU()]
         channels = width
@@ -167,6 +179,10 @@ def vgg11(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
             layers.append(nn.MaxPool2d(2))
             size //= 2
     return _with_head(nn.Sequential(*layers), shape, classes)
+
+
+def _channels(config: NetworkConfig, published: int) -> int:
+    return max(1, published // config.narrower)
 
 
 def _residual(channels: int, width: int, stride: int, norm: Norm) -> Residual:
@@ -185,9 +201,11 @@ def _residual(channels: int, width: int, stride: int, norm: Norm) -> Residual:
 
 def resnet18(config: NetworkConfig, shape: Shape, classes: int) -> nn.Sequential:
     """ResNet-18 with a 3×3 stem and no first pooling; strides that would leave one pixel are left out."""
-    layers: list[nn.Module] = [nn.Conv2d(shape[0], 64, 3, padding=1, bias=False), _norm(config.norm, 64), nn.ReLU()]
-    channels, size = 64, min(shape[1:])
-    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+    channels, size = _channels(config, 64), min(shape[1:])
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)]
+    layers += [_norm(config.norm, channels), nn.ReLU()]
+    for published, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        width = _channels(config, published)
         stride = stride if size >= 4 else 1
         layers += [_residual(channels, width, stride, config.norm), _residual(width, width, 1, config.norm)]
         channels, size = width, -(-size // stride)

@@ -21,6 +21,7 @@ from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
 from potstill.methods import METHODS
 from potstill.methods.method import Method
+from potstill.networks import architectures
 from potstill.networks.architectures import NetworkConfig, is_own
 from potstill.training.experts import ExpertConfig
 
@@ -386,7 +387,7 @@ def fixed_fields(settings: Settings) -> dict[str, Any]:
     """What one run may not change, as plain values."""
     from potstill.evaluation.protocol import PROTOCOLS
 
-    fixed = as_dict(settings)
+    fixed = {**as_dict(settings), "network": architectures.identity(settings.network)}
     for name in MUTABLE_FIELDS:
         *parents, leaf = name.split(".")
         inside = fixed

@@ -11,7 +11,6 @@ import numpy as np
 from potstill import bounds, files
 from potstill.bounds import Count, Positive
 from potstill.data.dataset import Dataset
-from potstill.networks.architectures import Architecture
 from potstill.process import own_state
 from potstill.report import comparison_page
 from potstill.runs import given
@@ -39,7 +38,8 @@ def compare(
         ipcs: images per class.
         test: the test part of data in memory; by default a fifth of each class is kept aside.
         out: folder of the comparison and its page; by default a temporary one.
-        networks: names of the networks that are trained on the sets; by default the one that distils.
+        networks: names of the networks that are trained on the sets, changes after a colon ("convnet:norm=batch"); by
+            default the one that distils.
         set_seeds: sets of each method, over which the intervals are.
         minutes: of distilling, the same for every method; by default each method's own iterations.
         published: take each method's published settings where there are any.
@@ -71,7 +71,7 @@ def compare(
             settings = replace(settings, dataset=str(_written(held, folder)))
         asked = Asked(
             settings, with_controls(bounds.fit(methods, tuple[str, ...], "methods")),
-            bounds.fit(ipcs, tuple[Count, ...], "ipcs"), bounds.fit(networks, tuple[Architecture, ...], "networks"),
+            bounds.fit(ipcs, tuple[Count, ...], "ipcs"), bounds.fit(networks, tuple[str, ...], "networks"),
             bounds.fit(set_seeds, Count, "set_seeds"), bounds.fit(minutes, Positive | None, "minutes"), published,
             published_as,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from potstill import files, store
+from potstill import bounds, files, store
 from potstill.errors import PotstillError
 from potstill.evaluation import statistics
 from potstill.evaluation.evaluator import Event
@@ -43,7 +43,7 @@ class Asked:
     shared: Settings  # data, network, experts, augmentation and evaluation of all rows; its seed is the experts'
     methods: tuple[str, ...]  # as "datm", "datm+rat-bptt", "random:labels=soft", "datm:iterations=100+rat-bptt"
     ipcs: tuple[int, ...]
-    networks: tuple[Architecture, ...] = ()  # none: the network that distils
+    networks: tuple[str, ...] = ()  # as "resnet18", "convnet:norm=batch"; none: the network that distils
     set_seeds: int = 3
     minutes: float | None = None  # of distilling, the same for every method; None: as each method's settings say
     published_settings: bool = False  # take each method's published cell where there is one
@@ -86,7 +86,7 @@ def with_controls(methods: Sequence[str]) -> tuple[str, ...]:
 # --- what is asked for ---------------------------------------------------------------------------------------------
 
 
-def parse(text: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+def parse(text: str, what: str = "method") -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
     """A method as it is written on the command line: its stages, and what is changed in the settings of each.
 
     Stages are joined by "+", changes follow a colon: "datm:iterations=100,start_epochs=(8,11)+rat-bptt".
@@ -98,12 +98,12 @@ def parse(text: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
     for stage in re.split(r"\+(?=[a-z])", text):  # not the sign of 1e+2
         name, _, told = stage.partition(":")
         if name in changes:
-            raise PotstillError(f"method {text!r}: {name} stands there twice; name each stage once.")
+            raise PotstillError(f"{what} {text!r}: {name} stands there twice; name each stage once.")
         changes[name] = {}
         for pair in _split(told):
             field, equals, value = pair.partition("=")
             if not equals:
-                raise PotstillError(f"method {text!r}: {pair!r} changes nothing; write {name}:FIELD=VALUE.")
+                raise PotstillError(f"{what} {text!r}: {pair!r} changes nothing; write {name}:FIELD=VALUE.")
             changes[name][field.strip().replace("-", "_")] = _value(value.strip())
     return tuple(changes), changes
 
@@ -187,8 +187,8 @@ def _full(asked: Asked, rows: Sequence[Row]) -> dict[str, list[FigureTask]]:
     numbers = range(protocol_of(asked.shared.evaluation).seeds if count is None else count)
     found: dict[str, list[FigureTask]] = {}
     for row in rows:
-        for config in _networks(asked, tasks.problem_of(row.settings).network_config):
-            found.setdefault(config.name, [FigureTask(row.settings, config, None, number) for number in numbers])
+        for name, config in _networks(asked, tasks.problem_of(row.settings).network_config).items():
+            found.setdefault(name, [FigureTask(row.settings, config, None, number) for number in numbers])
     return found
 
 
@@ -217,18 +217,36 @@ def _row(asked: Asked, name: str, own: Settings) -> Row:
     made = [tasks.set_task(replace(own, seed=own.seed + number), before) for number in range(asked.set_seeds)]
     networks, each = _networks(asked, tasks.problem_of(own).network_config), protocol_of(own.evaluation).seeds
     figures: dict[str, list[list[FigureTask]]] = {
-        config.name: [
+        name: [
             [FigureTask(one.settings, config, one, each * number + seed) for seed in range(each)]
             for number, one in enumerate(made)
         ]
-        for config in networks
+        for name, config in networks.items()
     }
     return Row(name, own, before, made, figures)
 
 
-def _networks(asked: Asked, own: NetworkConfig) -> list[NetworkConfig]:
-    """The networks that are trained on the sets: the one that distils, as it is, and others by their names."""
-    return [own if name == own.name else NetworkConfig(name) for name in asked.networks or (own.name,)]
+def _networks(asked: Asked, own: NetworkConfig) -> dict[str, NetworkConfig]:
+    """The networks that are trained on the sets, as they were written: the one that distils, as it is, and others.
+
+    Changes follow a colon, as for methods: "convnet:norm=batch", "resnet18:narrower=4".
+
+    Raises:
+        PotstillError: there is no such network or setting, or one stands there twice.
+    """
+    found: dict[str, NetworkConfig] = {}
+    for told in asked.networks or (own.name,):
+        (name,), changes = _one_stage(told)
+        begun = own if name == own.name else NetworkConfig(bounds.fit(name, Architecture, "networks"))
+        found[told] = settings.changed(begun, changes[name], f"{name}:")
+    return found
+
+
+def _one_stage(told: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    names, changes = parse(told, "network")
+    if len(names) > 1:
+        raise PotstillError(f"--networks {told}: networks are not joined; separate them by spaces.")
+    return names, changes
 
 
 def _within_minutes(own: Settings, minutes: float, folder: Path) -> Settings:

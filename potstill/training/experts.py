@@ -22,7 +22,7 @@ from potstill.bounds import Count, Positive, Rate
 from potstill.data.augment import Operation
 from potstill.data.labels import one_hot
 from potstill.errors import PotstillError
-from potstill.networks import flat
+from potstill.networks import architectures, flat
 from potstill.seeds import derive
 from potstill.store import once
 from potstill.training import curriculum, trajectories
@@ -70,7 +70,7 @@ def subject(problem: Problem) -> dict[str, Any]:
     return {
         "dataset": {"fingerprint": problem.dataset.fingerprint},
         "transform": problem.transform.kind,
-        "network": vars(problem.network_config),
+        "network": architectures.identity(problem.network_config),
     }
 
 

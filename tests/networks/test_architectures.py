@@ -36,6 +36,22 @@ def test_convnet_family(pooling, norm):
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "alexnet"])
+def test_narrower_networks_have_as_many_fewer_channels(name):
+    def widest(narrower):
+        network = architectures.build(NetworkConfig(name=name, narrower=narrower), (3, 32, 32), 10)
+        return max(p.shape[0] for p in network.parameters())
+
+    assert widest(4) == widest(1) // 4
+    assert widest(10_000) == 10, "the classes; every layer is left a channel"
+
+
+def test_settings_of_later_versions_that_change_nothing_go_unnamed():
+    before = {"name": "convnet", "width": 128, "depth": None, "norm": "instance", "pooling": "avg"}
+    assert architectures.identity(NetworkConfig()) == before
+    assert architectures.identity(NetworkConfig(narrower=2)) == {**before, "narrower": 2}
+
+
 def test_too_deep_a_network_is_refused_with_a_remedy():
     with pytest.raises(PotstillError, match="lower --network.depth"):
         architectures.build(NetworkConfig(depth=5), (1, 8, 8), 10)

@@ -8,6 +8,7 @@ import pytest
 from potstill import files
 from potstill.errors import PotstillError
 from potstill.evaluation.statistics import interval
+from potstill.networks.architectures import NetworkConfig
 from potstill.runs.api import run_to_completion
 from potstill.studies import compare, task
 from potstill.studies.compare import Asked
@@ -46,6 +47,13 @@ def test_methods_are_written_with_their_stages_and_changes():
         compare.parse("dm:100")
 
 
+def test_networks_are_written_with_their_changes():
+    own = NetworkConfig("convnet", width=8)
+    found = compare._networks(asked(networks=("convnet", "convnet:norm=batch", "vgg11:narrower=4")), own)
+    assert list(found.values()) == [own, replace(own, norm="batch"), NetworkConfig("vgg11", narrower=4)]
+    assert compare._networks(asked(), own) == {"convnet": own}
+
+
 def test_rows_share_what_is_of_all_and_keep_what_is_their_own():
     dm = compare.row_settings(asked(), NAMES[2], 2)
     assert (dm.ipc, dm.stages[0].iterations, dm.network) == (2, 2, SHARED.network)
@@ -72,6 +80,10 @@ def test_published_settings_bring_their_network_and_whitening():
         ({"methods": ("dm+dm",)}, "stands there twice"),
         ({"methods": ("random", "random:labels=hard")}, "random:labels=hard is the same as random"),
         ({"ipcs": (1, 1)}, "stands there twice"),
+        ({"networks": ("resnet",)}, "networks"),
+        ({"networks": ("resnet18:narow=2",)}, "did you mean narrower"),
+        ({"networks": ("resnet18+mlp",)}, "networks are not joined"),
+        ({"networks": ("resnet18:4",)}, "network 'resnet18:4': '4' changes nothing"),
         ({"ipcs": ()}, "no size is named"),
         ({"methods": ("dm:iteration=3",)}, "did you mean iterations"),
         ({"methods": ("dm:iterations=0",)}, "iterations"),
