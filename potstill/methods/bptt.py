@@ -45,6 +45,7 @@ from potstill.networks.losses import loss_for, soft_cross_entropy
 
 CHUNK = 100  # real images whose graph is held at once
 ADAM_STEP_SIZE, SGD_STEP_SIZE = 1e-3, 0.01  # of students, where the set brings none
+PUBLISHED_WIDTH = 128  # of the students for which that of Adam is published
 MOMENTUM = {"images": 0.5, "labels": 0.9, "step_size": 0.5}  # of outer SGD, as in matching
 RELATIVE_ADAM_STEP = 0.055  # of the images' root mean square: 1e-3 at the published initial noise
 LABELS_ADAM_STEP = 1e-3
@@ -74,7 +75,8 @@ class RatBptt:
     inner: Literal["adam", "sgd"] = "adam"
     """Optimiser of the students. sgd trains by the set's own step size, which is learned."""
     inner_step_size: Positive | None = None
-    """Step size of the students. None: 0.001 for adam; for sgd that of the set, else 0.01."""
+    """Step size of the students. None: for adam 0.001 as published for networks 128 wide, inversely proportional to the
+    width; for sgd that of the set, else 0.01."""
     initial: Literal["noise", "random"] = "noise"
     """Begin with noise or with random real images; a later stage begins with the set of the stage before."""
     labels: Literal["raw", "logits", "hard"] = "raw"
@@ -128,9 +130,15 @@ def optimiser(settings: RatBptt) -> Adam | Sgd:
 
 
 def step_size_of(ctx: Context, settings: RatBptt, variables: Variables) -> Tensor:
-    """The students' step size: the set's own where it is learned."""
-    own = variables.get("step_size")
-    return torch.tensor(settings.inner_step_size or ADAM_STEP_SIZE, device=ctx.problem.device) if own is None else own
+    """The students' step size: the set's own where it is learned.
+
+    A step of Adam moves every weight alike, so that what a unit computes changes with the number of its inputs:
+    networks half as wide learn as fast with twice the step size (Yang et al., "Tensor Programs V", 2022).
+    """
+    if (own := variables.get("step_size")) is not None:
+        return own
+    narrowing = PUBLISHED_WIDTH / ctx.problem.network_config.width
+    return torch.tensor(settings.inner_step_size or ADAM_STEP_SIZE * narrowing, device=ctx.problem.device)
 
 
 def kind(settings: RatBptt) -> Kind:
@@ -297,7 +305,11 @@ def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: s
     }  # fmt: skip
 
 
-_DIGITS = {"iterations": 200, "unroll": 100, "window": 40, "real_batch": 500, "cooldown": 0.5}  # in minutes
+_MINUTES = {"real_batch": 500, "cooldown": 0.5}
+_DIGITS = {  # chosen on validation images
+    1: {**_MINUTES, "iterations": 200, "unroll": 100, "window": 40, "inner_step_size": 1e-3},
+    10: {**_MINUTES, "iterations": 400, "unroll": 32, "window": 16, "inner_step_size": 0.01},
+}
 
 RAT_BPTT = Method(
     name="rat-bptt",
@@ -321,7 +333,7 @@ RAT_BPTT = Method(
         ("cifar100", 1): _cell(130, 90, 3e-4, "raw", 100, "end"),
         ("cifar100", 10): _cell(300, 100, 1e-3, "raw", 100),
     },
-    tuned={("digits", ipc): _DIGITS for ipc in (1, 10)},
+    tuned={("digits", ipc): cell for ipc, cell in _DIGITS.items()},
     refining={
         "iterations": 60, "unroll": 400, "window": 20, "pool": 8, "real_batch": 500, "augment_real": False,
         "inner": "sgd", "labels": "logits", "outer": "sgd", "clip": None, "cooldown": 0.5, "threshold": 1.0,

@@ -25,7 +25,7 @@ REFINING = {
 }  # fmt: skip
 PAPER = {
     "iterations": 12, "window": 4, "unroll": 9, "real_batch": 200, "batch_size": 20, "lr_images": 1e-2,
-    "lr_labels": 1e-3, "lr_step_size": 0.0,
+    "lr_labels": 1e-3, "lr_step_size": 0.0, "inner_step_size": 1e-3,
 }  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_a_student_is_the_network_that_plain_training_gives(tmp_path, form):
     assert lead > 0
     targets, kind = first.variables[own.labels], bptt.kind(own)
     steps = trajectory.draw_steps(ctx, own.batch_size, lead + own.window, 20, draws)
-    step_size = first.variables.get("step_size", torch.tensor(1e-3))
+    step_size = bptt.step_size_of(ctx, own, first.variables)
     expected = unroll(
         theta, first.variables["images"], targets, step_size, steps, loss_for(ctx.problem.network, kind),
         inner=Adam() if own.inner == "adam" else Sgd(), adjoint="direct",
@@ -107,6 +107,15 @@ def test_a_student_is_the_network_that_plain_training_gives(tmp_path, form):
     assert float(found.loss.detach()) == pytest.approx(float(loss), abs=1e-4)
     if own.pool:
         assert torch.allclose(found.memory["student.2"], expected, atol=1e-5)
+
+
+def test_narrower_students_take_longer_steps_of_adam(tmp_path):
+    ctx, own, _ = setting(tmp_path, PAPER)
+    width = ctx.problem.network_config.width
+    assert float(bptt.step_size_of(ctx, replace(own, inner_step_size=None), {})) == pytest.approx(1e-3 * 128 / width)
+    assert float(bptt.step_size_of(ctx, replace(own, inner_step_size=0.002), {})) == pytest.approx(0.002)
+    learned = torch.tensor(0.3)
+    assert bptt.step_size_of(ctx, own, {"step_size": learned}) is learned
 
 
 def doubled(ctx):
