@@ -5,8 +5,9 @@
     python -m bench.scaling --empty 200 --small                  a small form
     python -m bench.scaling --record records/scaling-NAME.json   keep what was measured
 
-On paper, from what was measured: DATM's nine cells of CIFAR (a hundred experts a dataset, a set and five networks a
-cell), scheduled on many workers.  A set is one task, so that its length bounds what workers can gain.
+On paper, from what was measured: DATM's twelve cells (a hundred experts a dataset, a set and five networks a cell),
+scheduled on many workers.  A set is one task, so that its length bounds what workers can gain.  Where Tiny ImageNet is
+not there, its cells are timed on noise of its shape.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from potstill import files
@@ -32,7 +34,9 @@ from potstill.studies import execute, task
 
 WORKERS = (1, 2)
 ON_PAPER = (8, 64, 512)
-IPCS = {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100)}
+TINY = "tiny-imagenet"
+IPCS = {"cifar10": (1, 10, 50, 500, 1000), "cifar100": (1, 10, 50, 100), TINY: (1, 10, 50)}
+CLASSES, IMAGES, FEWER = 200, 500, 60  # of Tiny ImageNet, images of each; and how many are made up
 
 
 @dataclass(frozen=True)
@@ -116,21 +120,45 @@ def overhead(count: int) -> dict[str, float]:
 
 
 def on_paper(data: Path) -> dict[str, Any]:
-    """Hours until DATM's published cells of CIFAR are done, by workers like this machine; and worker hours in all."""
+    """Hours until DATM's published cells are done, by workers like this machine; and worker hours in all."""
     jobs: list[tuple[str, float, list[str]]] = []
+    cells = {}
     for dataset, ipcs in IPCS.items():
         names = [f"{dataset} expert {number}" for number in range(100)]
         for ipc in ipcs:
-            found = forecast.forecast(configure(str(data / dataset), ipc, f"{dataset}-ipc{ipc}"))["seconds"]
+            cell = f"{dataset}-ipc{ipc}"
+            found = cells[cell] = _seconds(data / dataset, ipc, cell)
             if ipc == ipcs[0]:
                 jobs += [(name, found["experts"] / len(names), []) for name in names]
-            made = f"{dataset} at {ipc}"
-            jobs.append((made, found["distilling"], names))
-            jobs += [(f"{made}, network {number}", found["evaluation"] / 5, [made]) for number in range(5)]
-            print(f"{made}: {found['distilling'] / 3600:.1f} hours of distilling", flush=True)
+            jobs.append((cell, found["distilling"], names))
+            jobs += [(f"{cell}, network {number}", found["evaluation"] / 5, [cell]) for number in range(5)]
+            print(f"{cell}: {found['distilling'] / 3600:.1f} hours of distilling", flush=True)
     whole = sum(length for _, length, _ in jobs) / 3600
     hours = {str(workers): makespan(jobs, workers) / 3600 for workers in ON_PAPER}
-    return {"worker_hours": whole, "hours": hours, "longest_hours": max(length for _, length, _ in jobs) / 3600}
+    longest = max(length for _, length, _ in jobs) / 3600
+    return {"worker_hours": whole, "hours": hours, "longest_hours": longest, "seconds_of_cells": cells}
+
+
+def _seconds(data: Path, ipc: int, cell: str) -> dict[str, float]:
+    """Of the experts, of distilling and of evaluation, as forecast."""
+    if data.exists() or data.name != TINY:
+        return dict(forecast.forecast(configure(str(data), ipc, cell))["seconds"])
+    with tempfile.TemporaryDirectory() as folder:
+        noise = _noise(Path(folder))
+        found = forecast.forecast(configure(str(noise), ipc, cell, {"transform": "standardise"}))["seconds"]
+    return {**found, "experts": found["experts"] * IMAGES / FEWER}
+
+
+def _noise(folder: Path) -> Path:
+    """Fewer images of Tiny ImageNet's shape; the time of an expert grows with their number."""
+    draws = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for part, each in {"train": FEWER, "test": 2}.items():
+        arrays[f"{part}_images"] = draws.integers(0, 256, (each * CLASSES, 64, 64, 3), np.uint8)
+        arrays[f"{part}_labels"] = np.arange(each * CLASSES) % CLASSES
+    path = folder / f"{TINY}.npz"
+    np.savez(path, **arrays)
+    return path
 
 
 def makespan(jobs: Sequence[tuple[str, float, list[str]]], workers: int) -> float:
@@ -154,7 +182,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--empty", type=int, default=10_000, help="tasks that do nothing")
     parser.add_argument("--small", action="store_true", help="real tasks of a few steps")
-    parser.add_argument("--data", type=Path, help="folder of cifar10 and cifar100, to say what DATM's cells cost")
+    parser.add_argument(
+        "--data", type=Path, help="folder of cifar10, cifar100 and perhaps tiny-imagenet, to say what DATM's cells cost"
+    )
     parser.add_argument("--record", type=Path, help="write the figures to this file")
     given = parser.parse_args()
     found = {"tasks_a_minute": rates(given.small), "overhead_ms": overhead(given.empty), "empty_tasks": given.empty}

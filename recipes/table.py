@@ -38,8 +38,8 @@ def figure(found: dict | None) -> str:
 def row(name: str, record: dict) -> str:
     """One line of the table."""
     accuracy, seconds = record["accuracy"], record["seconds"]
-    dataset, _, ipc = name.removesuffix("-cpu").removesuffix("-matching").rpartition("-ipc")
-    known = published.accuracy("datm", dataset, int(ipc)) if ipc.isdigit() else None
+    dataset, _, told = name.rpartition("-ipc")
+    known = published.accuracy((record.get("method") or ["datm"])[0], dataset, int(told.split("-")[0]))
     apart = 100 * (accuracy["distilled"]["mean"] - known.accuracy) if known else None
     minutes = " + ".join(f"{(seconds[stage] or 0) / 60:.1f}" for stage in ("experts", "distill", "evaluate"))
     cells = [
@@ -99,6 +99,40 @@ def comparison_section(name: str, record: dict) -> str:
     return "\n".join([*lines, *(f"{sentence}\n" for sentence in comparison_page.sentences(record))])
 
 
+def scaling_section(name: str, record: dict) -> str:
+    """How tasks scale with workers, what each costs beside its work, and DATM's cells on many machines."""
+    lines = [
+        f"\n## {name}\n",
+        "Tasks a minute by workers of one thread each (the digits' network, ten images per class), and milliseconds "
+        f"that a task costs beside its work, by {record['empty_tasks']:,} that do none. Commit {record['commit']}: "
+        f"`python -m bench.scaling --data data`, all values in [{name}.json]({name}.json).\n",
+        "| | 1 worker | 2 workers | ratio |",
+        "| --- | --- | --- | --- |",
+    ]
+    for kind, by in record["tasks_a_minute"].items():
+        lines.append(f"| {kind} a minute | {by['1']:.1f} | {by['2']:.1f} | {by['2'] / by['1']:.2f} |")
+    lines.append("")
+    for how, each in record["overhead_ms"].items():
+        most = 60_000 / each
+        lines.append(
+            f"By {how} a task costs {each:.2f} ms: driver and store are the limit where more than {most:,.0f} tasks end "
+            "in a minute; with tasks of a minute, where there are more workers than that.\n"
+        )
+    return "\n".join([*lines, *_on_paper(record.get("datm_on_paper"))])
+
+
+def _on_paper(found: dict | None) -> list[str]:
+    if found is None:
+        return []
+    hours = ", ".join(f"{value:,.0f} hours on {workers} workers" for workers, value in found["hours"].items())
+    longest = max(found["seconds_of_cells"], key=lambda cell: found["seconds_of_cells"][cell]["distilling"])
+    return [
+        f"DATM's twelve published cells on paper: {found['worker_hours']:,.0f} hours of a worker like this one; {hours}. "
+        f"A set is one task, and the longest, {longest}, takes {found['longest_hours']:,.0f} hours: beyond that more "
+        "workers gain nothing, but for several processes at that set (`torchrun`).\n"
+    ]
+
+
 def page() -> str:
     """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
@@ -108,6 +142,7 @@ def page() -> str:
     lines += [
         comparison_section(name, record) for name, record in records.items() if record.get("kind") == compare.KIND
     ]
+    lines += [scaling_section(name, record) for name, record in records.items() if "tasks_a_minute" in record]
     return "\n".join(lines)
 
 
