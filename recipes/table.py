@@ -115,8 +115,8 @@ def scaling_section(name: str, record: dict) -> str:
     for how, each in record["overhead_ms"].items():
         most = 60_000 / each
         lines.append(
-            f"By {how} a task costs {each:.2f} ms: driver and store are the limit where more than {most:,.0f} tasks end "
-            "in a minute; with tasks of a minute, where there are more workers than that.\n"
+            f"By {how} a task costs {each:.2f} ms: driver and store are the limit where more than {most:,.0f} tasks "
+            "end in a minute; with tasks of a minute, where there are more workers than that.\n"
         )
     return "\n".join([*lines, *_on_paper(record.get("datm_on_paper"))])
 
@@ -127,8 +127,8 @@ def _on_paper(found: dict | None) -> list[str]:
     hours = ", ".join(f"{value:,.0f} hours on {workers} workers" for workers, value in found["hours"].items())
     longest = max(found["seconds_of_cells"], key=lambda cell: found["seconds_of_cells"][cell]["distilling"])
     return [
-        f"DATM's twelve published cells on paper: {found['worker_hours']:,.0f} hours of a worker like this one; {hours}. "
-        f"A set is one task, and the longest, {longest}, takes {found['longest_hours']:,.0f} hours: beyond that more "
+        f"DATM's twelve published cells on paper: {found['worker_hours']:,.0f} hours of a worker like this one; {hours}"
+        f". A set is one task, and the longest, {longest}, takes {found['longest_hours']:,.0f} hours: beyond that more "
         "workers gain nothing, but for several processes at that set (`torchrun`).\n"
     ]
 
