@@ -1,6 +1,7 @@
 """The comparisons behind records/, each made by one command; resumable, and longer lists reuse what is done.
 
 python recipes/comparisons.py digits                                  every method at 1 and 10 images per class
+python recipes/comparisons.py digits-30                               and at 30, the same minutes for every method
 python recipes/comparisons.py cifar10-narrow --data data/cifar10      the same minutes for every method
 python recipes/comparisons.py cifar10-narrow-many --data data/cifar10 against pruning, over six networks
 """
@@ -18,20 +19,23 @@ from potstill.studies.compare import KIND
 
 RECORDS = Path(__file__).parents[1] / "records"
 ALL = [name for name in METHODS if name != "random"]
-NARROW = "--network.width 32 --expert.count 3 --expert.epochs 10 --evaluation.full-epochs 10 --published-as cifar10"
+NARROW = "--network.width 32 --expert.count 2 --expert.epochs 6 --evaluation.full-epochs 6 --published-as cifar10"
+MANY = "convnet convnet:norm=batch resnet18:narrower=8 vgg11:narrower=4 alexnet:narrower=4 lenet"
 COMPARISONS = {
     "digits": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --workers 2",
+    "digits-30": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 30 --minutes 0.5 --workers 2 --evaluations 2 "
+    "--evaluation.seeds 2",
     "cifar10-narrow": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --minutes 0.5 --set-seeds 1 --workers 2 "
-    f"--evaluation.seeds 3 --evaluation.epochs 301 --evaluation.full-seeds 1 {NARROW}",
-    "cifar10-narrow-many": "--methods herding forgetting glister window window:labels=soft datm --ipcs 100 500 "
-    "--networks convnet resnet18 vgg11 alexnet lenet mlp --minutes 2 --set-seeds 1 --workers 2 "
-    f"--evaluation.seeds 2 --evaluation.epochs 31 --evaluation.full-seeds 1 {NARROW}",
+    f"--evaluations 2 --evaluation.seeds 3 --evaluation.epochs 301 --evaluation.full-seeds 1 {NARROW}",
+    "cifar10-narrow-many": "--methods herding forgetting glister window window:labels=soft datm pad --ipcs 100 "
+    f"--networks {MANY} --minutes 4 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 2 "
+    f"--evaluation.epochs 61 --evaluation.full-seeds 1 {NARROW}",
 }
 
 
 def arguments(name: str, data: Path, out: Path) -> list[str]:
     """The command line of ``potstill`` that makes a comparison."""
-    dataset = [] if name == "digits" else ["--dataset", str(data)]
+    dataset = [] if name.startswith("digits") else ["--dataset", str(data)]
     return ["compare", *shlex.split(COMPARISONS[name]), *dataset, "--out", str(out / name)]
 
 
