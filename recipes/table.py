@@ -51,7 +51,7 @@ def row(name: str, record: dict) -> str:
         f"**{figure(accuracy['distilled'])}**",
         f"{100 * known.accuracy:.1f}" if known else "–",
         f"{apart:+.1f}" if apart is not None else "–",
-        f"{figure(accuracy.get('full'))} ({record['protocol']['full_epochs']})",
+        f"{figure(full)} ({record['protocol']['full_epochs']})" if (full := accuracy.get("full")) else "–",
         minutes,
         f"{record['peak_memory_bytes'] / 1e9:.1f} GB",
         record["commit"],

@@ -175,7 +175,7 @@ def comparisons():
     return runpy.run_path(str(RECIPES / "comparisons.py"))
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10-narrow", "cifar10-narrow-many"])
+@pytest.mark.parametrize("name", ["digits", "digits-30", "cifar10-narrow", "cifar10-narrow-many"])
 def test_a_comparison_is_a_command_whose_settings_hold(name, comparisons, tmp_path):
     command, *flags = comparisons["arguments"](name, tmp_path / "cifar10", tmp_path)
     asked = arguments.parse(command, flags)
