@@ -170,7 +170,10 @@ def _method(name: str, title: str, citation: str, settings: type[Dc], siamese: b
         loss_label="distance of gradients", probe=probe, pictures=lambda settings: settings.pictures,
         published={("cifar10", ipc): _cell(ipc) for ipc in (1, 10, 50)}
         | {("cifar100", ipc): _cell(ipc) for ipc in ((1, 10, 50) if siamese else (1, 10))},
-        tuned={("digits", ipc): {"iterations": 400, "inner_epochs": 5} for ipc in (1, 10, 50)},
+        tuned={
+            ("digits", ipc): {"iterations": 400, "inner_epochs": 5, "initial": initial}
+            for ipc, initial in ((1, settings().initial), (10, "random"), (50, "random"))
+        },  # 400 steps from noise do not reach far enough for ten images and more
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 2023.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,9 @@ from potstill.networks.losses import loss_for
 
 BORN, RIGHT = "born", "right"  # networks made so far; and how often each of the queue was right in training lately
 FIRST = 3  # networks that the queue begins with
-TRAINED, TRAINING_STEPS = 2, 10  # networks that take so many steps on real images after each iteration
+TRAINED = 2  # networks that train on real images after each iteration
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of that training
+FEATURES = 2048  # of the network that the published weights of the cross-entropy were chosen with
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Idm:
     """Outer iterations (published: 20,000)."""
     real_batch: Count = 256
     """Real images of each class an iteration; all of them where a class has fewer."""
-    lr_images: Rate = 1.0
+    lr_images: Rate = 0.2
     """Outer learning rate of the images."""
     cooldown: Fraction = 0.0
     """Last fraction of the iterations over which the rate falls to nothing; 0 keeps it, as published."""
@@ -42,9 +45,12 @@ class Idm:
     every: Count = 30
     """Iterations after which a fresh network joins the queue."""
     cross_entropy: Rate = 0.5
-    """Weight of the cross-entropy of the synthetic images by that network, times how often it is right, in per cent."""
+    """Weight of the cross-entropy of the synthetic images by that network, times how often it is right, in per cent.
+    Of a network of F features it is multiplied by √(F / 2048), which is 1 for the published one."""
+    training_steps: Count = 10
+    """Steps that two networks of the queue train on real images after each iteration."""
     inner_step_size: Positive = 0.01
-    """Step size of the networks' training on real images, in batches of 256."""
+    """Step size of that training, in batches of 256 and with momentum 0.9."""
     initial: Literal["random", "noise"] = "random"
     """Begin with random real images, or with noise."""
 
@@ -64,7 +70,8 @@ def mean_feature_loss(
     """Σ_classes ‖mean_real f(x) − mean_synthetic f(x)‖² + w · CE, f the last features of a network of the queue.
 
     w grows with its accuracy in training.  What the code calls the mean of channels is none: all features are compared.
-    Several processes share the classes.
+    The gradient of their squared distance is as long as the distance, which grows as the root of their number, and that
+    of the cross-entropy does not grow: so w does.  Several processes share the classes.
     """
     draws = ctx.draws("queue", iteration)
     number = int(torch.randint(_size(memory), (), generator=draws))
@@ -77,8 +84,9 @@ def mean_feature_loss(
             target = network.features(theta, found.real).mean(0)
         loss = loss + (target - network.features(theta, found.synthetic).mean(0)).square().sum()
         if weight:
+            balanced = weight * math.sqrt(len(target) / FEATURES)
             truth = torch.full((len(found.synthetic),), label, device=images.device)
-            loss = loss + weight * F.cross_entropy(network(theta, found.synthetic), truth)
+            loss = loss + balanced * F.cross_entropy(network(theta, found.synthetic), truth)
     return Outcome(loss, _advanced(ctx, settings, memory, iteration, draws))
 
 
@@ -90,37 +98,48 @@ def _advanced(ctx: Context, settings: Idm, memory: Memory, iteration: int, draws
     """The queue after some of its networks took steps on real images, and perhaps a fresh one joined."""
     memory = {**memory, RIGHT: memory[RIGHT].clone(), BORN: memory[BORN].clone()}
     for number in torch.randperm(_size(memory), generator=draws)[:TRAINED].tolist():
-        memory[f"network.{number}"], right = _trained(ctx, settings, memory[f"network.{number}"], draws)
+        theta = memory[f"network.{number}"]
+        velocity = memory.get(f"velocity.{number}", torch.zeros_like(theta))
+        theta, velocity, right = _trained(ctx, settings, theta, velocity, draws)
+        memory[f"network.{number}"], memory[f"velocity.{number}"] = theta, velocity
         memory[RIGHT][number] = right
     if (iteration + 1) % settings.every == 0:
         place = int(memory[BORN]) % settings.queue
         memory[f"network.{place}"] = ctx.fresh("network", int(memory[BORN]))
+        memory.pop(f"velocity.{place}", None)
         memory[RIGHT][place] = 0.0
         memory[BORN] += 1
     return memory
 
 
-def _trained(ctx: Context, settings: Idm, theta: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:
-    """A network after some steps of SGD on real images, and how often it was right on the way."""
+def _trained(
+    ctx: Context, settings: Idm, theta: Tensor, velocity: Tensor, draws: torch.Generator
+) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    """A network (P,) after some steps of SGD on real images, its velocity, and how often it was right on the way."""
     split, network = ctx.problem.train, ctx.problem.network
     gradient = engine.mean_gradient(loss_for(network, "hard"))
     right = 0.0
-    for _ in range(TRAINING_STEPS):
+    for _ in range(settings.training_steps):
         rows = torch.randint(len(split.labels), (min(256, len(split.labels)),), generator=draws).to(theta.device)
         images, truth = split.images[rows], split.labels[rows]
         with torch.no_grad():
-            right += float((network(theta, images).argmax(1) == truth).float().mean()) / TRAINING_STEPS
-        theta = theta - settings.inner_step_size * gradient(theta, images, one_hot(truth, ctx.classes))
-    return theta, right
+            right += float((network(theta, images).argmax(1) == truth).float().mean()) / settings.training_steps
+        slope = gradient(theta, images, one_hot(truth, ctx.classes)) + WEIGHT_DECAY * theta
+        velocity = MOMENTUM * velocity + slope
+        theta = theta - settings.inner_step_size * velocity
+    return theta, velocity, right
 
 
 def probe(settings: Idm) -> Probe:
     """One iteration as it is."""
-    return Probe(settings, 1.0, settings.queue)
+    return Probe(settings, 1.0, 2 * settings.queue)
 
 
-def _cell(ipc: int) -> dict[str, object]:
-    return {"iterations": 20_000, "queue": 100, "transform": "standardise", "network": {"depth": 3}}
+def _cell(**more: object) -> dict[str, object]:
+    return {"iterations": 20_000, "queue": 100, "transform": "standardise", "network": {"depth": 3}, **more}
+
+
+_ONE = {"real_batch": 5000, "every": 5}
 
 
 IDM = Method(
@@ -129,6 +148,10 @@ IDM = Method(
     begin=begin, loss=mean_feature_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},
     loss_label="squared distance of mean features", probe=probe, pictures=lambda settings: settings.pictures,
-    published={(data, ipc): _cell(ipc) for data in ("cifar10", "cifar100") for ipc in (1, 10, 50)},
-    tuned={("digits", ipc): {"iterations": 500} for ipc in (1, 10, 50)},
+    published={
+        ("cifar10", 1): _cell(**_ONE), ("cifar10", 10): _cell(), ("cifar10", 50): _cell(cross_entropy=0.1),
+        ("cifar100", 1): _cell(**_ONE), ("cifar100", 10): _cell(cross_entropy=0.1, training_steps=50),
+        ("cifar100", 50): _cell(cross_entropy=0.1),
+    },
+    tuned={("digits", ipc): {"iterations": 500, "pictures": 1} for ipc in (1, 10, 50)},  # a quarter is 4×4 pixels
 )  # fmt: skip

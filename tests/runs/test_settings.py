@@ -160,7 +160,7 @@ def test_a_selection_cannot_follow_another_method():
 
 
 @pytest.mark.parametrize(("method", "changes", "sentence"), [
-    (("idm", "dm"), {}, "dm: works on slots of 1×1 pictures, and those of idm hold 2×2"),
+    (("idm", "dm"), {"idm": {"pictures": 2}}, "dm: works on slots of 1×1 pictures, and those of idm hold 2×2"),
     (("dm", "idm"), {}, "idm: works on slots of 2×2 pictures, and those of dm hold 1×1; set --idm.pictures 1"),
     (("cafe",), {"network": {"norm": "batch"}}, "network.norm batch: cafe compares images class by class"),
     (("herding",), {"herding": {"expert": 9}}, "herding.expert 9: there are 2, counted from 0"),
