@@ -220,7 +220,7 @@ def network_for(distilled: Distilled, network: Network | None = None) -> Network
         base = own if network.get("name", own.name) == own.name else NetworkConfig()
         if is_own(base):
             raise PotstillError(f"network {dict(network)}: has no effect on {own.name}; give its function, or a name.")
-        found = _with_settings(base, network)
+        found = bounds.changed(base, network, "network.")
     elif callable(network):
         found = own_network(network, (c, h, w), len(distilled.classes))
     else:
@@ -237,12 +237,3 @@ def operations_for(distilled: Distilled, augment: Augment | None) -> tuple[Opera
     c, h, w = distilled.images.shape[1:]
     asked = distilled.recipe["augment"] if augment is None else own_augment.names(augment, (c, h, w))
     return bounds.fit(asked, tuple[Named, ...], "augment")
-
-
-def _with_settings(base: NetworkConfig, settings: Mapping[str, Any]) -> NetworkConfig:
-    hints = bounds.hints_of(NetworkConfig)
-    if unknown := [name for name in settings if name not in hints]:
-        raise PotstillError(f"network.{unknown[0]}: no such setting; choose among {', '.join(hints)}.")
-    return replace(
-        base, **{name: bounds.fit(value, hints[name], f"network.{name}") for name, value in settings.items()}
-    )
