@@ -66,12 +66,13 @@ def write_bytes(path: Path, payload: bytes) -> None:
             beside.unlink()
 
 
-def append(path: Path, text: str) -> None:
-    """Add text to the end of a file.
+def append_json(path: Path, value: Any) -> None:
+    """Add a line of JSON to the end of a file.
 
     Raises:
         PotstillError: there is no room for it.
     """
+    text = as_json(value) + "\n"
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)

@@ -135,7 +135,7 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
         yield from _evaluate_if_due(session)
     for reached, metrics in loop.iterate(method, ctx, session.settings.stages[number], session.state):
         if ranks.first():
-            files.append(run.folder / record.METRICS, files.as_json({"stage": method.name, **metrics}) + "\n")
+            files.append_json(run.folder / record.METRICS, {"stage": method.name, **metrics})
         session.state = reached
         if session.due(run.settings.snapshots):
             _snapshot(session)
@@ -185,7 +185,7 @@ def _from_disk(run: Run, path: str) -> Start:
     Raises:
         PotstillError: it is of other data, another transform or another size.
     """
-    found, device = load(path, run.data or run.settings.dataset), run.problem.device
+    found, device = load(path, run.problem.dataset), run.problem.device
     mine = {
         "dataset": run.problem.dataset.fingerprint, "transform": run.problem.transform.kind,
         "images per class": run.settings.ipc,
