@@ -63,9 +63,9 @@ def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
     def write(path: Path, made: Made) -> None:
-        files.save(path, kind, *made)
+        files.write_tensors(path, kind, *made)
 
-    return _once(cache_folder() / kind / f"{key}.safetensors", lambda path: files.load(path, kind), make, write)
+    return _once(cache_folder() / kind / f"{key}.safetensors", lambda path: files.read_tensors(path, kind), make, write)
 
 
 def once_json(

@@ -67,8 +67,8 @@ def write(folder: Path) -> Path:
 def _read(folder: Path, results: dict[str, Any]) -> Finished:
     """What the folder of a run holds beside its results."""
     distilled, own = load(folder / FILE), trajectories.find(folder / "experts")
-    start, _ = files.load(folder / "start.safetensors", "start")
-    nearest = files.load(folder / NEAREST, NEAREST_KIND)[0] if (folder / NEAREST).exists() else None
+    start, _ = files.read_tensors(folder / "start.safetensors", "start")
+    nearest = files.read_tensors(folder / NEAREST, NEAREST_KIND)[0] if (folder / NEAREST).exists() else None
     return Finished(
         folder=folder,
         results=results,

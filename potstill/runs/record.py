@@ -58,7 +58,7 @@ def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str,
     results = summary(run, who, distilled, found, store)
     if ranks.first():
         nearest = memorisation.pictures(results["memorisation"], run.problem)
-        files.save(run.folder / NEAREST, NEAREST_KIND, nearest, {})
+        files.write_tensors(run.folder / NEAREST, NEAREST_KIND, nearest, {})
         files.write_json(run.folder / "results.json", results)
     return results
 
@@ -164,7 +164,7 @@ def history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():
         return {}, {}
-    _, header = files.load(checkpoint, KIND)
+    _, header = files.read_tensors(checkpoint, KIND)
     return header, header["log"]
 
 

@@ -162,7 +162,7 @@ def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:
     session.state = state.begin(method, stages[number], method.begin(ctx, stages[number], start), before)
     if before is None:
         images = {"images": session.state.variables["images"]}
-        files.save(run.folder / "start.safetensors", "start", images, {})
+        files.write_tensors(run.folder / "start.safetensors", "start", images, {})
         if run.settings.snapshots:
             _snapshot(session)
 

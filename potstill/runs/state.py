@@ -55,7 +55,7 @@ class State:
             tensors |= {f"moments/{name}/{moment}": tensor for moment, tensor in moments.items()}
         # at the start and after an undone step the state shares memory with the one before, which the format refuses
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        files.save(path, KIND, tensors, {**{name: getattr(self, name) for name in COUNTS}, **header})
+        files.write_tensors(path, KIND, tensors, {**{name: getattr(self, name) for name in COUNTS}, **header})
 
 
 GROUPS = ("variables", "previous", "memory")
@@ -66,7 +66,7 @@ COUNTS = (
 
 def load_state(path: Path, device: torch.device) -> tuple[State, dict[str, Any]]:
     """Read a checkpoint: the state, and the header with the fields that were added."""
-    tensors, header = files.load(path, KIND)
+    tensors, header = files.read_tensors(path, KIND)
     fields: dict[str, Any] = {group: {} for group in (*GROUPS, "moments")}
     for path_of, tensor in tensors.items():
         group, _, name = path_of.partition("/")

@@ -203,7 +203,7 @@ def _resume(job: _Job, unfinished: Path, seed: int) -> tuple[Tensor, Tensor, Sna
     network, device = job.problem.network, job.problem.device
     if unfinished.exists():
         try:
-            tensors, header = files.load(unfinished, IN_TRAINING)
+            tensors, header = files.read_tensors(unfinished, IN_TRAINING)
             if header.get("identity", files.fingerprint(job.identity)) != files.fingerprint(job.identity):
                 raise PotstillError("it comes from another folder")
             snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
@@ -261,4 +261,4 @@ def save(
         "last": last,
         "last_buffers": last_buffers,
     }
-    files.save(path, kind, tensors, {**header, "epochs": list(snapshots)}, by_row=("theta",))
+    files.write_tensors(path, kind, tensors, {**header, "epochs": list(snapshots)}, by_row=("theta",))
