@@ -23,6 +23,8 @@ from potstill import files
 from potstill.errors import PotstillError
 
 MANIFEST = "manifest.json"
+Snapshots = dict[int, tuple[Tensor, Tensor]]
+"""Parameters (P,) and running statistics (B,) by epoch."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,30 @@ def _ending(folder: Path, number: int, manifest: dict[str, Any]) -> tuple[float,
     return None if accuracy is None else (accuracy, header.get("seconds", 0.0))
 
 
+def write_expert(
+    path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any],
+    storage: str,
+) -> None:  # fmt: skip
+    """Write an expert, finished or in training: its snapshots in the precision ``storage``, its last state whole."""
+    tensors = {
+        "theta": _stacked([theta for theta, _ in snapshots.values()], len(last), getattr(torch, storage)),
+        "buffers": _stacked([b for _, b in snapshots.values()], len(last_buffers), torch.float32),
+        "last": last,
+        "last_buffers": last_buffers,
+    }
+    files.write_tensors(path, kind, tensors, {**header, "epochs": list(snapshots)}, by_row=("theta",))
+
+
+def _stacked(snapshots: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+    """Snapshots (P,) as one tensor (S, P) of the stored precision; a copy, so training cannot write into it.
+
+    There may be none, where only the experts at their end are needed; P is ``size``.
+    """
+    if not snapshots:
+        return torch.empty(0, size, dtype=dtype)
+    return torch.stack([snapshot.detach().cpu().to(dtype) for snapshot in snapshots])
+
+
 def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories:
     """Open a store, and hold it to what is asked for; fields of its identity that are not asked for may be anything.
 
@@ -215,13 +241,3 @@ def _ranges(epochs: Sequence[int]) -> str:
         else:
             parts.append([epoch, epoch])
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)
-
-
-def stack(snapshots: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Snapshots (P,) as one tensor (S, P) of the stored precision; a copy, so training cannot write into it.
-
-    There may be none, where only the experts at their end are needed; P is ``size``.
-    """
-    if not snapshots:
-        return torch.empty(0, size, dtype=dtype)
-    return torch.stack([snapshot.detach().cpu().to(dtype) for snapshot in snapshots])
