@@ -326,7 +326,7 @@ _POLISHED = {"images": "images", "labels": "logits", "step_size": "step_size"}
 
 
 def settled(settings: Settings, measured: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """The settings with what the stages have measured, by method (see :class:`potstill.runs.record.Log`)."""
+    """The settings with what the stages have measured, by method (see :class:`potstill.runs.state.Log`)."""
     found = (measured.get(name, {}).get("settings", {}) for name in settings.method)
     stages = (changed(stage, values) for stage, values in zip(settings.stages, found, strict=True))
     return replace(settings, stages=tuple(stages))

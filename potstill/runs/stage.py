@@ -22,10 +22,9 @@ from potstill.evaluation.protocol import EvaluationConfig, Protocol, selecting
 from potstill.machine import peak_memory
 from potstill.methods.method import Begun, Context, Method, Start, Trial
 from potstill.runs import loop, record, snapshots, state
-from potstill.runs.record import Log
 from potstill.runs.run import Run, asked_experts
 from potstill.runs.settings import Settings, as_dict, check_pictures, settled
-from potstill.runs.state import State
+from potstill.runs.state import Log, State
 
 CHECKPOINT = "checkpoint.safetensors"
 logger = logging.getLogger(__name__)
@@ -60,6 +59,14 @@ class Session:
         assert self.state is not None
         total, done = self.run.settings.iterations, self.state.total
         return times > 0 and (done == total or done % math.ceil(total / times) == 0)
+
+    def evaluation_due(self) -> bool:
+        """Whether the state is one of those that are evaluated, or the start, and was not yet."""
+        assert self.state is not None
+        done = self.state.total
+        if any(entry["iteration"] == done for entry in self.log.evaluated):
+            return False
+        return done == 0 or self.due(self.run.settings.evaluations)
 
 
 def distil(run: Run) -> Generator[Event, None, Distilled]:
@@ -96,8 +103,9 @@ def _resume(run: Run) -> Session:
     """
     checkpoint, evaluation, experts = run.folder / CHECKPOINT, run.settings.evaluation, None
     if run.experts is not None:
-        experts = files.plain({**run.experts.identity, "count": run.settings.expert.count})
-        if unlike := files.differences(run.experts.identity, files.plain(asked_experts(run))):
+        asked, found = asked_experts(run), run.experts.identity
+        experts = files.plain({**found, "count": run.settings.expert.count})
+        if unlike := files.differences(found, files.plain(asked)):
             logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
     reached, log = None, Log(experts, dataclasses.asdict(selecting(evaluation)), evaluation.step_size)
     if checkpoint.exists():
@@ -305,10 +313,9 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     Where networks shall train with a step size that is chosen, they do so here: with the learned one, a set that wants
     smaller steps would look worse than it is.
     """
-    assert session.state is not None
-    settings, done = session.run.settings, session.state.total
-    if session.log.has(done) or not (session.due(settings.evaluations) or done == 0):
+    if session.state is None or not session.evaluation_due():
         return
+    settings, done = session.run.settings, session.state.total
     began, distilled = time.monotonic(), as_distilled(session)
     tried = yield from tuning.try_step_sizes(session.evaluator, distilled, session.log.step_size, _progress(session))
     split = session.evaluator.protocol.selection
