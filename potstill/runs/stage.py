@@ -22,7 +22,7 @@ from potstill.evaluation.protocol import EvaluationConfig, Protocol, selecting
 from potstill.machine import peak_memory
 from potstill.methods.method import Begun, Context, Method, Start, Trial
 from potstill.runs import loop, record, snapshots, state
-from potstill.runs.run import Run, asked_experts
+from potstill.runs.run import Run
 from potstill.runs.settings import Settings, as_dict, check_pictures, settled
 from potstill.runs.state import Log, State
 
@@ -45,7 +45,7 @@ class Session:
         """Those of the run, with what its stages have measured so far."""
         return settled(self.run.settings, self.log.measured)
 
-    def save(self) -> None:
+    def checkpoint(self) -> None:
         """Write a checkpoint; of several processes the first does."""
         if self.state is None or not ranks.first():
             return
@@ -84,7 +84,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
         for number in range(session.state.stage if session.state else 0, len(run.settings.stages)):
             yield from _distil_stage(session, number)
     finally:
-        session.save()
+        session.checkpoint()
     return (yield from _with_step_size(session))
 
 
@@ -103,10 +103,7 @@ def _resume(run: Run) -> Session:
     """
     checkpoint, evaluation, experts = run.folder / CHECKPOINT, run.settings.evaluation, None
     if run.experts is not None:
-        asked, found = asked_experts(run), run.experts.identity
-        experts = files.plain({**found, "count": run.settings.expert.count})
-        if unlike := files.differences(found, files.plain(asked)):
-            logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
+        experts = files.plain({**run.experts.identity, "count": run.settings.expert.count})
     reached, log = None, Log(experts, dataclasses.asdict(selecting(evaluation)), evaluation.step_size)
     if checkpoint.exists():
         reached, header = state.load_state(checkpoint, run.problem.device)
@@ -149,7 +146,7 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
             _snapshot(session)
         yield from _evaluate_if_due(session)
         if time.monotonic() - session.saved > run.settings.checkpoint_seconds:
-            session.save()
+            session.checkpoint()
         yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
     in_vain = session.state.refused + session.state.undone
     if 0 < session.state.iteration == in_vain:
@@ -181,7 +178,7 @@ def _take_state_of_first(session: Session) -> None:
     """
     if ranks.world() == 1:
         return
-    session.save()
+    session.checkpoint()
     ranks.wait()
     if not ranks.first():
         session.state, _ = state.load_state(session.run.folder / CHECKPOINT, session.run.problem.device)
@@ -239,7 +236,7 @@ def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Gene
         begun = Begun(reached.variables, reached.labels, reached.memory, reached.rows)
         trial, alone = _trial(session, method, ctx), replace(ctx, rank=0, world=1)
         assert method.measure is not None
-        settings, best = yield from method.measure(alone, asked, begun, trial, found, session.save)
+        settings, best = yield from method.measure(alone, asked, begun, trial, found, session.checkpoint)
         found["settings"] = dataclasses.asdict(settings)
         ranks.from_first((best, found))
     else:
@@ -247,7 +244,7 @@ def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Gene
     if best is not None:
         winner, _ = state.load_state(_trial_file(run, method, *best), run.problem.device)
         session.state = replace(winner, seconds=reached.seconds)  # the trials' time is counted with the measuring
-    session.save()
+    session.checkpoint()
 
 
 def _trial(session: Session, method: Method, ctx: Context) -> Trial:
@@ -313,7 +310,8 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     Where networks shall train with a step size that is chosen, they do so here: with the learned one, a set that wants
     smaller steps would look worse than it is.
     """
-    if session.state is None or not session.evaluation_due():
+    assert session.state is not None
+    if not session.evaluation_due():
         return
     settings, done = session.run.settings, session.state.total
     began, distilled = time.monotonic(), as_distilled(session)
