@@ -363,9 +363,10 @@ def check(settings: Settings) -> None:
         PotstillError: with the value, the reason and the remedy.
     """
     bounds.check(settings)
+    for name, stage in zip(settings.method, settings.stages, strict=True):
+        bounds.check(stage, f"{name}.")
     check_methods(settings.method)
     for method, stage in zip(settings.methods, settings.stages, strict=True):
-        bounds.check(stage, f"{method.name}.")
         method.check(stage, method.name, settings.augment)
     for method in settings.methods:
         if settings.network.norm == "batch" and not method.batch_norm:
