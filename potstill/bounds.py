@@ -1,14 +1,15 @@
 """What a value may be, declared beside its field: ``iterations: Count = 1000``, ``lr_images: Rate | None = None``.
 
 Command line, Python and files give values of many kinds.  :func:`fit` brings each to its field's type, or refuses it
-with the value, the reason and the remedy, before any work is done.
+with the value, the reason and the remedy, before any work is done; :func:`changed` does so for fields by their names.
 """
 
 import dataclasses
+import difflib
 import functools
 import math
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -47,6 +48,9 @@ Positive = Annotated[float, Bounds(0, reason="a number above 0 is needed", witho
 Fraction = Annotated[float, Bounds(0, 1, reason="a fraction from 0 to 1 is needed")]
 Pictures = Annotated[int, Bounds(1, 8, reason="1 to 8 pictures a side are meant")]
 Part = Annotated[float, Bounds(0, 1, reason="a fraction between 0 and 1 is needed", without_ends=True)]
+
+APART = {"apart": True}
+"""Metadata of a field that is set whole by other means: :func:`changed` and :func:`changes_between` pass over it."""
 
 
 def check(values: Any, prefix: str = "") -> None:
@@ -184,3 +188,52 @@ def _shown(value: Any) -> str:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+# --- by name -------------------------------------------------------------------------------------------------------
+
+
+def changed(values: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass with some fields changed, each brought to its type; nested ones by mappings of their own fields.
+
+    ``prefix`` stands before the fields' names in messages.
+
+    Raises:
+        PotstillError: there is no such field (all are named), a nested one was given a plain value, or a value is of
+            another type or outside its bounds.
+    """
+    apart = {item.name for item in dataclasses.fields(values) if "apart" in item.metadata}
+    hints = {name: hint for name, hint in hints_of(type(values)).items() if name not in apart}
+    fitted = {}
+    for name, value in changes.items():
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, 1)
+            hint = f"did you mean {near[0]}? All: " if near else "choose among "
+            raise PotstillError(f"{prefix}{name}: no such setting; {hint}{', '.join(hints)}.")
+        old = getattr(values, name)
+        if dataclasses.is_dataclass(old):
+            fitted[name] = nested(old, value, f"{prefix}{name}")
+        else:
+            fitted[name] = fit(value, hints[name], f"{prefix}{name}")
+    return dataclasses.replace(values, **fitted)
+
+
+def nested(old: Any, value: Any, name: str) -> Any:
+    """A nested dataclass with the changes of a mapping, or one given whole in its place."""
+    if isinstance(value, type(old)):
+        return value
+    if not isinstance(value, Mapping):
+        fields = ", ".join(item.name for item in dataclasses.fields(old))
+        raise PotstillError(f"{name} {value!r}: holds several settings; give a mapping of {fields or 'nothing'}.")
+    return changed(old, value, f"{name}.")
+
+
+def changes_between(given: Any, base: Any) -> dict[str, Any]:
+    """What ``given`` changes in ``base``, nested: what :func:`changed` takes to make one of the other."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(given):
+        mine, was = getattr(given, item.name), getattr(base, item.name)
+        if mine == was or "apart" in item.metadata:
+            continue
+        found[item.name] = changes_between(mine, was) if dataclasses.is_dataclass(mine) else mine
+    return found

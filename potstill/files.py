@@ -66,12 +66,13 @@ def write_bytes(path: Path, payload: bytes) -> None:
             beside.unlink()
 
 
-def append(path: Path, text: str) -> None:
-    """Add text to the end of a file.
+def append_json(path: Path, value: Any) -> None:
+    """Add a line of JSON to the end of a file.
 
     Raises:
         PotstillError: there is no room for it.
     """
+    text = as_json(value) + "\n"
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
@@ -258,7 +259,7 @@ def _holder(folder: Path) -> str:
 # --- tensors with a header -----------------------------------------------------------------------------------------
 
 
-def save(
+def write_tensors(
     path: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any], by_row: Sequence[str] = ()
 ) -> None:  # fmt: skip
     """Write tensors with a JSON header that says what they are (``kind``) and which version wrote them.
@@ -383,7 +384,7 @@ def _header(path: Path, kind: str, file: Any, upgrade: Upgrade | None) -> dict[s
     return upgrade(header, number) if upgrade else header
 
 
-def load(
+def read_tensors(
     path: Path, kind: str, *, upgrade: Upgrade | None = None, check: Check | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:  # fmt: skip
     """All tensors of an artefact, and its header, brought up to date and checked.  Errors as in :func:`opened`."""

@@ -63,9 +63,9 @@ def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
 
     def write(path: Path, made: Made) -> None:
-        files.save(path, kind, *made)
+        files.write_tensors(path, kind, *made)
 
-    return _once(cache_folder() / kind / f"{key}.safetensors", lambda path: files.load(path, kind), make, write)
+    return _once(cache_folder() / kind / f"{key}.safetensors", lambda path: files.read_tensors(path, kind), make, write)
 
 
 def once_json(
@@ -75,6 +75,7 @@ def once_json(
 
     Its identity and a checksum lie beside the values in the file, folder/KIND/FINGERPRINT.json.
     """
+    path = json_path(cache_folder() if folder is None else folder, kind, files.fingerprint(identity))
 
     def read(path: Path) -> dict[str, Any]:
         found = files.read_json(path)
@@ -90,8 +91,7 @@ def once_json(
     def make_plain() -> dict[str, Any]:
         return files.plain(make())
 
-    where = cache_folder() if folder is None else folder
-    return _once(json_path(where, kind, files.fingerprint(identity)), read, make_plain, write)
+    return _once(path, read, make_plain, write)
 
 
 def json_path(folder: Path, kind: str, key: str) -> Path:

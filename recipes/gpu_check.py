@@ -202,8 +202,8 @@ def say(**found: Any) -> None:
 
 def settings_for(folder: Path, rehearse: bool) -> Any:
     """Those of the recipe with fewer experts, and no full-set control."""
+    from potstill.bounds import changed
     from potstill.runs import recipes
-    from potstill.runs.settings import changed
 
     settings = recipes.load_recipe("cifar10-ipc1").settings(dataset=str(folder))
     own = {
@@ -247,8 +247,8 @@ def finished(events: Iterator[dict[str, Any]], name: str) -> Any:
 def distil(out: Path, packed: Path, seconds: float, rehearse: bool) -> None:
     """Unpack, train experts, and distil as many iterations as the time allows; the set lies in ``out``."""
     ends = time.monotonic() + seconds
+    from potstill.bounds import changed
     from potstill.runs import record, run, stage
-    from potstill.runs.settings import changed
     from recipes import pack
 
     with tempfile.TemporaryDirectory() as place:

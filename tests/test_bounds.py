@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from potstill import bounds
-from potstill.bounds import Beside, Bounds, Count, Fraction, Part, Positive, Rate, Whole
+from potstill.bounds import APART, Beside, Bounds, Count, Fraction, Part, Positive, Rate, Whole
 from potstill.errors import PotstillError
 
 
@@ -66,6 +66,31 @@ def test_a_dataclass_is_checked_whole_and_inside():
     bounds.check(Outer())
     with pytest.raises(PotstillError, match="^all.inner.rate nan: "):
         bounds.check(Outer(inner=Inner(float("nan"))), "all.")
+
+
+def test_fields_are_changed_by_name_and_the_changes_are_found_again():
+    @dataclass(frozen=True)
+    class Inner:
+        rate: Rate = 1.0
+
+    @dataclass(frozen=True)
+    class Outer:
+        count: Count = 1
+        inner: Inner = field(default_factory=Inner)
+        whole: tuple[int, ...] = field(default=(), metadata=APART)
+
+    changes = {"count": 2, "inner": {"rate": 0.5}}
+    found = bounds.changed(Outer(), changes)
+    assert found == Outer(2, Inner(0.5))
+    assert bounds.changes_between(Outer(2, Inner(0.5), (7,)), Outer()) == changes  # what stands apart is no change
+    assert bounds.changed(Outer(), {"inner": Inner(3.0)}).inner.rate == 3.0
+    for wrong, sentence in (
+        ({"whole": (1,)}, "^x.whole: no such setting; choose among count, inner.$"),
+        ({"inner": {"rat": 1}}, "^x.inner.rat: no such setting; did you mean rate"),
+        ({"inner": 3}, "^x.inner 3: holds several settings; give a mapping of rate.$"),
+    ):
+        with pytest.raises(PotstillError, match=sentence):
+            bounds.changed(Outer(), wrong, "x.")
 
 
 def test_bounds_with_and_without_their_ends():

@@ -22,8 +22,8 @@ KINDS = {  # of the files of 0.1.0, by name or folder
 
 def test_round_trip(tmp_path):
     tensors = {"a": torch.randn(3, 2), "b": torch.arange(4)}
-    files.save(tmp_path / "x.safetensors", "thing", tensors, {"n": [1, 2]})
-    found, header = files.load(tmp_path / "x.safetensors", "thing")
+    files.write_tensors(tmp_path / "x.safetensors", "thing", tensors, {"n": [1, 2]})
+    found, header = files.read_tensors(tmp_path / "x.safetensors", "thing")
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert (header["n"], header["version"]) == ([1, 2], files.VERSION)
 
@@ -34,7 +34,7 @@ def test_truncated_foreign_or_of_another_kind(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(PotstillError, match="there is no such file"):
         load(path)
-    files.save(path, "thing", {"a": torch.zeros(100)}, {})
+    files.write_tensors(path, "thing", {"a": torch.zeros(100)}, {})
     with pytest.raises(PotstillError, match="holds a potstill thing; expected a distilled set"):
         load(path)
     whole = path.read_bytes()
@@ -95,7 +95,7 @@ def artefact(path):
         "theta": torch.randn(5, 7), "labels": torch.arange(4), "half": torch.ones(3).half(), "none": torch.empty(0),
         "mask": torch.tensor([True, False]), "step": torch.tensor(0.5),
     }  # fmt: skip
-    files.save(path, "thing", tensors, {"classes": ["a", "ü"], "n": 3}, by_row=("theta",))
+    files.write_tensors(path, "thing", tensors, {"classes": ["a", "ü"], "n": 3}, by_row=("theta",))
     return tensors
 
 
@@ -110,7 +110,7 @@ def test_any_flipped_bit_is_a_sentence_and_never_another_result(tmp_path):
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
             try:
-                files.load(path, "thing")
+                files.read_tensors(path, "thing")
             except PotstillError as error:
                 if str(path) in str(error):
                     continue
@@ -125,7 +125,7 @@ def test_a_file_cut_short_anywhere_or_with_more_behind_it_is_a_sentence(tmp_path
     for damaged in (*(whole[:length] for length in range(len(whole))), whole + b"\0"):
         path.write_bytes(damaged)
         with pytest.raises(PotstillError, match="not a readable safetensors file.* Copy it again or make it anew"):
-            files.load(path, "thing")
+            files.read_tensors(path, "thing")
 
 
 def test_a_row_is_checked_when_it_is_read_alone(tmp_path):
@@ -150,7 +150,7 @@ def test_a_row_is_checked_when_it_is_read_alone(tmp_path):
 def test_what_was_read_does_not_change_with_the_file(tmp_path):
     path = tmp_path / "x.safetensors"
     tensors = artefact(path)
-    read, _ = files.load(path, "thing")
+    read, _ = files.read_tensors(path, "thing")
     with files.opened(path, "thing") as reader:
         row = reader.row("theta", 3)
     path.write_bytes(bytes(path.stat().st_size))  # in place, as copying over it does
@@ -160,9 +160,9 @@ def test_what_was_read_does_not_change_with_the_file(tmp_path):
 
 def test_a_header_of_another_file_does_not_hide_what_this_one_is(tmp_path):
     artefact(tmp_path / "x.safetensors")
-    _, header = files.load(tmp_path / "x.safetensors", "thing")
-    files.save(tmp_path / "y.safetensors", "other", {"z": torch.zeros(1)}, header)
-    assert files.load(tmp_path / "y.safetensors", "other")[1]["n"] == 3
+    _, header = files.read_tensors(tmp_path / "x.safetensors", "thing")
+    files.write_tensors(tmp_path / "y.safetensors", "other", {"z": torch.zeros(1)}, header)
+    assert files.read_tensors(tmp_path / "y.safetensors", "other")[1]["n"] == 3
 
 
 def test_a_file_of_a_newer_potstill_is_refused_and_an_older_one_upgraded(tmp_path, monkeypatch):
@@ -171,9 +171,9 @@ def test_a_file_of_a_newer_potstill_is_refused_and_an_older_one_upgraded(tmp_pat
     artefact(path)
     monkeypatch.setattr(files, "FORMAT", 2)
     with pytest.raises(PotstillError, match=r"in format 3, which this one .*format 2\) cannot read; install a newer"):
-        files.load(path, "thing")
+        files.read_tensors(path, "thing")
     seen = []
-    _, header = files.load(
+    _, header = files.read_tensors(
         KEPT / "finished" / "start.safetensors",
         "start",
         upgrade=lambda header, number: (seen.append(number), header)[1],
@@ -185,7 +185,7 @@ def test_a_file_of_a_newer_potstill_is_refused_and_an_older_one_upgraded(tmp_pat
         raise PotstillError("contradicts itself")
 
     with pytest.raises(PotstillError, match="contradicts itself"):
-        files.load(KEPT / "finished" / "start.safetensors", "start", check=check)
+        files.read_tensors(KEPT / "finished" / "start.safetensors", "start", check=check)
 
 
 def test_every_file_of_0_1_0_opens():
@@ -193,7 +193,7 @@ def test_every_file_of_0_1_0_opens():
     assert len(paths) > 20
     for path in paths:
         kind = KINDS.get(path.stem, KINDS.get(path.parent.name))
-        tensors, header = files.load(path, kind)
+        tensors, header = files.read_tensors(path, kind)
         assert tensors
         assert header["version"] == "0.1.0"
     for path in KEPT.rglob("*.json"):

@@ -64,7 +64,7 @@ with ranks.together():
             _, gradients = loop.differentiate(*given)
             total = dict(zip(gradients, ranks.summed(list(gradients.values()))))
             if ranks.first():
-                files.save(folder / f"{name}.safetensors", "gradients", total, {})
+                files.write_tensors(folder / f"{name}.safetensors", "gradients", total, {})
     for name in ("datm-open", "rat-bptt"):
         with run.opened(asked(name), folder / name, folder / "experts") as job:
             run_to_completion(stage.distil(job))
@@ -165,7 +165,7 @@ def test_their_experts_are_those_of_one_process_bit_for_bit(undisturbed, tmp_pat
     assert main.main(["experts", *SMALL, "--out", str(tmp_path / "experts")]) == 0
     for number in range(3):
         path = f"experts/expert-{number:02}.safetensors"
-        found, alone = (files.load(folder / path, "expert")[0] for folder in (undisturbed[0], tmp_path))
+        found, alone = (files.read_tensors(folder / path, "expert")[0] for folder in (undisturbed[0], tmp_path))
         assert all(torch.equal(found[name], alone[name]) for name in alone)
 
 
@@ -188,7 +188,7 @@ def test_a_lost_process_ends_all_with_a_sentence_and_the_same_command_goes_on(un
 def test_their_gradients_add_up_to_that_of_one_process(name, two):
     job = run.open_run(asked(name), two / f"{name}-alone", two / "experts")
     _, alone = loop.differentiate(*first_state(job))
-    together, _ = files.load(two / f"{name}.safetensors", "gradients")
+    together, _ = files.read_tensors(two / f"{name}.safetensors", "gradients")
     for key, gradient in alone.items():
         assert float(gradient.norm()) > 0
         assert float((together[key] - gradient).norm()) <= 1e-6 * float(gradient.norm()), key

@@ -155,7 +155,7 @@ class Distilled:
             "labels": self.kind, "pictures": self.pictures, "recipe": self.recipe, "provenance": self.provenance,
         }  # fmt: skip
         check(tensors, header)
-        files.save(Path(path), KIND, tensors, header)
+        files.write_tensors(Path(path), KIND, tensors, header)
 
     @own_state()
     def export(self, path: str | Path, rescale: bool = False, to: Format | None = None) -> None:
@@ -238,7 +238,7 @@ def load(path: str | Path, dataset: Any = None) -> Distilled:
         >>> images, soft_labels = distilled.tensors()
     """
     path = hub.fetch(path, FILE) if hub.is_remote(path) else Path(path)
-    tensors, header = files.load(path / FILE if path.is_dir() else path, KIND, upgrade=upgrade, check=check)
+    tensors, header = files.read_tensors(path / FILE if path.is_dir() else path, KIND, upgrade=upgrade, check=check)
     _, c, h, w = tensors["images"].shape
     if "transform.mean" in tensors:
         transform = Transform.from_tensors(header["transform"], tensors, (c, h, w))

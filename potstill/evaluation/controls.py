@@ -154,12 +154,13 @@ def summed(counts: Sequence[Counts | None]) -> dict[str, Any] | None:
 
 def network_accuracy(evaluator: Evaluator, series: Series, number: int) -> Figure:
     """What one network of a series gives on the test images."""
+    identity = [*common_identity(evaluator), series.epochs, *series.identity, number]
 
     def compute() -> tuple[float, Counts | None]:
         seed = seeds.derive(0, "evaluation network", number)
         return evaluator.tested(series.training_set(number), series.epochs, seed, evaluator.problem.test)
 
-    return _once([*common_identity(evaluator), series.epochs, *series.identity, number], compute)
+    return _once(identity, compute)
 
 
 def common_identity(evaluator: Evaluator) -> list[Any]:

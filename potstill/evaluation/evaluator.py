@@ -87,10 +87,8 @@ class Evaluator:
 
         The seed decides its initialisation, the order of the images and their augmentation.
         """
-        shape, classes = self.problem.dataset.shape, len(self.problem.dataset.classes)
-        theta = flat.initial(self.config, shape, classes, seed).to(self.problem.device)
         recipe = self.protocol.recipe(epochs, training_set.alpha, self.augment)
-        return _fit(self.network, theta, training_set, recipe, seed, self.compile, self.protocol.seeds)
+        return _fit(self.network, training_set, recipe, seed, self.compile, self.protocol.seeds)
 
     def accuracy(self, training_set: TrainingSet, epochs: int, seed: int, on: Whitened) -> float:
         """Fraction of the images of ``on`` that one network classifies correctly; 0 where its training diverged."""
@@ -116,11 +114,10 @@ class Evaluator:
 
 
 def _fit(
-    network: FlatNetwork, theta: Tensor, training_set: TrainingSet, recipe: Recipe, seed: int, compile: Compile,
-    networks: int,
+    network: FlatNetwork, training_set: TrainingSet, recipe: Recipe, seed: int, compile: Compile, networks: int
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Train from ``theta`` (P,); ``networks`` are trained alike in all, which decides whether compiling pays."""
-    images, targets = training_set.images, training_set.targets
+    """Train a fresh network; ``networks`` are trained alike in all, which decides whether compiling pays."""
+    theta, images, targets = network.fresh(seed), training_set.images, training_set.targets
     n, c, h, w = images.shape
     batch, seen = min(recipe.batch_size, n), recipe.epochs * n * networks
     gradient = engine.training_gradient(network, (c, h, w), batch, seen, compile, training_set.kind)
@@ -198,9 +195,8 @@ def train(
     if step_size is not None:
         training_set = replace(training_set, step_size=step_size)
     flat_network = flat.flat_network(config, (c, h, w), classes, where)
-    theta = flat.initial(config, (c, h, w), classes, seed).to(where)
     recipe = protocol.recipe(epochs, training_set.alpha, operations_for(distilled, augment))
-    theta, buffers = _fit(flat_network, theta, training_set, recipe, seed, "auto", networks=1)
+    theta, buffers = _fit(flat_network, training_set, recipe, seed, "auto", networks=1)
     return flat_network.as_module(theta, buffers).to(told or "cpu")
 
 
@@ -220,7 +216,7 @@ def network_for(distilled: Distilled, network: Network | None = None) -> Network
         base = own if network.get("name", own.name) == own.name else NetworkConfig()
         if is_own(base):
             raise PotstillError(f"network {dict(network)}: has no effect on {own.name}; give its function, or a name.")
-        found = _with_settings(base, network)
+        found = bounds.changed(base, network, "network.")
     elif callable(network):
         found = own_network(network, (c, h, w), len(distilled.classes))
     else:
@@ -237,12 +233,3 @@ def operations_for(distilled: Distilled, augment: Augment | None) -> tuple[Opera
     c, h, w = distilled.images.shape[1:]
     asked = distilled.recipe["augment"] if augment is None else own_augment.names(augment, (c, h, w))
     return bounds.fit(asked, tuple[Named, ...], "augment")
-
-
-def _with_settings(base: NetworkConfig, settings: Mapping[str, Any]) -> NetworkConfig:
-    hints = bounds.hints_of(NetworkConfig)
-    if unknown := [name for name in settings if name not in hints]:
-        raise PotstillError(f"network.{unknown[0]}: no such setting; choose among {', '.join(hints)}.")
-    return replace(
-        base, **{name: bounds.fit(value, hints[name], f"network.{name}") for name, value in settings.items()}
-    )

@@ -37,6 +37,11 @@ class EvaluationConfig:
     full_seeds: Whole | None = None
     """Networks of the full-set control; omitted: as many as for the others; 0 leaves this control out."""
 
+    @property
+    def selection(self) -> str:
+        """The split on which the set is chosen while it is distilled."""
+        return PROTOCOLS[self.protocol].selection
+
 
 @dataclass(frozen=True)
 class Protocol:

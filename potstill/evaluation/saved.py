@@ -75,7 +75,7 @@ def save(network: nn.Module, config: NetworkConfig, distilled: Distilled, path: 
     }  # fmt: skip
     match path.suffix.lower():
         case ".safetensors":
-            files.save(path, KIND, {**tensors, **distilled.transform.packed()}, header)
+            files.write_tensors(path, KIND, {**tensors, **distilled.transform.packed()}, header)
         case ".pt":
             files.write_bytes(path, _plain(network, distilled.transform, header))
         case ".onnx":
@@ -92,7 +92,7 @@ def load(path: str | Path) -> tuple[nn.Sequential, Transform, tuple[str, ...]]:
         >>> network, transform, classes = load("net.safetensors")
         >>> predicted = network(transform(uint8_images)).argmax(1)
     """
-    tensors, header = files.load(Path(path), KIND)
+    tensors, header = files.read_tensors(Path(path), KIND)
     c, h, w = header["shape"]
     network = architectures.build(NetworkConfig(**header["network"]), (c, h, w), len(header["classes"]))
     network.load_state_dict({

@@ -305,8 +305,8 @@ def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: s
     }  # fmt: skip
 
 
-_MINUTES = {"real_batch": 500, "cooldown": 0.5}
-_DIGITS = {  # chosen on validation images
+_MINUTES: dict[str, Any] = {"real_batch": 500, "cooldown": 0.5}
+_DIGITS: dict[int, dict[str, Any]] = {  # chosen on validation images
     1: {**_MINUTES, "iterations": 200, "unroll": 100, "window": 40, "inner_step_size": 1e-3},
     10: {**_MINUTES, "iterations": 400, "unroll": 32, "window": 16, "inner_step_size": 0.01, "initial": "random"},
 }

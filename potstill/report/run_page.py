@@ -1,10 +1,12 @@
 """Records → figures, tables and one self-contained HTML page."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from potstill import files
 from potstill.data.distilled import FILE, Distilled, load, png
@@ -23,6 +25,20 @@ MOST_NAMES = 20  # classes that are named at an axis
 TOP = 3  # soft labels shown for an image
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: all that its page shows, as its files hold it."""
+
+    folder: Path
+    results: dict[str, Any]
+    metrics: list[dict[str, Any]]  # of each iteration
+    distilled: Distilled
+    before: Tensor  # (n, C, H, W) uint8, the images before the first iteration
+    snapshots: list[Snapshot]
+    nearest: dict[str, Tensor] | None  # training images nearest to the set's; None where their file is gone
+    accuracies: list[float]  # on validation images, of the run's own experts; none where they lie elsewhere
+
+
 def write(folder: Path) -> Path:
     """Write report.html of a run, from the files it left; returns its path.
 
@@ -36,7 +52,7 @@ def write(folder: Path) -> Path:
         )
     results = files.read_json(path)
     try:
-        text = _text(folder, upgrade(results))
+        text = _text(_read(folder, upgrade(results)))
     except (PotstillError, OSError, MemoryError):
         raise
     except Exception as error:  # of many kinds, by which of its many values is damaged
@@ -48,28 +64,44 @@ def write(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _text(folder: Path, results: dict[str, Any]) -> str:
+def _read(folder: Path, results: dict[str, Any]) -> Finished:
+    """What the folder of a run holds beside its results."""
+    distilled, own = load(folder / FILE), trajectories.find(folder / "experts")
+    start, _ = files.read_tensors(folder / "start.safetensors", "start")
+    nearest = files.read_tensors(folder / NEAREST, NEAREST_KIND)[0] if (folder / NEAREST).exists() else None
+    return Finished(
+        folder=folder,
+        results=results,
+        metrics=read_metrics(folder / METRICS),
+        distilled=distilled,
+        before=distilled.transform.pixels(start["images"].float()),
+        snapshots=snapshots.read(folder),
+        nearest=nearest,
+        accuracies=list(own.accuracies) if own else [],
+    )
+
+
+def _text(run: Finished) -> str:
     """The page."""
-    metrics = read_metrics(folder / METRICS)
-    distilled = load(folder / FILE)
-    kept, before = snapshots.read(folder), _start(folder, distilled)
+    results, distilled, kept, told = run.results, run.distilled, run.snapshots, run.results["memorisation"]
+    shown = Shown("", distilled, run.before, kept, told, run.nearest, results["confusion"])
     return page(
         "report",
         results=results,
         protocol=described(results["protocol"]),
         rows=[row_of(name, results) for name in NAMES if name in results["accuracy"]],
         accuracy_figure=_accuracy_figure(results),
-        panels=[panel for stage in results["stages"] for panel in _panels(stage, metrics, len(results["stages"]))],
+        panels=[panel for stage in results["stages"] for panel in _panels(stage, run.metrics, len(results["stages"]))],
         validation_figure=_validation_figure(results, distilled),
-        step_size_figure=_step_size_figure(metrics),
-        classes=_classes(distilled, before),
-        browsed=gallery([_shown(folder, results, distilled, before, kept)]),
-        memorised=_memorised(folder, results["memorisation"], distilled),
+        step_size_figure=_step_size_figure(run.metrics),
+        classes=_classes(distilled, run.before),
+        browsed=gallery([shown]),
+        memorised=_memorised(told, distilled, run.nearest),
         most=MOST_IMAGES,
         transform=distilled.transform.kind,
-        path=str(folder / FILE),
+        path=str(run.folder / FILE),
         settings=sorted(flatten(results["config"]).items()),
-        accuracies=_accuracies(folder),
+        accuracies=run.accuracies,
         frames=frames_of(kept) if kept else None,
         animation=data_uri(snapshots.animation(kept), "image/gif") if kept else None,
         moved_figure=_moved_figure(kept) if kept else None,
@@ -95,21 +127,7 @@ def row_of(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _start(folder: Path, distilled: Distilled) -> torch.Tensor:
-    """Images in true colours before the first iteration (n, C, H, W) uint8."""
-    tensors, _ = files.load(folder / "start.safetensors", "start")
-    return distilled.transform.pixels(tensors["images"].float())
-
-
-def _shown(
-    folder: Path, results: dict[str, Any], distilled: Distilled, before: torch.Tensor, kept: list[Snapshot]
-) -> Shown:  # fmt: skip
-    """The set as the gallery shows it, with the training images nearest to it where their file is there."""
-    nearest = files.load(folder / NEAREST, NEAREST_KIND)[0] if (folder / NEAREST).exists() else None
-    return Shown("", distilled, before, kept, results["memorisation"], nearest, results["confusion"])
-
-
-def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]:
+def _classes(distilled: Distilled, before: Tensor) -> list[dict[str, Any]]:
     """Each class with its first images: before, after, and the largest soft labels."""
     after, soft = distilled.pixels, distilled.soft_labels
     scale = max(1, 64 // after.shape[2])
@@ -133,7 +151,9 @@ def _classes(distilled: Distilled, before: torch.Tensor) -> list[dict[str, Any]]
     return shown
 
 
-def _memorised(folder: Path, told: dict[str, Any] | None, distilled: Distilled) -> dict[str, Any] | None:
+def _memorised(
+    told: dict[str, Any] | None, distilled: Distilled, nearest: dict[str, Tensor] | None
+) -> dict[str, Any] | None:  # fmt: skip
     """What the set gives away: a sentence, a figure, and the most copied images beside the nearest training images.
 
     None where the results are of a version that did not look; no images where their file is gone.
@@ -145,18 +165,19 @@ def _memorised(folder: Path, told: dict[str, Any] | None, distilled: Distilled) 
         "sentence": memorisation.sentence(told), "notes": told["notes"],
         "figure": _distances_figure(drawn, distilled.classes),
         "left_out": len(told["classes"]) - len(drawn),
-        "classes": _most_copied(folder / NEAREST, drawn, distilled) if (folder / NEAREST).exists() else [],
+        "classes": _most_copied(nearest, drawn, distilled) if nearest else [],
     }  # fmt: skip
 
 
-def _most_copied(path: Path, drawn: list[dict[str, Any]], distilled: Distilled) -> list[dict[str, Any]]:
-    """The pictures of each class that is drawn; only where the file is of the same images as the results."""
-    tensors, _ = files.load(path, NEAREST_KIND)
+def _most_copied(
+    nearest: dict[str, Tensor], drawn: list[dict[str, Any]], distilled: Distilled
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The pictures of each class that is drawn; only where those at hand are of the same images as the results."""
     entries = [one["most_copied"] for one in drawn]
-    if tensors["rows"].tolist() != [row for entry in entries for row in entry["rows"]]:
+    if nearest["rows"].tolist() != [row for entry in entries for row in entry["rows"]]:
         return []
     mine = memorisation.pixels_of(distilled, torch.tensor([entry["image"] for entry in entries]))
-    real = tensors["pixels"].split([len(entry["rows"]) for entry in entries])
+    real = nearest["pixels"].split([len(entry["rows"]) for entry in entries])
     scale = max(1, 64 // mine.shape[2])
     return [
         {
@@ -168,12 +189,6 @@ def _most_copied(path: Path, drawn: list[dict[str, Any]], distilled: Distilled) 
         }
         for entry, image, pictures in zip(entries, mine, real, strict=True)
     ]  # fmt: skip
-
-
-def _accuracies(folder: Path) -> list[float]:
-    """Validation accuracies of the run's own experts; none where they lie elsewhere."""
-    store = trajectories.find(folder / "experts")
-    return list(store.accuracies) if store else []
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

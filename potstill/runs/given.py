@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from potstill.bounds import changed
 from potstill.data import dataset as datasets
 from potstill.data import memory, own_augment
 from potstill.data.dataset import Dataset
@@ -11,10 +12,10 @@ from potstill.data.distilled import Distilled
 from potstill.data.own_augment import Augment
 from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Network, network_for, operations_for
-from potstill.evaluation.protocol import EvaluationConfig, protocol_of
+from potstill.evaluation.protocol import EvaluationConfig
 from potstill.networks.architectures import NetworkConfig, is_own, own_network
 from potstill.runs.run import prepare_problem, reading_of
-from potstill.runs.settings import Settings, changed, configure, from_dict
+from potstill.runs.settings import Settings, configure, from_dict
 from potstill.training.problem import Problem
 
 
@@ -80,7 +81,7 @@ def check_protocol(evaluation: EvaluationConfig) -> None:
     Raises:
         PotstillError: it is "paper".
     """
-    if protocol_of(evaluation).selection == "test":
+    if evaluation.selection == "test":
         raise PotstillError(
             "protocol paper: it chooses the set on test data while distilling, so a finished set cannot be evaluated "
             "by it; give it to `potstill run`, or evaluate by --protocol standard."

@@ -9,15 +9,16 @@ TOML has no word for nothing: "none" stands for it.
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from potstill import files
+from potstill.bounds import changed
 from potstill.data.distilled import Distilled
 from potstill.errors import PotstillError
 from potstill.evaluation.protocol import EvaluationConfig
-from potstill.runs.settings import Settings, changed, configure
+from potstill.runs.settings import Settings, configure
 
 FOLDERS = (
     Path("recipes"),  # here
@@ -104,12 +105,12 @@ def tiny(settings: Settings) -> Settings:
         "ipc": min(settings.ipc, 2), "transform": "standardise",  # ZCA's eigenvectors alone take a minute on one core
         "network": {"width": 8}, "expert": {"count": 2, "epochs": 3}, "evaluations": 1, "snapshots": 1,
     })  # fmt: skip
-    stages = []
-    for stage in settings.stages:
-        names = {item.name for item in fields(stage)}
-        stages.append(changed(stage, {name: value for name, value in TINY.items() if name in names}))
+    stages = tuple(
+        changed(stage, {name: value for name, value in TINY.items() if name in vars(stage)})
+        for stage in settings.stages
+    )
     evaluation = EvaluationConfig(protocol="paper", epochs=1, full_epochs=1)  # whose choosing is as short
-    return replace(small, stages=tuple(stages), evaluation=evaluation)
+    return replace(small, stages=stages, evaluation=evaluation)
 
 
 def write_record(path: Path, recipe: str, commit: str | None, results: dict[str, Any], distilled: Distilled) -> None:

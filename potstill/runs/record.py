@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from potstill.data.distilled import Distilled
 from potstill.evaluation import controls, memorisation, statistics
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of
 from potstill.evaluation.protocol import protocol_of
-from potstill.evaluation.tuning import Wanted
 from potstill.machine import environment, peak_memory
 from potstill.methods import soft_labels
 from potstill.methods.method import Method
@@ -31,23 +30,6 @@ NEAREST = "nearest.safetensors"  # the training images that the set's images com
 NEAREST_KIND = "nearest training images"
 
 
-@dataclass(frozen=True)
-class Log:
-    """What a checkpoint tells beside the state."""
-
-    experts: dict[str, Any] | None  # identity of the store, and how many of its experts are used
-    protocol: dict[str, Any]  # by which states are evaluated, the same in every session
-    step_size: Wanted = "learned"  # with which networks train then
-    evaluated: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each evaluation
-    evaluation_seconds: float = 0.0
-    measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method: what it found; "settings" at its end
-    peak_memory_bytes: int = 0  # over all sessions
-
-    def has(self, iteration: int) -> bool:
-        """Whether the state after so many iterations was evaluated."""
-        return any(entry["iteration"] == iteration for entry in self.evaluated)
-
-
 def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str, Any]]:
     """Final figures of the run's set and its controls, written to results.json."""
     who = run.evaluator(protocol_of(run.settings.evaluation))
@@ -58,7 +40,7 @@ def evaluate(run: Run, distilled: Distilled) -> Generator[Event, None, dict[str,
     results = summary(run, who, distilled, found, store)
     if ranks.first():
         nearest = memorisation.pictures(results["memorisation"], run.problem)
-        files.save(run.folder / NEAREST, NEAREST_KIND, nearest, {})
+        files.write_tensors(run.folder / NEAREST, NEAREST_KIND, nearest, {})
         files.write_json(run.folder / "results.json", results)
     return results
 
@@ -90,6 +72,7 @@ def summary(
     full = accuracy.get("full", {}).get("mean")
     n, total = len(distilled), len(problem.dataset.train.labels) + len(problem.dataset.val.labels)
     took = spent(header, log, distilled) if header else None
+    memory, machine = peak(log, problem.device), environment(problem.device)
     return files.stamped({
         "dataset": problem.dataset.name,
         "data_notes": list(problem.dataset.notes),
@@ -110,7 +93,7 @@ def summary(
             "distill": took.distilling + took.choosing if took else None,
             "evaluate": found["seconds"],
         },
-        "peak_memory_bytes": peak(log, problem.device),
+        "peak_memory_bytes": memory,
         "iterations": {name: header.get(name) for name in ("iteration", "skipped", "rolled_back")}
         | ({"iteration": took.iterations} if took else {}),
         "validation": log.get("evaluated", []),
@@ -123,7 +106,7 @@ def summary(
         "config": as_dict(settings),
         "dataset_fingerprint": problem.dataset.fingerprint,
         "environment": {
-            **environment(problem.device), "precision": str(problem.network.precision).split(".")[1],
+            **machine, "precision": str(problem.network.precision).split(".")[1],
             "processes": ranks.world(),
         },
     })  # fmt: skip
@@ -164,7 +147,7 @@ def history(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():
         return {}, {}
-    _, header = files.load(checkpoint, KIND)
+    _, header = files.read_tensors(checkpoint, KIND)
     return header, header["log"]
 
 

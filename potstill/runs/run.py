@@ -69,6 +69,8 @@ class Run:
     def experts(self) -> Trajectories | None:
         """The experts, held to this run's dataset, transform and network; None where no method needs any.
 
+        Those of another run may be trained otherwise than this one would train its own: that is logged.
+
         Raises:
             PotstillError: there are too few, or their snapshots are not those that are needed.
         """
@@ -81,6 +83,8 @@ class Run:
                 f"{self.experts_folder}: holds {len(store)} finished experts, but {self.settings.expert.count} are "
                 "asked for; train the rest with `potstill experts`, or lower --expert.count."
             )
+        if unlike := files.differences(store.identity, files.plain(asked_experts(self))):
+            logger.info("%s: these experts are taken as they are: %s", self.experts_folder, "; ".join(unlike))
         return store
 
     def context(self, number: int) -> Context:

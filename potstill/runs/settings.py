@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from potstill import bounds, files
-from potstill.bounds import Count, Part, Rate, Whole
+from potstill.bounds import APART, Count, Part, Rate, Whole, changed, changes_between, nested
 from potstill.data.augment import DSA, Named
 from potstill.data.transform import Choice
 from potstill.errors import PotstillError
@@ -99,7 +99,7 @@ class Settings(Shared):
         (10, 32, ('datm',))
     """
 
-    stages: tuple[Any, ...] = ()
+    stages: tuple[Any, ...] = field(default=(), metadata=APART)
 
     @property
     def methods(self) -> list[Method]:
@@ -244,56 +244,11 @@ def configure(
     stages = list(settings.stages)
     for name in [name for name in changes if name.replace("-", "_") in own]:
         number = own[name.replace("-", "_")]
-        stages[number] = _changed_stage(stages[number], changes.pop(name), name)
+        stages[number] = nested(stages[number], changes.pop(name), name)
     for name in changes:
         if name.replace("_", "-") in METHODS:
             raise PotstillError(f"{name}: is not among the stages {' '.join(method)}; add it to method.")
     return replace(changed(settings, changes), stages=tuple(stages))
-
-
-def changed(settings: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass with some fields changed, each brought to its type; nested ones by mappings of their own fields.
-
-    ``prefix`` stands before the fields' names in messages.
-
-    Raises:
-        PotstillError: there is no such field (all are named), a nested one was given a plain value, or a value is of
-            another type or outside its bounds.
-    """
-    hints = {name: hint for name, hint in bounds.hints_of(type(settings)).items() if name != "stages"}
-    fitted = {}
-    for name, value in changes.items():
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, 1)
-            hint = f"did you mean {near[0]}? All: " if near else "choose among "
-            raise PotstillError(f"{prefix}{name}: no such setting; {hint}{', '.join(hints)}.")
-        old = getattr(settings, name)
-        if dataclasses.is_dataclass(old):
-            fitted[name] = _changed_stage(old, value, f"{prefix}{name}")
-        else:
-            fitted[name] = bounds.fit(value, hints[name], f"{prefix}{name}")
-    return replace(settings, **fitted)
-
-
-def _changed_stage(old: Any, value: Any, name: str) -> Any:
-    """A nested dataclass with the changes of a mapping, or one given whole in its place."""
-    if isinstance(value, type(old)):
-        return value
-    if not isinstance(value, Mapping):
-        fields = ", ".join(item.name for item in dataclasses.fields(old))
-        raise PotstillError(f"{name} {value!r}: holds several settings; give a mapping of {fields or 'nothing'}.")
-    return changed(old, value, f"{name}.")
-
-
-def changes_between(given: Any, base: Any) -> dict[str, Any]:
-    """What ``given`` changes in ``base``, nested: what :func:`changed` takes to make one of the other."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(given):
-        mine, was = getattr(given, item.name), getattr(base, item.name)
-        if mine == was or item.name == "stages":
-            continue
-        found[item.name] = changes_between(mine, was) if dataclasses.is_dataclass(mine) else mine
-    return found
 
 
 def at_size(given: Settings, ipc: int, preset: str | None = None) -> Settings:
@@ -330,7 +285,7 @@ def from_dict(plain: Mapping[str, Any]) -> Settings:
     stages = {name: _without_infinity(values) for name, values in plain.pop("stages").items()}
     method = tuple(stages)
     settings = changed(Settings(method=method), {**plain, "method": method})
-    own = (_changed_stage(METHODS[name].settings(), values, name) for name, values in stages.items())
+    own = (nested(METHODS[name].settings(), values, name) for name, values in stages.items())
     return replace(settings, stages=tuple(own))
 
 
@@ -372,7 +327,7 @@ _POLISHED = {"images": "images", "labels": "logits", "step_size": "step_size"}
 
 
 def settled(settings: Settings, measured: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """The settings with what the stages have measured, by method (see :class:`potstill.runs.record.Log`)."""
+    """The settings with what the stages have measured, by method (see :class:`potstill.runs.state.Log`)."""
     found = (measured.get(name, {}).get("settings", {}) for name in settings.method)
     stages = (changed(stage, values) for stage, values in zip(settings.stages, found, strict=True))
     return replace(settings, stages=tuple(stages))
@@ -380,13 +335,12 @@ def settled(settings: Settings, measured: Mapping[str, Mapping[str, Any]]) -> Se
 
 def conflicts(before: Settings, now: Settings) -> list[str]:
     """In what two settings differ that must not change between two sessions of one run; a line each."""
-    return files.differences(files.plain(fixed_fields(before)), files.plain(fixed_fields(now)))
+    then, today = fixed_fields(before), fixed_fields(now)
+    return files.differences(then, today)
 
 
 def fixed_fields(settings: Settings) -> dict[str, Any]:
     """What one run may not change, as plain values."""
-    from potstill.evaluation.protocol import PROTOCOLS
-
     fixed = {**as_dict(settings), "network": architectures.identity(settings.network)}
     for name in MUTABLE_FIELDS:
         *parents, leaf = name.split(".")
@@ -395,10 +349,9 @@ def fixed_fields(settings: Settings) -> dict[str, Any]:
             inside = inside[parent]
         inside.pop(leaf, None)
     evaluation = settings.evaluation
-    selection = PROTOCOLS[evaluation.protocol].selection
-    if selection == "test":  # whose figure is made while distilling
+    if evaluation.selection == "test":  # whose figure is made while distilling
         fixed["evaluation"] = {"epochs": evaluation.epochs, "seeds": evaluation.seeds}
-    return {**fixed, "evaluation.selection": selection}
+    return {**fixed, "evaluation.selection": evaluation.selection}
 
 
 # --- checks --------------------------------------------------------------------------------------------------------
@@ -410,12 +363,11 @@ def check(settings: Settings) -> None:
     Raises:
         PotstillError: with the value, the reason and the remedy.
     """
-    from potstill.evaluation.protocol import protocol_of
-
     bounds.check(settings)
+    for name, stage in zip(settings.method, settings.stages, strict=True):
+        bounds.check(stage, f"{name}.")
     check_methods(settings.method)
     for method, stage in zip(settings.methods, settings.stages, strict=True):
-        bounds.check(stage, f"{method.name}.")
         method.check(stage, method.name, settings.augment)
     for method in settings.methods:
         if settings.network.norm == "batch" and not method.batch_norm:
@@ -439,7 +391,7 @@ def check(settings: Settings) -> None:
             raise PotstillError(
                 f"method {method.name}: selects real images, so it can only be the first stage, without --start."
             )
-    if protocol_of(settings.evaluation).selection == "test" and settings.evaluation.step_size == "chosen":
+    if settings.evaluation.selection == "test" and settings.evaluation.step_size == "chosen":
         raise PotstillError("evaluation.step_size chosen: the protocol paper trains with the learned one; choose one.")
 
 

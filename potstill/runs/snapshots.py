@@ -42,14 +42,14 @@ def keep(folder: Path, distilled: Distilled, iteration: int) -> None:
     rows = torch.cat([(labels == label).nonzero().flatten()[:MOST] for label in range(CLASSES)])
     pixels = distilled.transform.pixels(distilled.images[rows].float().cpu())
     tensors = {"pixels": pixels, "soft": distilled.soft_labels[rows].cpu(), "labels": labels[rows].cpu()}
-    files.save(folder / "snapshots" / f"{iteration:06d}.safetensors", KIND, tensors, {"iteration": iteration})
+    files.write_tensors(folder / "snapshots" / f"{iteration:06d}.safetensors", KIND, tensors, {"iteration": iteration})
 
 
 def read(folder: Path) -> list[Snapshot]:
     """The snapshots of a run in the order of its iterations; none where it kept none."""
     found = []
     for path in sorted((folder / "snapshots").glob("*.safetensors")):
-        tensors, header = files.load(path, KIND)
+        tensors, header = files.read_tensors(path, KIND)
         found.append(Snapshot(header["iteration"], tensors["pixels"], tensors["soft"], tensors["labels"]))
     return found
 

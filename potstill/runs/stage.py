@@ -22,10 +22,9 @@ from potstill.evaluation.protocol import EvaluationConfig, Protocol, selecting
 from potstill.machine import peak_memory
 from potstill.methods.method import Begun, Context, Method, Start, Trial
 from potstill.runs import loop, record, snapshots, state
-from potstill.runs.record import Log
-from potstill.runs.run import Run, asked_experts
+from potstill.runs.run import Run
 from potstill.runs.settings import Settings, as_dict, check_pictures, settled
-from potstill.runs.state import State
+from potstill.runs.state import Log, State
 
 CHECKPOINT = "checkpoint.safetensors"
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class Session:
         """Those of the run, with what its stages have measured so far."""
         return settled(self.run.settings, self.log.measured)
 
-    def save(self) -> None:
+    def checkpoint(self) -> None:
         """Write a checkpoint; of several processes the first does."""
         if self.state is None or not ranks.first():
             return
@@ -60,6 +59,14 @@ class Session:
         assert self.state is not None
         total, done = self.run.settings.iterations, self.state.total
         return times > 0 and (done == total or done % math.ceil(total / times) == 0)
+
+    def evaluation_due(self) -> bool:
+        """Whether the state is one of those that are evaluated, or the start, and was not yet."""
+        assert self.state is not None
+        done = self.state.total
+        if any(entry["iteration"] == done for entry in self.log.evaluated):
+            return False
+        return done == 0 or self.due(self.run.settings.evaluations)
 
 
 def distil(run: Run) -> Generator[Event, None, Distilled]:
@@ -77,7 +84,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
         for number in range(session.state.stage if session.state else 0, len(run.settings.stages)):
             yield from _distil_stage(session, number)
     finally:
-        session.save()
+        session.checkpoint()
     return (yield from _with_step_size(session))
 
 
@@ -97,8 +104,6 @@ def _resume(run: Run) -> Session:
     checkpoint, evaluation, experts = run.folder / CHECKPOINT, run.settings.evaluation, None
     if run.experts is not None:
         experts = files.plain({**run.experts.identity, "count": run.settings.expert.count})
-        if unlike := files.differences(run.experts.identity, files.plain(asked_experts(run))):
-            logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
     reached, log = None, Log(experts, dataclasses.asdict(selecting(evaluation)), evaluation.step_size)
     if checkpoint.exists():
         reached, header = state.load_state(checkpoint, run.problem.device)
@@ -135,13 +140,13 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
         yield from _evaluate_if_due(session)
     for reached, metrics in loop.iterate(method, ctx, session.settings.stages[number], session.state):
         if ranks.first():
-            files.append(run.folder / record.METRICS, files.as_json({"stage": method.name, **metrics}) + "\n")
+            files.append_json(run.folder / record.METRICS, {"stage": method.name, **metrics})
         session.state = reached
         if session.due(run.settings.snapshots):
             _snapshot(session)
         yield from _evaluate_if_due(session)
         if time.monotonic() - session.saved > run.settings.checkpoint_seconds:
-            session.save()
+            session.checkpoint()
         yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
     in_vain = session.state.refused + session.state.undone
     if 0 < session.state.iteration == in_vain:
@@ -162,7 +167,7 @@ def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:
     session.state = state.begin(method, stages[number], method.begin(ctx, stages[number], start), before)
     if before is None:
         images = {"images": session.state.variables["images"]}
-        files.save(run.folder / "start.safetensors", "start", images, {})
+        files.write_tensors(run.folder / "start.safetensors", "start", images, {})
         if run.settings.snapshots:
             _snapshot(session)
 
@@ -173,7 +178,7 @@ def _take_state_of_first(session: Session) -> None:
     """
     if ranks.world() == 1:
         return
-    session.save()
+    session.checkpoint()
     ranks.wait()
     if not ranks.first():
         session.state, _ = state.load_state(session.run.folder / CHECKPOINT, session.run.problem.device)
@@ -185,7 +190,7 @@ def _from_disk(run: Run, path: str) -> Start:
     Raises:
         PotstillError: it is of other data, another transform or another size.
     """
-    found, device = load(path, run.data or run.settings.dataset), run.problem.device
+    found, device = load(path, run.problem.dataset), run.problem.device
     mine = {
         "dataset": run.problem.dataset.fingerprint, "transform": run.problem.transform.kind,
         "images per class": run.settings.ipc,
@@ -231,7 +236,7 @@ def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Gene
         begun = Begun(reached.variables, reached.labels, reached.memory, reached.rows)
         trial, alone = _trial(session, method, ctx), replace(ctx, rank=0, world=1)
         assert method.measure is not None
-        settings, best = yield from method.measure(alone, asked, begun, trial, found, session.save)
+        settings, best = yield from method.measure(alone, asked, begun, trial, found, session.checkpoint)
         found["settings"] = dataclasses.asdict(settings)
         ranks.from_first((best, found))
     else:
@@ -239,7 +244,7 @@ def _measure(session: Session, method: Method, ctx: Context, asked: Any) -> Gene
     if best is not None:
         winner, _ = state.load_state(_trial_file(run, method, *best), run.problem.device)
         session.state = replace(winner, seconds=reached.seconds)  # the trials' time is counted with the measuring
-    session.save()
+    session.checkpoint()
 
 
 def _trial(session: Session, method: Method, ctx: Context) -> Trial:
@@ -306,9 +311,9 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     smaller steps would look worse than it is.
     """
     assert session.state is not None
-    settings, done = session.run.settings, session.state.total
-    if session.log.has(done) or not (session.due(settings.evaluations) or done == 0):
+    if not session.evaluation_due():
         return
+    settings, done = session.run.settings, session.state.total
     began, distilled = time.monotonic(), as_distilled(session)
     tried = yield from tuning.try_step_sizes(session.evaluator, distilled, session.log.step_size, _progress(session))
     split = session.evaluator.protocol.selection

@@ -1,4 +1,4 @@
-"""The state of distilling: everything the next iteration depends on, as a value that a checkpoint holds."""
+"""What a checkpoint holds: the state of distilling, everything the next iteration depends on, and a log beside it."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from potstill import files
 from potstill.data.labels import Kind
+from potstill.evaluation.tuning import Wanted
 from potstill.methods import outer
 from potstill.methods.method import Begun, Memory, Method, Start, Variables
 from potstill.methods.outer import Moments, Rule
@@ -55,7 +56,20 @@ class State:
             tensors |= {f"moments/{name}/{moment}": tensor for moment, tensor in moments.items()}
         # at the start and after an undone step the state shares memory with the one before, which the format refuses
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        files.save(path, KIND, tensors, {**{name: getattr(self, name) for name in COUNTS}, **header})
+        files.write_tensors(path, KIND, tensors, {**{name: getattr(self, name) for name in COUNTS}, **header})
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a checkpoint tells beside the state."""
+
+    experts: dict[str, Any] | None  # identity of the store, and how many of its experts are used
+    protocol: dict[str, Any]  # by which states are evaluated, the same in every session
+    step_size: Wanted = "learned"  # with which networks train then
+    evaluated: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each evaluation
+    evaluation_seconds: float = 0.0
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method: what it found; "settings" at its end
+    peak_memory_bytes: int = 0  # over all sessions
 
 
 GROUPS = ("variables", "previous", "memory")
@@ -66,7 +80,7 @@ COUNTS = (
 
 def load_state(path: Path, device: torch.device) -> tuple[State, dict[str, Any]]:
     """Read a checkpoint: the state, and the header with the fields that were added."""
-    tensors, header = files.load(path, KIND)
+    tensors, header = files.read_tensors(path, KIND)
     fields: dict[str, Any] = {group: {} for group in (*GROUPS, "moments")}
     for path_of, tensor in tensors.items():
         group, _, name = path_of.partition("/")

@@ -238,7 +238,7 @@ def _networks(asked: Asked, own: NetworkConfig) -> dict[str, NetworkConfig]:
     for told in asked.networks or (own.name,):
         (name,), changes = _one_stage(told)
         begun = own if name == own.name else NetworkConfig(bounds.fit(name, Architecture, "networks"))
-        found[told] = settings.changed(begun, changes[name], f"{name}:")
+        found[told] = bounds.changed(begun, changes[name], f"{name}:")
     return found
 
 

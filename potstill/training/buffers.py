@@ -121,7 +121,7 @@ def _remedy(network: FlatNetwork) -> str:
 
 def _save(folder: Path, number: int, expert: Sequence[Any], problem: Problem, identity: dict[str, Any]) -> None:
     """Write one expert, with its accuracy on the validation images."""
-    none = torch.empty(0)
+    path, none = trajectories.expert_path(folder, number), torch.empty(0)
     snapshots = {epoch: (_joined(snapshot), none) for epoch, snapshot in enumerate(expert)}
     last = snapshots[len(expert) - 1][0]
     val = problem.val
@@ -130,7 +130,7 @@ def _save(folder: Path, number: int, expert: Sequence[Any], problem: Problem, id
         "epoch": len(expert) - 1, "seconds": 0.0, "accuracy": accuracy,
         "identity": files.fingerprint(files.plain(identity)),
     }  # fmt: skip
-    experts.save(trajectories.expert_path(folder, number), "expert", snapshots, last, none, header, "float32")
+    trajectories.write_expert(path, "expert", snapshots, last, none, header, "float32")
 
 
 def _joined(snapshot: Sequence[Tensor]) -> Tensor:

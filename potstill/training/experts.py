@@ -29,7 +29,7 @@ from potstill.training import curriculum, trajectories
 from potstill.training.curriculum import Curriculum
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, sgd
-from potstill.training.trajectories import expert_path, partial_path
+from potstill.training.trajectories import Snapshots, expert_path, partial_path, write_expert
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
@@ -59,10 +59,6 @@ class ExpertConfig:
     """Precision of the snapshots on disk."""
     keep_all: bool = False
     """Store every snapshot instead of only those that the methods read."""
-
-
-Snapshots = dict[int, tuple[Tensor, Tensor]]
-"""Parameters (P,) and running statistics (B,) by epoch."""
 
 
 def subject(problem: Problem) -> dict[str, Any]:
@@ -185,7 +181,7 @@ def _train_one(job: _Job, number: int) -> Iterator[int]:
         seconds = before + time.monotonic() - began
         if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch < job.expert.epochs:
             header = {"epoch": epoch, "seconds": seconds, "identity": files.fingerprint(job.identity)}
-            save(unfinished, IN_TRAINING, snapshots, theta, buffers, header, "float32")
+            write_expert(unfinished, IN_TRAINING, snapshots, theta, buffers, header, "float32")
             saved = time.monotonic()
         yield epoch
     accuracy = flat.accuracy(network, theta, problem.val.images, problem.val.labels, buffers)
@@ -194,7 +190,7 @@ def _train_one(job: _Job, number: int) -> Iterator[int]:
         "epoch": epoch, "seconds": before + time.monotonic() - began, "accuracy": accuracy,
         "identity": files.fingerprint(job.identity),
     }  # fmt: skip
-    save(expert_path(job.folder, number), "expert", kept, theta, buffers, header, job.expert.storage)
+    write_expert(expert_path(job.folder, number), "expert", kept, theta, buffers, header, job.expert.storage)
     unfinished.unlink(missing_ok=True)
 
 
@@ -203,7 +199,7 @@ def _resume(job: _Job, unfinished: Path, seed: int) -> tuple[Tensor, Tensor, Sna
     network, device = job.problem.network, job.problem.device
     if unfinished.exists():
         try:
-            tensors, header = files.load(unfinished, IN_TRAINING)
+            tensors, header = files.read_tensors(unfinished, IN_TRAINING)
             if header.get("identity", files.fingerprint(job.identity)) != files.fingerprint(job.identity):
                 raise PotstillError("it comes from another folder")
             snapshots = {e: (tensors["theta"][i], tensors["buffers"][i]) for i, e in enumerate(header["epochs"])}
@@ -248,17 +244,3 @@ def _check_finite(job: _Job, number: int, epoch: int, theta: Tensor) -> None:
             f"expert {number} diverged in epoch {epoch}: its weights are not finite; lower --expert.step-size (now "
             f"{job.expert.step_size:g}) or --expert.rho (now {job.expert.rho:g})."
         )
-
-
-def save(
-    path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any],
-    storage: str,
-) -> None:  # fmt: skip
-    """Write an expert, finished or in training: its snapshots in the precision ``storage``, its last state whole."""
-    tensors = {
-        "theta": trajectories.stack([theta for theta, _ in snapshots.values()], len(last), getattr(torch, storage)),
-        "buffers": trajectories.stack([b for _, b in snapshots.values()], len(last_buffers), torch.float32),
-        "last": last,
-        "last_buffers": last_buffers,
-    }
-    files.save(path, kind, tensors, {**header, "epochs": list(snapshots)}, by_row=("theta",))

@@ -23,6 +23,8 @@ from potstill import files
 from potstill.errors import PotstillError
 
 MANIFEST = "manifest.json"
+Snapshots = dict[int, tuple[Tensor, Tensor]]
+"""Parameters (P,) and running statistics (B,) by epoch."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,10 @@ def create(folder: Path, identity: dict[str, Any], epochs: Sequence[int]) -> tup
         PotstillError: the folder holds experts of another network, dataset, transform or recipe, finished or in
             training; the differing fields are named.
     """
-    identity, path = files.plain(identity), folder / MANIFEST
+    path = folder / MANIFEST
     begun = any(folder.glob("expert-*.safetensors")) or any(_is_claimed(lock) for lock in folder.glob("expert-*.lock"))
     if begun and path.exists():
-        found = _manifest(folder)
-        check_identity(folder, found["identity"], identity)
+        found = _manifest(folder, identity)
         if missing := sorted(set(epochs) - set(found["epochs"])):
             raise PotstillError(
                 f"{folder}: keeps snapshots of epochs {_ranges(found['epochs'])}, but epoch {missing[0]} is needed; "
@@ -157,6 +158,30 @@ def _ending(folder: Path, number: int, manifest: dict[str, Any]) -> tuple[float,
     return None if accuracy is None else (accuracy, header.get("seconds", 0.0))
 
 
+def write_expert(
+    path: Path, kind: str, snapshots: Snapshots, last: Tensor, last_buffers: Tensor, header: dict[str, Any],
+    storage: str,
+) -> None:  # fmt: skip
+    """Write an expert, finished or in training: its snapshots in the precision ``storage``, its last state whole."""
+    tensors = {
+        "theta": _stacked([theta for theta, _ in snapshots.values()], len(last), getattr(torch, storage)),
+        "buffers": _stacked([b for _, b in snapshots.values()], len(last_buffers), torch.float32),
+        "last": last,
+        "last_buffers": last_buffers,
+    }
+    files.write_tensors(path, kind, tensors, {**header, "epochs": list(snapshots)}, by_row=("theta",))
+
+
+def _stacked(snapshots: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+    """Snapshots (P,) as one tensor (S, P) of the stored precision; a copy, so training cannot write into it.
+
+    There may be none, where only the experts at their end are needed; P is ``size``.
+    """
+    if not snapshots:
+        return torch.empty(0, size, dtype=dtype)
+    return torch.stack([snapshot.detach().cpu().to(dtype) for snapshot in snapshots])
+
+
 def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories:
     """Open a store, and hold it to what is asked for; fields of its identity that are not asked for may be anything.
 
@@ -165,10 +190,7 @@ def open_store(folder: Path, identity: dict[str, Any] | None = None) -> Trajecto
     """
     if not (folder / MANIFEST).is_file():
         raise PotstillError(f"{folder}: holds no experts ({MANIFEST} is missing); train some with `potstill experts`.")
-    found = _manifest(folder)
-    if identity is not None:
-        asked = {name: value for name, value in found["identity"].items() if name in identity}
-        check_identity(folder, asked, files.plain(identity))
+    found = _manifest(folder, identity)
     endings: list[tuple[float, float]] = []
     while (ending := _ending(folder, len(endings), found)) is not None:
         endings.append(ending)
@@ -182,16 +204,12 @@ def find(folder: Path, identity: dict[str, Any] | None = None) -> Trajectories |
     return open_store(folder, identity) if (folder / MANIFEST).is_file() else None
 
 
-def check_identity(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a store of another identity; more experts than asked for are welcome."""
-    if lines := files.differences(found, wanted):
-        raise PotstillError(
-            f"{folder}: these experts differ from what is asked for in {'; '.join(lines)}. Give the same settings, or "
-            "another folder."
-        )
+def _manifest(folder: Path, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The manifest of a store, held to the identity that is asked for; fields that are not may be anything.
 
-
-def _manifest(folder: Path) -> dict[str, Any]:
+    Raises:
+        PotstillError: it is damaged, no manifest of ours, or of another identity (the differing fields are named).
+    """
     manifest = files.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("kind") != "trajectories" or "identity" not in manifest:
         raise PotstillError(f"{folder / MANIFEST}: not a manifest of potstill's experts; choose another folder.")
@@ -203,6 +221,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST}: damaged: it does not say which epochs are kept, or how the experts were trained; "
             "restore it from a copy, or train experts in another folder."
         )
+    if asked is not None:
+        found = {name: value for name, value in identity.items() if name in asked}
+        if lines := files.differences(found, files.plain(asked)):
+            raise PotstillError(
+                f"{folder}: these experts differ from what is asked for in {'; '.join(lines)}. Give the same settings, "
+                "or another folder."
+            )
     return manifest
 
 
@@ -215,13 +240,3 @@ def _ranges(epochs: Sequence[int]) -> str:
         else:
             parts.append([epoch, epoch])
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)
-
-
-def stack(snapshots: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Snapshots (P,) as one tensor (S, P) of the stored precision; a copy, so training cannot write into it.
-
-    There may be none, where only the experts at their end are needed; P is ``size``.
-    """
-    if not snapshots:
-        return torch.empty(0, size, dtype=dtype)
-    return torch.stack([snapshot.detach().cpu().to(dtype) for snapshot in snapshots])

@@ -385,7 +385,7 @@ def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number)
     done = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["iteration"]
     from potstill import files
 
-    _, header = files.load(tmp_path / "run" / "checkpoint.safetensors", "checkpoint")
+    _, header = files.read_tensors(tmp_path / "run" / "checkpoint.safetensors", "checkpoint")
     assert header["iteration"] in (done, done + 1)
 
 

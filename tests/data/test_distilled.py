@@ -83,7 +83,7 @@ def test_round_trip_of_images_at_one_scale(distilled, tmp_path):
 )
 def test_tensors_of_images_at_one_scale_that_do_not_fit_are_refused(distilled, tmp_path, name, value, words):
     at_one_scale(distilled).save(tmp_path / module.FILE)
-    tensors, header = files.load(tmp_path / module.FILE, module.KIND)
+    tensors, header = files.read_tensors(tmp_path / module.FILE, module.KIND)
     tensors.pop(name)
     tensors |= {} if value is None else {name: value}
     with pytest.raises(PotstillError, match=words):
@@ -243,7 +243,7 @@ def test_what_is_no_set_is_refused_when_saved_and_when_read(distilled, tmp_path,
 )
 def test_tensors_that_do_not_fit_are_refused(distilled, tmp_path, name, value, words):
     distilled.save(tmp_path / module.FILE)
-    tensors, header = files.load(tmp_path / module.FILE, module.KIND)
+    tensors, header = files.read_tensors(tmp_path / module.FILE, module.KIND)
     tensors.pop(name)
     tensors |= {} if value is None else {name: value}
     with pytest.raises(PotstillError, match=words):
@@ -252,7 +252,7 @@ def test_tensors_that_do_not_fit_are_refused(distilled, tmp_path, name, value, w
 
 def test_a_header_without_its_fields_is_refused(distilled, tmp_path):
     distilled.save(tmp_path / module.FILE)
-    tensors, header = files.load(tmp_path / module.FILE, module.KIND)
+    tensors, header = files.read_tensors(tmp_path / module.FILE, module.KIND)
     for name in ("classes", "step_size", "transform", "recipe", "provenance"):
         with pytest.raises(PotstillError, match=f"header without '{name}'"):
             module.check(tensors, {key: value for key, value in header.items() if key != name})
@@ -303,7 +303,7 @@ def source_of(path, real_data, folder):
 @pytest.mark.parametrize("path", [*RECORDS, *KEPT], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_set_of_every_version_is_read_shown_trained_on_and_exported(path, tmp_path, request):
     """Of every file: its tensors as they lie in it, without any conversion between."""
-    tensors, header = files.load(path, module.KIND)
+    tensors, header = files.read_tensors(path, module.KIND)
     assert header["version"] in ("0.1.0", "0.2.0")
     kind = header.get("labels", "logits")  # the only kind that 0.1.0 knew
     whitened = header["transform"] == "zca"

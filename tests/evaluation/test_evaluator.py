@@ -127,9 +127,9 @@ def test_train_takes_a_step_size_and_a_network_by_name(setting, monkeypatch):
     given = real_images(problem, random_rows(problem, 1, 0), step_size=0.033)
     used, original = [], evaluators._fit
 
-    def spy(network, theta, training_set, *rest, **named):
+    def spy(network, training_set, *rest, **named):
         used.append(training_set.alpha)
-        return original(network, theta, training_set, *rest, **named)
+        return original(network, training_set, *rest, **named)
 
     monkeypatch.setattr(evaluators, "_fit", spy)
     train(given, epochs=1)

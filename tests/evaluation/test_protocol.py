@@ -21,6 +21,7 @@ def test_a_configuration_changes_a_protocol():
     changed = protocol_of(EvaluationConfig(protocol="quick", seeds=7))
     assert (changed.name, changed.seeds, changed.epochs) == ("quick", 7, 300)
     assert protocol_of(EvaluationConfig(full_seeds=0)) == PROTOCOLS["standard"]
+    assert EvaluationConfig(protocol="paper", seeds=3).selection == "test"
 
 
 @pytest.mark.parametrize(

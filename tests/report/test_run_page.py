@@ -67,7 +67,7 @@ def test_page_shows_what_sharing_the_set_gives_away(page):
     assert text.count('alt="most copied image"') == 10
     assert text.count('alt="training image"') == 30
     mine = load(page.parent).pixels.float()
-    real = files.load(page.parent / record.NEAREST, record.NEAREST_KIND)[0]["pixels"].float()
+    real = files.read_tensors(page.parent / record.NEAREST, record.NEAREST_KIND)[0]["pixels"].float()
     entries = [one["most_copied"] for one in told["classes"]]
     for number, entry in enumerate(entries):
         apart = (mine[entry["image"]] - real[3 * number : 3 * number + 3]).square().mean((1, 2, 3)).sqrt() / 255
@@ -88,10 +88,11 @@ def test_results_of_before_have_no_such_section(page, tmp_path):
 def test_pictures_that_are_gone_or_of_other_images_are_not_drawn(page, tmp_path, other):
     folder = tmp_path / "run"
     shutil.copytree(page.parent, folder)
-    tensors, _ = files.load(folder / record.NEAREST, record.NEAREST_KIND)
+    tensors, _ = files.read_tensors(folder / record.NEAREST, record.NEAREST_KIND)
     (folder / record.NEAREST).unlink()
     if other:
-        files.save(folder / record.NEAREST, record.NEAREST_KIND, {**tensors, "rows": tensors["rows"] + other}, {})
+        moved = {**tensors, "rows": tensors["rows"] + other}
+        files.write_tensors(folder / record.NEAREST, record.NEAREST_KIND, moved, {})
     text = run_page.write(folder).read_text()
     assert "What sharing it gives away" in text
     assert 'alt="training image"' not in text

@@ -205,7 +205,7 @@ def test_killed_twice_and_continued_is_bit_for_bit_an_undisturbed_run(tmp_path):
     for name in ("distilled.safetensors", "metrics.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     for name, kind in (("checkpoint", "checkpoint"), ("experts/expert-01", "expert")):  # whose headers tell the seconds
-        found = [files.load(tmp_path / k / f"{name}.safetensors", kind)[0] for k in ("whole", "killed")]
+        found = [files.read_tensors(tmp_path / k / f"{name}.safetensors", kind)[0] for k in ("whole", "killed")]
         assert found[0].keys() == found[1].keys()
         assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
@@ -307,7 +307,7 @@ def test_a_later_stage_begins_at_the_set_of_the_one_before(tmp_path, finished):
     )  # fmt: skip
     distilled = run_to_completion(stage.distil(both))
     matched = potstill.load(job.folder)  # whose best may be an earlier one
-    state, _ = files.load(job.folder / "checkpoint.safetensors", "checkpoint")
+    state, _ = files.read_tensors(job.folder / "checkpoint.safetensors", "checkpoint")
     assert distilled.images.equal(state["variables/images"])
     assert matched.kind == distilled.kind == "logits"
     lines = record.read_metrics(tmp_path / "metrics.jsonl")
