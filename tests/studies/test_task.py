@@ -11,6 +11,7 @@ from potstill.networks.architectures import NetworkConfig
 from potstill.runs import stage
 from potstill.runs.api import run_to_completion
 from potstill.studies import execute, task
+from potstill.training import trajectories
 from tests.conftest import tiny
 
 DM = {"iterations": 2, "real_batch": 20}
@@ -96,6 +97,24 @@ def test_one_expert_is_trained_by_one_task(tmp_path):
     assert run_to_completion(task.perform(second, tmp_path)) is None
     assert second.done(tmp_path)
     assert not first.done(tmp_path)
+
+
+def test_what_another_process_does_is_left_to_it(tmp_path):
+    made = followed()
+    expert, shown = made.experts[0], figure_of(made)
+    folder = task.experts_folder(tmp_path, expert.store_key)
+    figure = task.figure_path(tmp_path, shown.key)
+    locks = {
+        expert: trajectories.lock_path(folder, 0), made: task.set_folder(tmp_path, made.key) / ".lock",
+        shown: figure.with_suffix(".lock"),
+    }  # fmt: skip
+    for one, path in locks.items():
+        path.parent.mkdir(parents=True)
+        lock = files.take(path)
+        assert run_to_completion(task.perform(one, tmp_path)) == task.HELD
+        lock.release()
+        assert not one.done(tmp_path)
+    assert run_to_completion(task.perform(expert, tmp_path)) is None
 
 
 def test_what_fails_is_told_and_tried_again(tmp_path, monkeypatch):
