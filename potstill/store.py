@@ -80,11 +80,9 @@ def once_json(
     """
 
     def read(path: Path) -> dict[str, Any]:
-        found = files.read_json(path)
-        if not isinstance(found, dict) or found.pop("identity", None) != files.plain(identity):
+        found = _read_json(path)
+        if found.pop("identity", None) != files.plain(identity):
             raise PotstillError(f"{path}: damaged: it is not what its name says")
-        if found.pop("checksum", files.fingerprint(found)) != files.fingerprint(found):  # entries of 0.1.0 have none
-            raise PotstillError(f"{path}: damaged: its values do not match their checksum")
         return found
 
     def write(path: Path, made: dict[str, Any]) -> None:
@@ -95,6 +93,25 @@ def once_json(
 
     where = cache_folder() if folder is None else folder
     return _once(json_path(where, kind, files.fingerprint(identity)), read, make_plain, write, wait)
+
+
+def known_json(kind: str, key: str, folder: Path) -> dict[str, Any] | None:
+    """What :func:`once_json` has left in a folder by a fingerprint; None where there is nothing, or it is damaged."""
+    with contextlib.suppress(PotstillError, OSError):
+        found = _read_json(json_path(folder, kind, key))
+        return found if files.fingerprint(found.pop("identity", None)) == key else None
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The values and the identity of an entry."""
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise PotstillError(f"{path}: damaged: it holds no values by their names")
+    values = {name: value for name, value in found.items() if name not in ("identity", "checksum")}
+    if found.pop("checksum", files.fingerprint(values)) != files.fingerprint(values):  # entries of 0.1.0 have none
+        raise PotstillError(f"{path}: damaged: its values do not match their checksum")
+    return found
 
 
 def json_path(folder: Path, kind: str, key: str) -> Path:

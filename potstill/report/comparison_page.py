@@ -16,7 +16,7 @@ from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page
 from potstill.report.gallery import Shown, gallery
 from potstill.report.run_page import flatten
 from potstill.report.study_page import percent
-from potstill.store import json_path
+from potstill.store import known_json
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -362,8 +362,8 @@ def _browsed(sets: Sequence[tuple[Row, Distilled]], store: Path) -> dict[str, An
 
 def _confusion(row: Row, store: Path) -> dict[str, Any] | None:
     """Of the networks trained on a row's first set; None where none has one, as in records of before."""
-    paths = [json_path(store, "figures", key) for key in row.get("first_figures", [])]
-    return controls.summed([files.read_json(path).get("confusion") for path in paths if path.exists()])
+    figures = [known_json("figures", key, store) for key in row.get("first_figures", [])]
+    return controls.summed([figure.get("confusion") for figure in figures if figure is not None])
 
 
 def _pictures(record: Record, sets: Sequence[tuple[Row, Distilled]]) -> list[dict[str, str]]:

@@ -276,10 +276,8 @@ def figure_path(folder: Path, key: str) -> Path:
 
 def accuracy_of(folder: Path, key: str) -> float | None:
     """The accuracy of a figure's network; None where it is not known yet, or its record is damaged."""
-    try:
-        return float(files.read_json(figure_path(folder, key))["accuracy"])
-    except (OSError, PotstillError, KeyError, TypeError, ValueError):
-        return None
+    found = store.known_json("figures", key, folder)
+    return None if found is None else float(found["accuracy"])
 
 
 # --- what they share -----------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from potstill import files
 from potstill.data.distilled import FILE
 from potstill.errors import Diverged
@@ -81,12 +83,13 @@ def test_a_task_is_done_once_and_leaves_its_record(tmp_path):
     assert task.figure_path(tmp_path, shown.key).stat().st_mtime_ns == before
 
 
-def test_a_damaged_figure_is_made_anew(tmp_path):
+@pytest.mark.parametrize("damaged", ['{"accuracy"', "[]", "{}", '{"accuracy": 0.5, "checksum": "0"}'])
+def test_a_damaged_figure_is_made_anew(tmp_path, damaged):
     made = set_of()
     one = figure_of(made)
     run_to_completion(execute.execute([made, one], tmp_path))
     known = task.accuracy_of(tmp_path, one.key)
-    task.figure_path(tmp_path, one.key).write_text('{"accuracy"')
+    task.figure_path(tmp_path, one.key).write_text(damaged)
     assert not one.done(tmp_path)
     assert run_to_completion(execute.execute([made, one], tmp_path)) == {}
     assert task.accuracy_of(tmp_path, one.key) == known
