@@ -23,6 +23,7 @@ Row = Mapping[str, Any]
 NAMED = {"random": "random", "random:labels=soft": "random, soft labels"}
 PICTURES = 2  # of each class that are drawn for a row
 MOST_CLASSES = 10  # that are drawn
+SIDE_BY_SIDE = 5  # of them, where each has one image
 WIDE = 10  # ratio of the ends of an axis from which on it is logarithmic
 MARKERS = "osD^vP*X"
 FIELDS = (
@@ -373,6 +374,6 @@ def _pictures(record: Record, sets: Sequence[tuple[Row, Distilled]]) -> list[dic
         if row["ipc"] != sizes(record)[0]:
             continue
         few = distilled.labels < MOST_CLASSES
-        image = grid(distilled.pixels[few], distilled.labels[few], PICTURES)
+        image = grid(distilled.pixels[few], distilled.labels[few], PICTURES if row["ipc"] > 1 else SIDE_BY_SIDE)
         shown.append({"name": name_of(row), "picture": data_uri(png(image))})
     return shown
