@@ -396,6 +396,11 @@ def _row_results(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     first = next(iter(row["figures"].values()))[0]  # on the first network: keys of those trained on the first set
     return {
         **own, "first_figures": first, "accuracy": accuracy, "networks": networks, "failed": failed,
+def failed(record: Mapping[str, Any]) -> int:
+    """How many rows of a record failed; the full training set counts as one."""
+    return sum(why is not None for why in (record["full_failed"], *(row["failed"] for row in record["rows"])))
+
+
         "sets_done": len(made),
         "diverged": next((one["diverged"] for one in made if one["diverged"]), None),
         "images": made[0]["images"] if made else None, "bytes": made[0]["bytes"] if made else None,

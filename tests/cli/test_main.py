@@ -12,7 +12,9 @@ import pytest
 from potstill.cli import main, runners
 from potstill.cli.commands import COMMANDS
 from potstill.data.distilled import load
+from potstill.errors import PotstillError
 from potstill.methods import METHODS
+from potstill.studies import task
 
 SMALL = (
     "--network.width 8 --expert.count 2 --expert.epochs 4 --expert.step-size 0.05 --datm.start-epochs 0 2 "
@@ -369,6 +371,26 @@ def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number):
+def test_a_comparison_ends_with_1_where_rows_failed_after_all_others_are_done(few, tmp_path, capsys, monkeypatch):
+    def failing(self, folder):
+        if self.settings.method == ("dm",):
+            raise PotstillError("there is no room; free some.")
+        yield from whole(self, folder)
+
+    whole = task.SetTask.perform
+    shared = [*few[: few.index("--datm.start-epochs")], *few[few.index("--evaluations") :]]
+    command = ["compare", "--methods", "dm:iterations=1", "--ipcs", "1", "--set-seeds", "1", *shared, "--out", tmp_path]
+    with monkeypatch.context() as patched:
+        patched.setattr(task.SetTask, "perform", failing)
+        code, out, err = call(capsys, *command, "--json")
+    page = tmp_path / "compare.html"
+    assert (code, json.loads(out)["rows"][2]["failed"]) == (1, "there is no room; free some.")
+    assert f"1 row failed: the notes at the end of {page} say why" in err
+    assert "there is no room; free some." in page.read_text()
+    assert call(capsys, "compare", "--show", "--out", tmp_path)[0] == 0
+    assert call(capsys, *command)[0] == 0
+
+
     command = [sys.executable, "-m", "potstill", "run", *SMALL, "--datm.iterations", "400", "--out", "run"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
