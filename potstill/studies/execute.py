@@ -6,6 +6,7 @@ do nothing twice: what one of them does, the other puts off, and takes something
 """
 
 import concurrent.futures
+import functools
 import heapq
 import logging
 import multiprocessing
@@ -295,11 +296,17 @@ def _prepare_worker(threads: int, numbers: Any) -> None:
     """Give a worker its share of the machine: threads, and one of the GPUs."""
     number = numbers.get()
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    engine.keep_freed_memory()
-    find_compiler_cache()
+    _prepare_process()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Once in a process that computes: what makes it fast."""
+    engine.keep_freed_memory()
+    find_compiler_cache()
 
 
 def _end_with_driver() -> None:
@@ -378,6 +385,7 @@ def _knock(address: str) -> None:
 
 
 def _ray_task(task: Task, folder: Path, cpus: int) -> str | None:
+    _prepare_process()
     torch.set_num_threads(max(1, cpus))
     return run_task(task, folder)
 

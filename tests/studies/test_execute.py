@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 from potstill.errors import InUse, PotstillError
 from potstill.runs.api import run_to_completion
@@ -174,10 +175,9 @@ def test_a_driver_waits_where_all_is_held_and_takes_over_when_the_holder_is_kill
     made = set_of()
     own, doing = task.set_folder(tmp_path, made.key), []
     own.mkdir(parents=True)
-    code = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(flush=True); sys.stdin.read()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, own / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
+    code = "from filelock import FileLock; import sys; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True)"
+    command = [sys.executable, "-c", f"{code}; sys.stdin.read()", own / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"\n"
 
         def watch(event):
@@ -269,6 +269,16 @@ def test_a_driver_that_is_killed_loses_nothing(tmp_path, serial):
 
 
 # --- Ray -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_of_ray_is_prepared_once(tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(execute.engine, "keep_freed_memory", lambda: prepared.append("memory"))
+    monkeypatch.setattr(execute, "find_compiler_cache", lambda: prepared.append("compiler"))
+    execute._prepare_process.cache_clear()
+    threads = torch.get_num_threads()
+    assert [execute._ray_task(Note(name), tmp_path, threads) for name in "ab"] == [None, None]
+    assert prepared == ["memory", "compiler"]
 
 
 def test_a_cluster_that_is_not_there_is_told():
