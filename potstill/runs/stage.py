@@ -97,7 +97,8 @@ def _resume(run: Run) -> Session:
     checkpoint, evaluation, experts = run.folder / CHECKPOINT, run.settings.evaluation, None
     if run.experts is not None:
         experts = files.plain({**run.experts.identity, "count": run.settings.expert.count})
-        if unlike := files.differences(run.experts.identity, files.plain(asked_experts(run))):
+        here, asked = ({**one, "seed": None} for one in (run.experts.identity, files.plain(asked_experts(run))))
+        if unlike := files.differences(here, asked):  # of another seed they are as good
             logger.info("%s: these experts are taken as they are: %s", run.experts_folder, "; ".join(unlike))
     reached, log = None, Log(experts, dataclasses.asdict(selecting(evaluation)), evaluation.step_size)
     if checkpoint.exists():
