@@ -29,6 +29,7 @@ from potstill.runs.settings import Settings
 from potstill.studies import task as tasks
 from potstill.studies.cells import check_honest
 from potstill.studies.execute import Executor, execute
+from potstill.studies.remedies import in_comparison
 from potstill.studies.task import ExpertTask, FigureTask, SetTask, Task
 
 KIND = "compare"
@@ -161,6 +162,13 @@ def plan(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
     Raises:
         PotstillError: a method, size or network that the data do not allow, before any work is done.
     """
+    try:
+        return (yield from _planned(asked, folder))
+    except PotstillError as error:
+        raise PotstillError(in_comparison(error)) from error
+
+
+def _planned(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
     _check(asked)
     rows: list[Row] = []
     total = len(asked.ipcs) * len(asked.methods)
@@ -188,8 +196,19 @@ def _full(asked: Asked, rows: Sequence[Row]) -> dict[str, list[FigureTask]]:
     found: dict[str, list[FigureTask]] = {}
     for row in rows:
         for config in _networks(asked, tasks.problem_of(row.settings).network_config):
+            if config.name not in found:
+                _check_network(row, config)
             found.setdefault(config.name, [FigureTask(row.settings, config, None, number) for number in numbers])
     return found
+
+
+def _check_network(row: Row, config: NetworkConfig) -> None:
+    """Refuse a network that the images do not suit; the row's own has been built before."""
+    try:
+        tasks.evaluator_of(row.settings, config)
+    except PotstillError as error:
+        reason = str(error).partition("; ")[0]
+        raise PotstillError(f"--networks {config.name}: {reason}; leave it out.") from error
 
 
 def _check(asked: Asked) -> None:
@@ -377,6 +396,11 @@ def results(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
+def failed(record: Mapping[str, Any]) -> int:
+    """How many rows of a record failed; the full training set counts as one."""
+    return sum(why is not None for why in (record["full_failed"], *(row["failed"] for row in record["rows"])))
+
+
 def _networks_done(folder: Path, keys: Sequence[str]) -> list[float]:
     return [found for key in keys if (found := tasks.accuracy_of(folder, key)) is not None]
 
@@ -396,11 +420,6 @@ def _row_results(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     first = next(iter(row["figures"].values()))[0]  # on the first network: keys of those trained on the first set
     return {
         **own, "first_figures": first, "accuracy": accuracy, "networks": networks, "failed": failed,
-def failed(record: Mapping[str, Any]) -> int:
-    """How many rows of a record failed; the full training set counts as one."""
-    return sum(why is not None for why in (record["full_failed"], *(row["failed"] for row in record["rows"])))
-
-
         "sets_done": len(made),
         "diverged": next((one["diverged"] for one in made if one["diverged"]), None),
         "images": made[0]["images"] if made else None, "bytes": made[0]["bytes"] if made else None,

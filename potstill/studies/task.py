@@ -30,6 +30,7 @@ from potstill.networks.architectures import NetworkConfig
 from potstill.runs import record, stage
 from potstill.runs import run as runs
 from potstill.runs.settings import Settings, as_dict, fixed_fields, settled
+from potstill.studies.remedies import in_comparison
 from potstill.training import experts
 from potstill.training.experts import ExpertConfig
 from potstill.training.problem import Problem
@@ -163,7 +164,7 @@ class SetTask:
             try:
                 distilled = yield from stage.distil(run)
             except Diverged as error:
-                diverged, distilled = str(error), load(own)
+                diverged, distilled = in_comparison(error), load(own)
             files.write_json(own / SET, self._record(run, distilled, diverged))
 
     def _record(self, run: runs.Run, distilled: Distilled, diverged: str | None) -> dict[str, Any]:
@@ -222,7 +223,7 @@ class FigureTask:
 
     @functools.cached_property
     def _identity(self) -> list[Any]:
-        who = _evaluator(self.settings, self.network)
+        who = evaluator_of(self.settings, self.network)
         key = FULL if self.made_from is None else self.made_from.key
         return ["figure", *controls.common_identity(who), self._epochs, key, self.number]
 
@@ -252,7 +253,7 @@ class FigureTask:
         store.once_json("figures", self._identity, lambda: self._found(folder), folder, wait=False)
 
     def _found(self, folder: Path) -> dict[str, Any]:
-        who = _evaluator(self.settings, self.network)
+        who = evaluator_of(self.settings, self.network)
         series = Series(self.label, 1, self._epochs, *self._trained_on(folder, who))
         found = controls.network_accuracy(who, series, self.number)
         return {
@@ -301,7 +302,7 @@ def perform(task: Task, folder: Path) -> Generator[Event, None, str | None]:
     except InUse:
         return HELD
     except Exception as error:  # of any kind: the other rows do not suffer by it
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = in_comparison(error).splitlines()[0] if str(error) else type(error).__name__
         logger.info("%s: %s", task.label, told, exc_info=True)
         return told
 
@@ -333,7 +334,8 @@ def _prepared(settings: Settings) -> Problem:
     return runs.prepare_problem(settings)
 
 
-def _evaluator(settings: Settings, network: NetworkConfig) -> Evaluator:
+def evaluator_of(settings: Settings, network: NetworkConfig) -> Evaluator:
+    """Trains networks of a kind by the protocol of some settings; those used last stay in memory."""
     return _built(_without_method(settings), network, settings.evaluation)
 
 

@@ -167,6 +167,8 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["run", "--dataset", "/nowhere/at/all"], ["no such file or folder"]),
     (["run", "--datm.start-epochs", "8", "40"], ["snapshots of epochs 8 to 41 are needed", "raise --expert.epochs"]),
     (["run", "--method", "herding", "--mtt.iterations", "3"], ["--mtt.iterations: is a setting of mtt", "add it to"]),
+    (["compare", "--dm.lr-images", "3"], ["--dm.lr-images: is a setting of dm", "--methods dm:lr-images=VALUE"]),
+    (["compare", "--methods", "dm:iterations=-1"], ["raise dm:iterations"]),
     (["run", "--distil.polish", "3"], ["stand under their method's name since 0.2", "--datm.iterations"]),
     (["run", "--window", "auto"], ["stand under their method's name since 0.2"]),
     (["run", "--method", "dtam"], ["method 'dtam': unknown", "did you mean datm"]),
@@ -369,8 +371,6 @@ def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
     assert (tmp_path / "lossless.html").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number):
 def test_a_comparison_ends_with_1_where_rows_failed_after_all_others_are_done(few, tmp_path, capsys, monkeypatch):
     def failing(self, folder):
         if self.settings.method == ("dm",):
@@ -391,6 +391,8 @@ def test_a_comparison_ends_with_1_where_rows_failed_after_all_others_are_done(fe
     assert call(capsys, *command)[0] == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number):
     command = [sys.executable, "-m", "potstill", "run", *SMALL, "--datm.iterations", "400", "--out", "run"]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=tmp_path,

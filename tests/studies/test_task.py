@@ -158,7 +158,7 @@ def test_a_figure_equals_that_of_a_run(tmp_path):
     run_to_completion(task.perform(made, tmp_path))
     one = figure_of(made)
     run_to_completion(task.perform(one, tmp_path))
-    who = task._evaluator(made.settings, one.network)
+    who = task.evaluator_of(made.settings, one.network)
     from potstill.data.distilled import load
     from potstill.evaluation.evaluator import training_set_of
 
