@@ -272,8 +272,8 @@ def commands_page() -> str:
     lines = [
         "# Commands\n\n`--help` after a command says the same in the terminal, with the defaults that hold for your "
         "data. Commands that distil take the [settings of a run](settings.md) as well, and those of their "
-        "[methods](../methods/index.md).\n\nExit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted (the "
-        "same command continues).",
+        "[methods](../methods/index.md).\n\nExit codes: 0 done, 1 a clear error (or rows "
+        "of a comparison failed), 2 wrong usage, 130 interrupted (the same command continues).",
     ]
     for name, kind in COMMANDS.items():
         rows = [

@@ -20,6 +20,10 @@ class PotstillError(ValueError):
         super().__init__(re.sub(r"\s*[\r\n]\s*", " ", printable.strip()))
 
 
+class InUse(PotstillError):
+    """Another process works at the same thing now."""
+
+
 class Diverged(PotstillError):
     """Distilling diverged again and again, however often the last step was undone."""
 

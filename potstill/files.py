@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from potstill.errors import PotstillError
+from potstill.errors import InUse, PotstillError
 from potstill.version import VERSION
 
 FORMAT = 2  # of the files written here; raised whenever an older version could not read them
@@ -193,7 +193,8 @@ def locked(folder: Path, what: str, wait: float = 0.0) -> Iterator[None]:
         wait: seconds to wait for another to end.
 
     Raises:
-        PotstillError: another one holds it: which, where, since when, and what it does; or a file is in the way.
+        InUse: another one holds it: which, where, since when, and what it does.
+        PotstillError: a file is in the way.
     """
     path, owner = folder.resolve(), (os.getpid(), threading.get_ident())
     hold = _holds.get(path)
@@ -225,7 +226,7 @@ def _acquire(folder: Path, wait: float) -> Any:
     except PermissionError as error:
         raise PotstillError(f"{folder}: cannot be written to ({error.strerror}); choose another path.") from error
     if lock is None:
-        raise PotstillError(f"{folder}: {_holder(folder)}; wait for it to end, or give another --out.")
+        raise InUse(f"{folder}: {_holder(folder)}; wait for it to end, or give another --out.")
     return lock
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from potstill import files
-from potstill.errors import PotstillError
+from potstill.errors import InUse, PotstillError
 
 logger = logging.getLogger(__name__)
 Made = tuple[dict[str, Tensor], dict[str, Any]]
@@ -69,20 +69,21 @@ def once(kind: str, identity: Any, make: Callable[[], Made]) -> Made:
 
 
 def once_json(
-    kind: str, identity: Any, make: Callable[[], dict[str, Any]], folder: Path | None = None
+    kind: str, identity: Any, make: Callable[[], dict[str, Any]], folder: Path | None = None, wait: bool = True
 ) -> dict[str, Any]:  # fmt: skip
     """The same for a mapping of plain values, in the cache or in a folder of one's own.
 
     Its identity and a checksum lie beside the values in the file, folder/KIND/FINGERPRINT.json.
+
+    Raises:
+        InUse: another process makes it now, and the caller does not want to ``wait`` for it.
     """
     path = json_path(cache_folder() if folder is None else folder, kind, files.fingerprint(identity))
 
     def read(path: Path) -> dict[str, Any]:
-        found = files.read_json(path)
-        if not isinstance(found, dict) or found.pop("identity", None) != files.plain(identity):
+        found = _read_json(path)
+        if found.pop("identity", None) != files.plain(identity):
             raise PotstillError(f"{path}: damaged: it is not what its name says")
-        if found.pop("checksum", files.fingerprint(found)) != files.fingerprint(found):  # entries of 0.1.0 have none
-            raise PotstillError(f"{path}: damaged: its values do not match their checksum")
         return found
 
     def write(path: Path, made: dict[str, Any]) -> None:
@@ -91,7 +92,26 @@ def once_json(
     def make_plain() -> dict[str, Any]:
         return files.plain(make())
 
-    return _once(path, read, make_plain, write)
+    return _once(path, read, make_plain, write, wait)
+
+
+def known_json(kind: str, key: str, folder: Path) -> dict[str, Any] | None:
+    """What :func:`once_json` has left in a folder by a fingerprint; None where there is nothing, or it is damaged."""
+    with contextlib.suppress(PotstillError, OSError):
+        found = _read_json(json_path(folder, kind, key))
+        return found if files.fingerprint(found.pop("identity", None)) == key else None
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The values and the identity of an entry."""
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise PotstillError(f"{path}: damaged: it holds no values by their names")
+    values = {name: value for name, value in found.items() if name not in ("identity", "checksum")}
+    if found.pop("checksum", files.fingerprint(values)) != files.fingerprint(values):  # entries of 0.1.0 have none
+        raise PotstillError(f"{path}: damaged: its values do not match their checksum")
+    return found
 
 
 def json_path(folder: Path, kind: str, key: str) -> Path:
@@ -99,11 +119,13 @@ def json_path(folder: Path, kind: str, key: str) -> Path:
     return folder / kind / f"{key}.json"
 
 
-def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[Path, T], None]) -> T:
+def _once(
+    path: Path, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[Path, T], None], wait: bool = True
+) -> T:  # fmt: skip
     """The entry at a path, made by one process at a time: the others wait for it, then read."""
     with contextlib.suppress(PotstillError, OSError):
         return read(path)
-    with _alone(path):
+    with _alone(path, wait):
         try:
             if path.exists():  # another process has made it meanwhile, or it is damaged
                 return read(path)
@@ -118,12 +140,14 @@ def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T], write: C
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Path, wait: bool) -> Iterator[None]:
     """Where the folder can be written to, nobody else makes the same entry meanwhile."""
     beside, lock = path.with_suffix(".lock"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = files.take(beside)
+        if lock is None and not wait:
+            raise InUse(f"{path}: another process makes it; wait for it to end.")
         if lock is None:
             logger.info("waiting for another process that makes %s", path)
             lock = files.take(beside, wait=-1)  # the system frees it if that process is killed

@@ -103,8 +103,8 @@ def inner_derivatives(
     """
     if network.batch_coupled and micro_batch is not None and micro_batch < batch:
         raise PotstillError(
-            f"distil.micro_batch {micro_batch}: batch norm couples the images of a batch, so that micro-batches would "
-            "change the result; leave --distil.micro-batch out or use --network.norm instance."
+            f"micro_batch {micro_batch}: batch norm couples the images of a batch, so that micro-batches would "
+            "change the result; leave --micro-batch out or use --network.norm instance."
         )
     work = multiplications(network, shape)
     if micro_batch is None and work > LARGE and not network.batch_coupled:

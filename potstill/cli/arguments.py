@@ -44,7 +44,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     else:
         defaults = _by_recipe(given, bool(HELP & set(arguments)))
         given.method = defaults.method
-    refuse_foreign(arguments, given.method)
+    refuse_foreign(arguments, () if kind is Compare else given.method)
     staged = with_stages(kind, defaults)
     required = {"experts": tyro.MISSING} if name == "distill" else {}
     arguments = [none_for_auto(flag, value) for flag, value in zip(["", *arguments], arguments, strict=False)]
@@ -113,7 +113,7 @@ def with_stages(kind: type[Any], defaults: Settings) -> type[Any]:
     own: list[Any] = [("settings", flat, field(default=shared))]
     constants: dict[str, Any] = {"__doc__": kind.__doc__}
     for name, stage in zip(defaults.method, defaults.stages, strict=True):
-        if fields(stage):
+        if fields(stage) and kind is not Compare:  # which takes them with the method's name
             own.append((attribute(name), type(stage), field(default=stage)))
         else:
             constants[attribute(name)] = stage  # nothing to set
@@ -128,7 +128,7 @@ def _hiding(kind: type[Any], names: Sequence[str]) -> type[Any]:
 
 
 def refuse_foreign(arguments: list[str], method: tuple[str, ...]) -> None:
-    """Refuse flags of methods that are not among the stages, and those of 0.1.0.
+    """Refuse flags of methods that are not among the stages, of all of them in a comparison (), and those of 0.1.0.
 
     Raises:
         PotstillError: with the flag, the reason and the remedy.
@@ -137,6 +137,11 @@ def refuse_foreign(arguments: list[str], method: tuple[str, ...]) -> None:
         flag = argument.partition("=")[0].replace("_", "-")
         owner = flag.removeprefix("--").partition(".")[0]
         if flag.startswith("--") and "." in flag and owner in METHODS and owner not in method:
+            if not method:
+                raise PotstillError(
+                    f"{flag}: is a setting of {owner}; in a comparison it stands behind the method's name: "
+                    f"--methods {owner}:{flag.partition('.')[2]}=VALUE."
+                )
             raise PotstillError(
                 f"{flag}: is a setting of {owner}, which is not among --method {' '.join(method)}; add it to --method, "
                 "or leave the flag out."

@@ -311,6 +311,7 @@ class Compare:
     Every expert, set and network is a task with a record of its own, so whatever is done is never done again:
     interrupted or killed, the same command continues, and a longer list adds rows. Networks are trained afresh for
     every set, and the intervals are over sets. Random images with hard and with soft labels always stand beside them.
+    What fails stops nothing else; if a row failed, the exit code is 1 after all others are done and the page written.
     """
 
     methods: tuple[str, ...] = ("herding", "dm", "datm")
@@ -335,7 +336,7 @@ class Compare:
     store: Path | None = None
     """Folder of experts, sets and figures, which comparisons can share; None: in --out."""
     show: bool = False
-    """Only draw what is there, while others work."""
+    """Only draw what is there, while others work; the exit code is 0 though rows failed."""
     workers: Count = 1
     """Processes on this machine, which share its threads and GPUs."""
     ray: str | None = None

@@ -28,7 +28,8 @@ CROWDED = (errno.EMFILE, errno.ENFILE)
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0 done, 1 a clear error, 2 wrong usage, 130 interrupted, 141 whoever read the output has gone.
+    0 done, 1 a clear error (or rows of a comparison failed), 2 wrong usage, 130 interrupted, 141 whoever read the
+    output has gone.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

@@ -89,6 +89,8 @@ def run(name: str, arguments: list[str]) -> None:
         result = RUNNERS[type(command)](command)
         if mode.json and ranks.first():
             print_json(result)
+        if isinstance(command, Compare) and not command.show:
+            _check_rows(command, result)
 
 
 def _parsed_once(name: str, arguments: list[str]) -> Any:
@@ -372,7 +374,7 @@ def _lossless(command: Lossless) -> Any:
 
 
 def _compare(command: Compare) -> Any:
-    out = command.out or Path("runs") / f"{_name(command.settings)}-compare"
+    out = _compare_folder(command)
     if command.show:
         found = compare.so_far(out, command.store)
     else:
@@ -385,6 +387,20 @@ def _compare(command: Compare) -> Any:
     print_comparison(found)
     say(f"\nthe page    {page}\nthe tables  {page.with_suffix('.csv')}, .tex\nfigures     {page.with_suffix('.json')}")
     return found
+
+
+def _check_rows(command: Compare, found: dict[str, Any]) -> None:
+    """End with an error where rows failed, after all others are done and the page is written."""
+    if count := compare.failed(found):
+        page = _compare_folder(command) / "compare.html"
+        raise PotstillError(
+            f"{count} {'row' if count == 1 else 'rows'} failed: the notes at the end of {page} say why; mend the "
+            "cause, then give the same command again to do what is missing."
+        )
+
+
+def _compare_folder(command: Compare) -> Path:
+    return command.out or Path("runs") / f"{_name(command.settings)}-compare"
 
 
 def _asked(command: Compare) -> compare.Asked:

@@ -16,13 +16,14 @@ from potstill.report.figures import COLOURS, NAMES, SERIES, axes, data_uri, page
 from potstill.report.gallery import Shown, gallery
 from potstill.report.run_page import flatten
 from potstill.report.study_page import percent
-from potstill.store import json_path
+from potstill.store import known_json
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
 NAMED = {"random": "random", "random:labels=soft": "random, soft labels"}
 PICTURES = 2  # of each class that are drawn for a row
 MOST_CLASSES = 10  # that are drawn
+SIDE_BY_SIDE = 5  # of them, where each has one image
 WIDE = 10  # ratio of the ends of an axis from which on it is logarithmic
 MARKERS = "osD^vP*X"
 FIELDS = (
@@ -362,8 +363,8 @@ def _browsed(sets: Sequence[tuple[Row, Distilled]], store: Path) -> dict[str, An
 
 def _confusion(row: Row, store: Path) -> dict[str, Any] | None:
     """Of the networks trained on a row's first set; None where none has one, as in records of before."""
-    paths = [json_path(store, "figures", key) for key in row.get("first_figures", [])]
-    return controls.summed([files.read_json(path).get("confusion") for path in paths if path.exists()])
+    figures = [known_json("figures", key, store) for key in row.get("first_figures", [])]
+    return controls.summed([figure.get("confusion") for figure in figures if figure is not None])
 
 
 def _pictures(record: Record, sets: Sequence[tuple[Row, Distilled]]) -> list[dict[str, str]]:
@@ -373,6 +374,6 @@ def _pictures(record: Record, sets: Sequence[tuple[Row, Distilled]]) -> list[dic
         if row["ipc"] != sizes(record)[0]:
             continue
         few = distilled.labels < MOST_CLASSES
-        image = grid(distilled.pixels[few], distilled.labels[few], PICTURES)
+        image = grid(distilled.pixels[few], distilled.labels[few], PICTURES if row["ipc"] > 1 else SIDE_BY_SIDE)
         shown.append({"name": name_of(row), "picture": data_uri(png(image))})
     return shown

@@ -13,7 +13,7 @@ NAMES = {
     "random_soft": "random, soft labels",
     "full": "full training set",
 }
-SERIES = ("#e0a32e", "#4f9d69", "#2b4c7e", "#7b4b94", "#b3261e", "#5c6470")  # series that have no name above
+SERIES = ("#4f9d69", "#b3261e", "#7b4b94", "#2596b0", "#d0649a", "#8c5a33")  # of no name, and unlike those above
 
 
 def axes(x: str, y: str, height: float = 2.9, title: str | None = None) -> tuple[Any, Any]:

@@ -83,7 +83,8 @@ class Run:
                 f"{self.experts_folder}: holds {len(store)} finished experts, but {self.settings.expert.count} are "
                 "asked for; train the rest with `potstill experts`, or lower --expert.count."
             )
-        if unlike := files.differences(store.identity, files.plain(asked_experts(self))):
+        here, asked = ({**one, "seed": None} for one in (store.identity, files.plain(asked_experts(self))))
+        if unlike := files.differences(here, asked):  # of another seed they are as good
             logger.info("%s: these experts are taken as they are: %s", self.experts_folder, "; ".join(unlike))
         return store
 

@@ -29,6 +29,7 @@ from potstill.runs.settings import Settings
 from potstill.studies import task as tasks
 from potstill.studies.cells import check_honest
 from potstill.studies.execute import Executor, execute
+from potstill.studies.remedies import in_comparison
 from potstill.studies.task import ExpertTask, FigureTask, SetTask, Task
 
 KIND = "compare"
@@ -161,6 +162,13 @@ def plan(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
     Raises:
         PotstillError: a method, size or network that the data do not allow, before any work is done.
     """
+    try:
+        return (yield from _planned(asked, folder))
+    except PotstillError as error:
+        raise PotstillError(in_comparison(error)) from error
+
+
+def _planned(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
     _check(asked)
     rows: list[Row] = []
     total = len(asked.ipcs) * len(asked.methods)
@@ -188,8 +196,19 @@ def _full(asked: Asked, rows: Sequence[Row]) -> dict[str, list[FigureTask]]:
     found: dict[str, list[FigureTask]] = {}
     for row in rows:
         for name, config in _networks(asked, tasks.problem_of(row.settings).network_config).items():
+            if name not in found:
+                _check_network(row, config)
             found.setdefault(name, [FigureTask(row.settings, config, None, number) for number in numbers])
     return found
+
+
+def _check_network(row: Row, config: NetworkConfig) -> None:
+    """Refuse a network that the images do not suit; the row's own has been built before."""
+    try:
+        tasks.evaluator_of(row.settings, config)
+    except PotstillError as error:
+        reason = str(error).partition("; ")[0]
+        raise PotstillError(f"--networks {config.name}: {reason}; leave it out.") from error
 
 
 def _check(asked: Asked) -> None:
@@ -393,6 +412,11 @@ def results(made: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for network in made["full"]:
             _compare_column([row for row in rows if row["ipc"] == ipc], network)
     return found
+
+
+def failed(record: Mapping[str, Any]) -> int:
+    """How many rows of a record failed; the full training set counts as one."""
+    return sum(why is not None for why in (record["full_failed"], *(row["failed"] for row in record["rows"])))
 
 
 def _networks_done(folder: Path, keys: Sequence[str]) -> list[float]:

@@ -2,16 +2,19 @@
 
 The order follows from what each task needs.  Results go into the store, never through the driver: so a driver that is
 killed loses nothing, a worker that is killed loses what it did since its last checkpoint, and two drivers on one store
-do nothing twice.
+do nothing twice: what one of them does, the other puts off, and takes something else meanwhile.
 """
 
 import concurrent.futures
+import functools
+import heapq
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -26,12 +29,13 @@ from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Event
 from potstill.process import find_compiler_cache
 from potstill.runs.api import run_to_completion
-from potstill.studies.task import Task, note_failure, perform
+from potstill.studies.task import HELD, Task, note_failure, perform
 
 RAY_DEATHS = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
 RETRIES = 3  # of a task whose worker was killed
 KNOCK_SECONDS = 10.0
-POLL_SECONDS = 1.0  # between two events while nothing ends
+POLL_SECONDS = 1.0  # between two events while nothing ends, and before a task is tried again that another process held
+WAITING = "waiting for another process, which does what is left"
 logger = logging.getLogger(__name__)
 Failures = dict[str, str]
 """Why, by the task's key."""
@@ -74,31 +78,32 @@ def execute(
             failures = yield from _at_once([*unique.values()], folder, executor)
         finally:
             executor.close()
+    failures = {key: why for key, why in failures.items() if not unique[key].done(folder)}  # by another driver since
     for key, why in failures.items():
         note_failure(folder, unique[key], why)
     return failures
 
 
 def _serially(tasks: Sequence[Task], folder: Path) -> Generator[Event, None, Failures]:
-    failures: Failures = {}
-    for number, task in enumerate(tasks):
-        event = {"stage": "comparing", "done": 100 * number, "total": 100 * len(tasks), "doing": task.label}
-        yield event
-        if (lacking := _lacking(task, failures)) is not None:
-            failures[task.key] = lacking
+    schedule = _Schedule(tasks, folder)
+    while schedule.ready:
+        event = {"stage": "comparing", "done": 100 * schedule.ended, "total": 100 * schedule.total}
+        task = schedule.take()
+        yield {**event, "doing": WAITING if task is None else task.label}
+        if task is None:
+            time.sleep(POLL_SECONDS)
             continue
         inside = perform(task, folder)
         while True:
             try:
                 found = next(inside)
             except StopIteration as end:
-                if end.value is not None:
-                    failures[task.key] = end.value
+                schedule.end(task, end.value)
                 break
             share = found["done"] / max(found["total"], 1)
-            yield {**_telling(found), **event, "done": event["done"] + round(100 * share)}
-    yield {"stage": "comparing", "done": 100 * len(tasks), "total": 100 * len(tasks)}
-    return failures
+            yield {**_telling(found), **event, "done": event["done"] + round(100 * share), "doing": task.label}
+    yield {"stage": "comparing", "done": 100 * schedule.total, "total": 100 * schedule.total}
+    return schedule.failures
 
 
 def _telling(event: Event) -> Event:
@@ -106,19 +111,16 @@ def _telling(event: Event) -> Event:
     return {name: event[name] for name in ("epoch", "loss", "validation") if name in event}
 
 
-def _lacking(task: Task, failures: Failures) -> str | None:
-    """Why a task cannot be done: what it needs has failed."""
-    return next((failures[key] for key in task.needs if key in failures), None)
-
-
 class _Schedule:
-    """Which tasks can begin, as others end; each step costs no more than the tasks it concerns."""
+    """Which task is next, as others end; each step costs no more than the tasks it concerns."""
 
     def __init__(self, tasks: Sequence[Task], folder: Path) -> None:
         """All tasks; those that are done already are over, and what is needed but not among them is there."""
         self.failures: Failures = {}
         self.over = {task.key for task in tasks if task.done(folder)}
         self.total = len(tasks)
+        self._tasks = tasks
+        self._number = {task.key: number for number, task in enumerate(tasks)}
         left = [task for task in tasks if task.key not in self.over]
         waited_for = {task.key for task in left}
         self._unmet = {task.key: len(waited_for.intersection(task.needs)) for task in left}
@@ -126,15 +128,41 @@ class _Schedule:
         for task in left:
             for key in waited_for.intersection(task.needs):
                 self._following.setdefault(key, []).append(task)
-        self.ready = deque(task for task in left if not self._unmet[task.key])
+        self.ready: list[tuple[float, int]] = []  # a heap: not before this moment, number of the task
+        for task in left:
+            if not self._unmet[task.key]:
+                self._add(task)
 
-    def finish(self, task: Task) -> None:
+    @property
+    def ended(self) -> int:
+        """Tasks that are done or have failed."""
+        return len(self.over) + len(self.failures)
+
+    def _add(self, task: Task, moment: float = 0.0) -> None:
+        heapq.heappush(self.ready, (moment, self._number[task.key]))
+
+    def take(self) -> Task | None:
+        """The first that can begin, those last that another process held; None where it is too early to ask again."""
+        if not self.ready or self.ready[0][0] > time.monotonic():
+            return None
+        return self._tasks[heapq.heappop(self.ready)[1]]
+
+    def end(self, task: Task, why: str | None) -> None:
+        """What comes of a task's end, by what :func:`perform` returned."""
+        if why is None:
+            self._finish(task)
+        elif why == HELD:
+            self._add(task, time.monotonic() + POLL_SECONDS)
+        else:
+            self.fail(task, why)
+
+    def _finish(self, task: Task) -> None:
         """What waited for a task may begin."""
         self.over.add(task.key)
         for one in self._following.get(task.key, []):
             self._unmet[one.key] -= 1
             if not self._unmet[one.key] and one.key not in self.failures:
-                self.ready.append(one)
+                self._add(one)
 
     def fail(self, task: Task, why: str) -> None:
         """What needs a task that failed fails with it."""
@@ -155,15 +183,14 @@ def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generat
     suspects: deque[Task] = deque()
     running: dict[Future[str | None], Task] = {}
     while schedule.ready or suspects or running:
-        alone = bool(suspects)
-        source, most = (suspects, 1) if alone else (schedule.ready, executor.capacity())
-        while source and len(running) < most:
-            running[_begun(executor, source[0], folder)] = source[0]
-            source.popleft()
-        yield {
-            "stage": "comparing", "done": len(schedule.over) + len(schedule.failures), "total": schedule.total,
-            "doing": f"{len(running)} at once: {'; '.join(task.label for task in running.values())}",
-        }  # fmt: skip
+        take, most = (suspects.popleft, 1) if suspects else (schedule.take, executor.capacity())
+        while len(running) < most and (task := take()) is not None:
+            running[_begun(executor, task, folder)] = task
+        names = "; ".join(task.label for task in running.values())
+        doing = f"{len(running)} at once: {names}" if running else WAITING
+        yield {"stage": "comparing", "done": schedule.ended, "total": schedule.total, "doing": doing}
+        if not running:
+            time.sleep(POLL_SECONDS)
         ended, _ = concurrent.futures.wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         pairs = [(future, running.pop(future)) for future in ended]
         killed = [task for future, task in pairs if not _collect(future, task, schedule)]
@@ -194,10 +221,7 @@ def _collect(future: "Future[str | None]", task: Task, schedule: _Schedule) -> b
             return False
         lines = str(error).splitlines() or [type(error).__name__]
         why = lines[-1]  # it could not even begin: what it needs is not installed there
-    if why is None:
-        schedule.finish(task)
-    else:
-        schedule.fail(task, why)
+    schedule.end(task, why)
     return True
 
 
@@ -272,11 +296,17 @@ def _prepare_worker(threads: int, numbers: Any) -> None:
     """Give a worker its share of the machine: threads, and one of the GPUs."""
     number = numbers.get()
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    engine.keep_freed_memory()
-    find_compiler_cache()
+    _prepare_process()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+@functools.cache
+def _prepare_process() -> None:
+    """Once in a process that computes: what makes it fast."""
+    engine.keep_freed_memory()
+    find_compiler_cache()
 
 
 def _end_with_driver() -> None:
@@ -355,6 +385,7 @@ def _knock(address: str) -> None:
 
 
 def _ray_task(task: Task, folder: Path, cpus: int) -> str | None:
+    _prepare_process()
     torch.set_num_threads(max(1, cpus))
     return run_task(task, folder)
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from potstill import files, store
 from potstill.data.distilled import FILE, Distilled, load
-from potstill.errors import Diverged, PotstillError
+from potstill.errors import Diverged, InUse, PotstillError
 from potstill.evaluation import controls
 from potstill.evaluation.controls import Series
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, evaluator_for, training_set_of
@@ -30,11 +30,13 @@ from potstill.networks.architectures import NetworkConfig
 from potstill.runs import record, stage
 from potstill.runs import run as runs
 from potstill.runs.settings import Settings, as_dict, fixed_fields, settled
+from potstill.studies.remedies import in_comparison
 from potstill.training import experts
 from potstill.training.experts import ExpertConfig
 from potstill.training.problem import Problem
 from potstill.training.trajectories import expert_path
 
+HELD = "in the hands of another process"  # how a task ended that may be tried again
 FULL = "full"  # in place of a set's key: all training images
 SET = "set.json"
 logger = logging.getLogger(__name__)
@@ -59,7 +61,11 @@ class Task(Protocol):
         """Whether its result is in the store."""
 
     def perform(self, folder: Path) -> Generator[Event, None, None]:
-        """Do it, continuing what was begun, and leave the result in the store."""
+        """Do it, continuing what was begun, and leave the result in the store.
+
+        Raises:
+            InUse: another process does it now.
+        """
 
 
 # --- experts -------------------------------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ class ExpertTask:
         return expert_path(experts_folder(folder, self.store_key), self.number).exists()
 
     def perform(self, folder: Path) -> Generator[Event, None, None]:
-        """Train it, or wait for the process that does."""
+        """Train it."""
         settings = self.settings
         yield from experts.train(
             problem_of(settings), experts_folder(folder, self.store_key), settings.expert, seed=settings.seed,
@@ -148,7 +154,7 @@ class SetTask:
         """Distil it in a run's folder; what diverges leaves the last set that was kept before, and says so."""
         own = set_folder(folder, self.key)
         store_key = self.experts[0].store_key if self.experts else "none"
-        with files.locked(own, "a set", wait=-1.0):
+        with files.locked(own, "a set"):
             if self.done(folder):  # another process has made it meanwhile
                 return
             if (own / runs.CONFIG).exists():  # as the key vouches: where the data lie may have changed since
@@ -158,7 +164,7 @@ class SetTask:
             try:
                 distilled = yield from stage.distil(run)
             except Diverged as error:
-                diverged, distilled = str(error), load(own)
+                diverged, distilled = in_comparison(error), load(own)
             files.write_json(own / SET, self._record(run, distilled, diverged))
 
     def _record(self, run: runs.Run, distilled: Distilled, diverged: str | None) -> dict[str, Any]:
@@ -217,7 +223,7 @@ class FigureTask:
 
     @functools.cached_property
     def _identity(self) -> list[Any]:
-        who = _evaluator(self.settings, self.network)
+        who = evaluator_of(self.settings, self.network)
         key = FULL if self.made_from is None else self.made_from.key
         return ["figure", *controls.common_identity(who), self._epochs, key, self.number]
 
@@ -244,10 +250,10 @@ class FigureTask:
     def perform(self, folder: Path) -> Generator[Event, None, None]:
         """Train and test it; kept accuracies of the same network are taken."""
         yield {"stage": "evaluation", "done": 0, "total": 1, "set": self.label}
-        store.once_json("figures", self._identity, lambda: self._found(folder), folder)
+        store.once_json("figures", self._identity, lambda: self._found(folder), folder, wait=False)
 
     def _found(self, folder: Path) -> dict[str, Any]:
-        who = _evaluator(self.settings, self.network)
+        who = evaluator_of(self.settings, self.network)
         series = Series(self.label, 1, self._epochs, *self._trained_on(folder, who))
         found = controls.network_accuracy(who, series, self.number)
         return {
@@ -271,25 +277,32 @@ def figure_path(folder: Path, key: str) -> Path:
 
 def accuracy_of(folder: Path, key: str) -> float | None:
     """The accuracy of a figure's network; None where it is not known yet, or its record is damaged."""
-    try:
-        return float(files.read_json(figure_path(folder, key))["accuracy"])
-    except (OSError, PotstillError, KeyError, TypeError, ValueError):
-        return None
+    found = store.known_json("figures", key, folder)
+    return None if found is None else float(found["accuracy"])
 
 
 # --- what they share -----------------------------------------------------------------------------------------------
 
 
 def perform(task: Task, folder: Path) -> Generator[Event, None, str | None]:
-    """Do a task unless it is done; what goes wrong is returned as a sentence, and stops nothing."""
-    failure_path(folder, task.key).unlink(missing_ok=True)
+    """Do a task unless it is done; what goes wrong is returned as a sentence, and stops nothing.
+
+    What another process does now is left to it, and HELD returned: it is not waited for.
+    """
+    failed = failure_path(folder, task.key)
+    failed.unlink(missing_ok=True)
     if task.done(folder):
         return None
     try:
         yield from task.perform(folder)
-        return None if task.done(folder) else f"{folder}: its result could not be written"
+        if not task.done(folder):
+            return f"{folder}: its result could not be written"
+        failed.unlink(missing_ok=True)  # another process may have failed at it meanwhile
+        return None
+    except InUse:
+        return HELD
     except Exception as error:  # of any kind: the other rows do not suffer by it
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = in_comparison(error).splitlines()[0] if str(error) else type(error).__name__
         logger.info("%s: %s", task.label, told, exc_info=True)
         return told
 
@@ -321,7 +334,8 @@ def _prepared(settings: Settings) -> Problem:
     return runs.prepare_problem(settings)
 
 
-def _evaluator(settings: Settings, network: NetworkConfig) -> Evaluator:
+def evaluator_of(settings: Settings, network: NetworkConfig) -> Evaluator:
+    """Trains networks of a kind by the protocol of some settings; those used last stay in memory."""
     return _built(_without_method(settings), network, settings.evaluation)
 
 

@@ -21,7 +21,7 @@ from potstill.adjoint.engine import Compile
 from potstill.bounds import Count, Positive, Rate
 from potstill.data.augment import Operation
 from potstill.data.labels import one_hot
-from potstill.errors import PotstillError
+from potstill.errors import InUse, PotstillError
 from potstill.networks import architectures, flat
 from potstill.seeds import derive
 from potstill.store import once
@@ -118,6 +118,7 @@ def train(
         only: the one expert that this call trains; None for all that are missing.
 
     Raises:
+        InUse: another process trains the one expert that is asked for.
         PotstillError: the folder holds experts of another identity, or an expert diverges.
     """
     epochs = tuple(range(expert.epochs + 1)) if keep is None or expert.keep_all else tuple(sorted(keep))
@@ -126,6 +127,8 @@ def train(
     files.clear_leftovers(folder)
     while (found := _claim(job)) is not None:
         job, number, lock = found
+        if lock is None and only is not None:
+            raise InUse(f"{folder}: another process trains expert {number}; wait for it to end.")
         if lock is None:
             yield {**_event(job, number, 0), "doing": "waiting for another process"}
             time.sleep(POLL_SECONDS)

@@ -12,7 +12,9 @@ import pytest
 from potstill.cli import main, runners
 from potstill.cli.commands import COMMANDS
 from potstill.data.distilled import load
+from potstill.errors import PotstillError
 from potstill.methods import METHODS
+from potstill.studies import task
 
 SMALL = (
     "--network.width 8 --expert.count 2 --expert.epochs 4 --expert.step-size 0.05 --datm.start-epochs 0 2 "
@@ -165,6 +167,8 @@ def test_no_command_a_wrong_one_and_a_wrong_flag(capsys):
     (["run", "--dataset", "/nowhere/at/all"], ["no such file or folder"]),
     (["run", "--datm.start-epochs", "8", "40"], ["snapshots of epochs 8 to 41 are needed", "raise --expert.epochs"]),
     (["run", "--method", "herding", "--mtt.iterations", "3"], ["--mtt.iterations: is a setting of mtt", "add it to"]),
+    (["compare", "--dm.lr-images", "3"], ["--dm.lr-images: is a setting of dm", "--methods dm:lr-images=VALUE"]),
+    (["compare", "--methods", "dm:iterations=-1"], ["raise dm:iterations"]),
     (["run", "--distil.polish", "3"], ["stand under their method's name since 0.2", "--datm.iterations"]),
     (["run", "--window", "auto"], ["stand under their method's name since 0.2"]),
     (["run", "--method", "dtam"], ["method 'dtam': unknown", "did you mean datm"]),
@@ -365,6 +369,26 @@ def test_lossless_prints_the_size_it_found(few, tmp_path, capsys):
     assert code == 0
     assert "1 images per class of about" in out
     assert (tmp_path / "lossless.html").is_file()
+
+
+def test_a_comparison_ends_with_1_where_rows_failed_after_all_others_are_done(few, tmp_path, capsys, monkeypatch):
+    def failing(self, folder):
+        if self.settings.method == ("dm",):
+            raise PotstillError("there is no room; free some.")
+        yield from whole(self, folder)
+
+    whole = task.SetTask.perform
+    shared = [*few[: few.index("--datm.start-epochs")], *few[few.index("--evaluations") :]]
+    command = ["compare", "--methods", "dm:iterations=1", "--ipcs", "1", "--set-seeds", "1", *shared, "--out", tmp_path]
+    with monkeypatch.context() as patched:
+        patched.setattr(task.SetTask, "perform", failing)
+        code, out, err = call(capsys, *command, "--json")
+    page = tmp_path / "compare.html"
+    assert (code, json.loads(out)["rows"][2]["failed"]) == (1, "there is no room; free some.")
+    assert f"1 row failed: the notes at the end of {page} say why" in err
+    assert "there is no room; free some." in page.read_text()
+    assert call(capsys, "compare", "--show", "--out", tmp_path)[0] == 0
+    assert call(capsys, *command)[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,13 +1,21 @@
 """A comparison as tables, sentences and a page."""
 
+import base64
 import csv
+import io
+import itertools
 import json
+import math
 import re
+import shutil
 
 import pytest
+from PIL import Image
 
+from potstill import store
 from potstill.report import comparison_page
 from potstill.report.comparison_page import as_csv, as_latex, sentences, table
+from potstill.report.figures import COLOURS, SERIES
 from potstill.report.gallery import UNKNOWN
 from potstill.runs.api import run_to_completion
 from potstill.studies import compare
@@ -86,12 +94,47 @@ def test_the_page_browses_the_first_set_of_every_row_and_tells_what_networks_mak
         assert all("Networks recognise" in one["says"] for one in shown["classes"])
 
 
+def without_confusion(text):
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != "confusion"})
+
+
+def test_methods_have_other_colours_than_the_controls_and_each_other():
+    shown = [COLOURS["random"], COLOURS["random_soft"], COLOURS["full"], *SERIES]
+    channels = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in shown]
+    assert min(math.dist(a, b) for a, b in itertools.combinations(channels, 2)) > 60
+
+
+def test_the_pictures_are_of_several_classes_side_by_side(made):
+    record, page = made
+    first = comparison_page._first_sets(record, page.parent)
+    shown = comparison_page._pictures(record, first)
+    assert [one["name"] for one in shown] == ["random", "random, soft labels", "dm:iterations=2,real_batch=20"]
+    pixels = Image.open(io.BytesIO(base64.b64decode(shown[0]["picture"].partition(",")[2])))
+    assert pixels.width == pytest.approx(pixels.height * 5 / 2, rel=0.02), "five of ten classes a line"
+    assert "from the first set of each row at 1 image per class" in page.read_text()
+
+
 def test_records_of_before_confusions_are_drawn_without_them(made, tmp_path):
     record, page = made
     rows = [{name: value for name, value in row.items() if name != "first_figures"} for row in record["rows"]]
     text = comparison_page.write({**record, "rows": rows}, tmp_path, page.parent).read_text()
     assert UNKNOWN in text
     assert "How well each class is recognised" not in text.replace(UNKNOWN, "")
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], without_confusion], ids=["cut", "lacking"])
+def test_a_damaged_figure_is_not_there_yet(made, tmp_path, damage):
+    record, page = made
+    shutil.copytree(page.parent, tmp_path, dirs_exist_ok=True)
+    key = record["rows"][0]["first_figures"][0]
+    path = store.json_path(tmp_path, "figures", key)
+    path.write_text(damage(path.read_text()))
+    shown = compare.so_far(tmp_path)
+    assert len(shown["rows"][0]["accuracy"]["convnet"]["per_seed"]) == 1, "the other set's"
+    text = comparison_page.write(shown, tmp_path).read_text()
+    assert f"{comparison_page.short(shown['rows'][0]['accuracy']['convnet'])} …" in text
+    again = run_to_completion(compare.compare(asked(networks=("convnet", "mlp")), tmp_path))
+    assert again["rows"][0]["accuracy"] == record["rows"][0]["accuracy"]
 
 
 @needs_chromium

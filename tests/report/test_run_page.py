@@ -69,6 +69,8 @@ def test_page_shows_what_sharing_the_set_gives_away(page):
     mine = load(page.parent).pixels.float()
     real = files.read_tensors(page.parent / record.NEAREST, record.NEAREST_KIND)[0]["pixels"].float()
     entries = [one["most_copied"] for one in told["classes"]]
+    copies = sum(entry["near_copy"] for entry in entries)
+    assert [text.count(f"> {caption}</div>") for caption in ("near copy", "of the set")] == [copies, 10 - copies]
     for number, entry in enumerate(entries):
         apart = (mine[entry["image"]] - real[3 * number : 3 * number + 3]).square().mean((1, 2, 3)).sqrt() / 255
         assert apart.tolist() == pytest.approx(entry["distances"], abs=1e-6)

@@ -363,6 +363,13 @@ def test_shared_experts_that_differ_are_taken_and_told(tmp_path, finished, caplo
     assert "taken as they are: expert.step_size: 0.05, not 0.04" in caplog.text
 
 
+def test_shared_experts_of_another_seed_are_no_news(tmp_path, finished, caplog):
+    job, _ = finished
+    with caplog.at_level("INFO", "potstill"):
+        run_to_completion(stage.distil(run.open_run(tiny(seed=7), tmp_path, job.experts_folder)))
+    assert "as they are" not in caplog.text
+
+
 def test_a_refused_command_does_not_hold_its_folder(tmp_path):
     with pytest.raises(PotstillError, match="raise --expert.epochs"):
         run_to_completion(run.train_experts(run.open_run(tiny(datm={"start_epochs": (0, 40)}), tmp_path)))

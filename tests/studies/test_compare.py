@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from potstill import files
@@ -87,6 +88,8 @@ def test_published_settings_bring_their_network_and_whitening():
         ({"ipcs": ()}, "no size is named"),
         ({"methods": ("dm:iteration=3",)}, "did you mean iterations"),
         ({"methods": ("dm:iterations=0",)}, "iterations"),
+        ({"methods": ("dm:iterations=-1",)}, "raise dm:iterations"),
+        ({"methods": ("herding+random",)}, "can only be the first stage.$"),
         ({"ipcs": (1, 4000)}, "the smallest class has"),
         ({"shared": tiny("random", evaluation={"protocol": "paper"})}, "the very test images"),
     ],
@@ -95,6 +98,14 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path, changes, words):
     with pytest.raises(PotstillError, match=words):
         compared(tmp_path, asked(**changes))
     assert not (tmp_path / "sets").exists()
+
+
+def test_a_network_that_the_images_do_not_suit_is_refused_before_any_work(tmp_path, arrays):
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    small = tiny("random", dataset=arrays(images, np.arange(60) % 3))
+    told = "^--networks alexnet: images of 4×4 pixels vanish in this network; leave it out.$"
+    with pytest.raises(PotstillError, match=told):
+        compared(tmp_path, asked(shared=small, networks=("convnet", "alexnet")))
 
 
 def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch):

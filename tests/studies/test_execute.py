@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
-from potstill.errors import PotstillError
+from potstill.errors import InUse, PotstillError
 from potstill.runs.api import run_to_completion
 from potstill.studies import execute, task
 from potstill.studies.execute import Processes
-from tests.studies.test_task import figure_of, followed
+from tests.studies.test_task import figure_of, followed, set_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +142,67 @@ def test_what_ran_beside_a_killer_is_done_all_the_same(tmp_path):
     assert (tmp_path / "c").exists()
 
 
+@dataclass(frozen=True)
+class Taken(Note):
+    """A note that another process holds until something else is there."""
+
+    until: str = ""
+
+    def perform(self, folder: Path):
+        if not (folder / self.until).exists():
+            raise InUse(f"{self.key}: in use.")
+        yield from super().perform(folder)
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_what_another_process_holds_is_put_off_until_something_else_is_done(tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(execute, "POLL_SECONDS", 0.05)
+    tasks = [Taken("a", until="c"), Note("b", ("a",)), Note("c")]
+    failures, events = done(tasks, tmp_path, Processes(workers) if workers else None)
+    assert failures == {}
+    assert all((tmp_path / name).exists() for name in "abc")
+    assert events[-1]["done"] == events[-1]["total"]
+
+
+def test_rows_are_done_in_their_order(tmp_path):
+    tasks = [Note("a", label="a"), Note("b", ("a",), label="b"), Note("c", label="c"), Note("d", ("b",), label="d")]
+    _, events = done(tasks, tmp_path)
+    assert list(dict.fromkeys(event["doing"] for event in events if "doing" in event)) == ["a", "b", "c", "d"]
+
+
+def test_a_driver_waits_where_all_is_held_and_takes_over_when_the_holder_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "POLL_SECONDS", 0.05)
+    made = set_of()
+    own, doing = task.set_folder(tmp_path, made.key), []
+    own.mkdir(parents=True)
+    code = "from filelock import FileLock; import sys; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True)"
+    command = [sys.executable, "-c", f"{code}; sys.stdin.read()", own / ".lock"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"\n"
+
+        def watch(event):
+            doing.append(event.get("doing"))
+            if doing[-1] == execute.WAITING:
+                holder.kill()
+                holder.wait()
+
+        assert run_to_completion(execute.execute([made, figure_of(made)], tmp_path), watch) == {}
+    assert execute.WAITING in doing
+    assert figure_of(made).done(tmp_path)
+
+
+def test_a_failure_is_forgotten_where_another_driver_has_done_it_since(tmp_path):
+    @dataclass(frozen=True)
+    class Overtaken(Note):
+        def perform(self, folder):
+            yield {"stage": "noting", "done": 0, "total": 1}
+            (folder / self.key).write_text("by another driver, after this one failed")
+            raise PotstillError("no memory; free some.")
+
+    assert done([Overtaken("a")], tmp_path)[0] == {}
+    assert task.why_failed(tmp_path, "a") is None
+
+
 def real_tasks():
     """Two experts, a set, and a figure: what depends on what."""
     made = followed(checkpoint_seconds=0.0)
@@ -207,6 +269,16 @@ def test_a_driver_that_is_killed_loses_nothing(tmp_path, serial):
 
 
 # --- Ray -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_of_ray_is_prepared_once(tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(execute.engine, "keep_freed_memory", lambda: prepared.append("memory"))
+    monkeypatch.setattr(execute, "find_compiler_cache", lambda: prepared.append("compiler"))
+    execute._prepare_process.cache_clear()
+    threads = torch.get_num_threads()
+    assert [execute._ray_task(Note(name), tmp_path, threads) for name in "ab"] == [None, None]
+    assert prepared == ["memory", "compiler"]
 
 
 def test_a_cluster_that_is_not_there_is_told():

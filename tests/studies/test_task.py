@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from potstill import files
 from potstill.data.distilled import FILE
 from potstill.errors import Diverged
@@ -11,6 +13,7 @@ from potstill.networks.architectures import NetworkConfig
 from potstill.runs import stage
 from potstill.runs.api import run_to_completion
 from potstill.studies import execute, task
+from potstill.training import trajectories
 from tests.conftest import tiny
 
 DM = {"iterations": 2, "real_batch": 20}
@@ -80,12 +83,13 @@ def test_a_task_is_done_once_and_leaves_its_record(tmp_path):
     assert task.figure_path(tmp_path, shown.key).stat().st_mtime_ns == before
 
 
-def test_a_damaged_figure_is_made_anew(tmp_path):
+@pytest.mark.parametrize("damaged", ['{"accuracy"', "[]", "{}", '{"accuracy": 0.5, "checksum": "0"}'])
+def test_a_damaged_figure_is_made_anew(tmp_path, damaged):
     made = set_of()
     one = figure_of(made)
     run_to_completion(execute.execute([made, one], tmp_path))
     known = task.accuracy_of(tmp_path, one.key)
-    task.figure_path(tmp_path, one.key).write_text('{"accuracy"')
+    task.figure_path(tmp_path, one.key).write_text(damaged)
     assert not one.done(tmp_path)
     assert run_to_completion(execute.execute([made, one], tmp_path)) == {}
     assert task.accuracy_of(tmp_path, one.key) == known
@@ -96,6 +100,24 @@ def test_one_expert_is_trained_by_one_task(tmp_path):
     assert run_to_completion(task.perform(second, tmp_path)) is None
     assert second.done(tmp_path)
     assert not first.done(tmp_path)
+
+
+def test_what_another_process_does_is_left_to_it(tmp_path):
+    made = followed()
+    expert, shown = made.experts[0], figure_of(made)
+    folder = task.experts_folder(tmp_path, expert.store_key)
+    figure = task.figure_path(tmp_path, shown.key)
+    locks = {
+        expert: trajectories.lock_path(folder, 0), made: task.set_folder(tmp_path, made.key) / ".lock",
+        shown: figure.with_suffix(".lock"),
+    }  # fmt: skip
+    for one, path in locks.items():
+        path.parent.mkdir(parents=True)
+        lock = files.take(path)
+        assert run_to_completion(task.perform(one, tmp_path)) == task.HELD
+        lock.release()
+        assert not one.done(tmp_path)
+    assert run_to_completion(task.perform(expert, tmp_path)) is None
 
 
 def test_what_fails_is_told_and_tried_again(tmp_path, monkeypatch):
@@ -136,7 +158,7 @@ def test_a_figure_equals_that_of_a_run(tmp_path):
     run_to_completion(task.perform(made, tmp_path))
     one = figure_of(made)
     run_to_completion(task.perform(one, tmp_path))
-    who = task._evaluator(made.settings, one.network)
+    who = task.evaluator_of(made.settings, one.network)
     from potstill.data.distilled import load
     from potstill.evaluation.evaluator import training_set_of
 
