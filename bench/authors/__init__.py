@@ -1,0 +1,1 @@
+"""One iteration of each method, ours against its authors' own public code."""
