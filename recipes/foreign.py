@@ -31,6 +31,7 @@ from potstill.evaluation import statistics
 RECORDS = Path(__file__).parents[1] / "records"
 KIND = "foreign"
 NAMES = ("datm", "ddranking")
+SHOWN = 500  # test images whose whitening is compared, as in foreign_run.py
 
 
 def exported(path: Path, data: Path, work: Path) -> None:
@@ -92,10 +93,21 @@ def beside(found: dict[str, Any], ours: statistics.Figure) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def whitening(distilled: potstill.Distilled, data: Dataset, whitened: np.ndarray) -> dict[str, float]:
+def prepared(path: Path, given: argparse.Namespace) -> torch.Tensor:
+    """Write all that the foreign code reads; the first test images as the set's own transform whitens them.
+
+    Nothing else is held while the foreign code works, which needs three gigabytes.
+    """
+    given.work.mkdir(parents=True, exist_ok=True)
+    exported(path, given.data, given.work)
+    data = datasets.load(str(given.data))
+    write_arrays(data, given.work)
+    return potstill.load(path, dataset=given.data).transform(data.test.images[:SHOWN])
+
+
+def whitening(own: torch.Tensor, theirs: np.ndarray) -> dict[str, float]:
     """How far their whitened test images are from those of the set's own transform, as root mean squares."""
-    own = distilled.transform(data.test.images[: len(whitened)])
-    apart = torch.from_numpy(whitened) - own
+    apart = torch.from_numpy(theirs) - own
     return {"difference": float(apart.square().mean().sqrt()), "of": float(own.square().mean().sqrt())}
 
 
@@ -112,18 +124,14 @@ def evaluate(given: argparse.Namespace, checkouts: dict[str, Path], ran_from: st
     Raises:
         PotstillError: the set or the data cannot be read, or foreign code failed.
     """
-    path, data = RECORDS / f"{given.set}.safetensors", datasets.load(str(given.data))
+    path = RECORDS / f"{given.set}.safetensors"
     ours = files.read_json(path.with_suffix(".json"))["accuracy"]["distilled"]
-    distilled = potstill.load(path, dataset=given.data)
-    given.work.mkdir(parents=True, exist_ok=True)
-    exported(path, given.data, given.work)
-    write_arrays(data, given.work)
-    evaluations = {}
+    own, evaluations = prepared(path, given), {}
     for name, checkout in checkouts.items():
         found = beside(run(name, given, checkout), ours)
-        images = np.load(given.work / f"{name}-whitened.npy")
+        apart = whitening(own, np.load(given.work / f"{name}-whitened.npy"))
         commits = {"commit": ran_from, "their_commit": commit_of(checkout)}
-        told = evaluations[name] = {**commits, **found, "whitening": whitening(distilled, data, images)}
+        told = evaluations[name] = {**commits, **found, "whitening": apart}
         print(sentence(name, told, ours), flush=True)
     return evaluations
 
