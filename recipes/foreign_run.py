@@ -24,7 +24,7 @@ import torch
 SHOWN = 500  # test images that are kept as the foreign code whitened them
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PACKAGES = ("torch", "torchvision", "kornia", "scipy")
-LOCAL = "CIFAR-10 is read from the given arrays, in the order of the original files, instead of fetched by torchvision"
+LOCAL = "CIFAR-10 is read from the given arrays, instead of fetched by torchvision"
 OPERATORS = "torchvision's compiled operators, which nothing here calls, are declared and not loaded"
 CHANGES: dict[str, list[str]] = {
     "datm": [
