@@ -133,6 +133,33 @@ def _on_paper(found: dict | None) -> list[str]:
     ]
 
 
+def foreign_section(name: str, record: dict) -> str:
+    """A set evaluated by others' code: each figure beside ours, and what had to be changed to run it."""
+    header = ["evaluated by", "accuracy", "networks, epochs", "less ours", "their commit"]
+    ours = record["ours"]
+    each = f"{len(ours['accuracy']['per_seed'])}, {ours['protocol']['epochs']}"
+    rows = [header, ["---"] * len(header), ["potstill", figure(ours["accuracy"]), each, "", ""]]
+    for foreign, told in record["evaluations"].items():
+        apart, (low, high) = told["difference"], (100 * value for value in told["difference"]["ci95"])
+        rows.append([
+            foreign, figure(told["accuracy"]), f"{len(told['accuracy']['per_seed'])}, {told['epochs']}",
+            f"{100 * apart['mean']:+.1f} ({low:+.1f} to {high:+.1f})", str(told["their_commit"])[:12],
+        ])  # fmt: skip
+    changes = [
+        f"- {foreign}, commit {told['commit']}: {'; '.join(told['changes'])}."
+        for foreign, told in record["evaluations"].items()
+    ]
+    return "\n".join([
+        f"\n## {name}\n",
+        f"The set [{record['set']}]({record['set']}.safetensors), exported by `potstill export --to pt` and evaluated "
+        f"by the code that others published: `{record['command']}`, all values in [{name}.json]({name}.json). "
+        "Differences with Welch's 95 % interval.\n",
+        *(f"| {' | '.join(line)} |" for line in rows),
+        "\nWhat was changed to run it here:\n",
+        *changes,
+    ])  # fmt: skip
+
+
 def page() -> str:
     """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
@@ -143,6 +170,7 @@ def page() -> str:
         comparison_section(name, record) for name, record in records.items() if record.get("kind") == compare.KIND
     ]
     lines += [scaling_section(name, record) for name, record in records.items() if "tasks_a_minute" in record]
+    lines += [foreign_section(name, record) for name, record in records.items() if record.get("kind") == "foreign"]
     return "\n".join(lines)
 
 

@@ -1,9 +1,12 @@
 """Every recipe runs end to end at a tiny budget, in pieces too, and leaves its record."""
 
+import argparse
+import io
 import json
 import os
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +14,15 @@ import pytest
 
 import potstill
 from potstill.cli import arguments, main, runners
+from potstill.data import dataset as datasets
 from potstill.errors import PotstillError
+from potstill.evaluation import statistics
 from potstill.methods import METHODS, published
 from potstill.runs import recipes, settings
 from potstill.studies import compare
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+RECORDS = RECIPES.parent / "records"
 ALL = sorted(path.stem for path in RECIPES.glob("*.toml"))
 CELLS = {f"{dataset}-ipc{ipc}" for dataset, ipc in published.cells("datm") if dataset != "tiny-imagenet"}
 
@@ -187,3 +193,83 @@ def test_a_comparison_is_a_command_whose_settings_hold(name, comparisons, tmp_pa
 
 def test_the_digits_comparison_holds_every_method(comparisons):
     assert set(METHODS) - {"random"} <= set(comparisons["COMPARISONS"]["digits"].split())
+
+
+# --- foreign evaluations -------------------------------------------------------------------------------------------
+
+FOREIGN = {
+    "torchvision/__init__.py": "from types import SimpleNamespace\ndatasets = SimpleNamespace(CIFAR10=None)\n",
+    "datm/utils/utils_baseline.py": """
+def get_eval_pool(*_):
+    return ["ConvNet"]
+
+def evaluate_synset(number, network, images, labels, loader, args, train_criterion=None):
+    right = (labels.sort().values == labels).float().mean()  # in the order of their classes
+    return network, [], float(right) * args.epoch_eval_train / 10 - float(args.lr_net)
+""",
+    "datm/distill/evaluation.py": """
+import argparse, sys
+from types import SimpleNamespace
+sys.path.append("../")
+import torch, torchvision
+from utils.utils_baseline import evaluate_synset, get_eval_pool
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--zca", action="store_true", required=True)
+parser.add_argument("--parall_eva", type=bool, required=True)
+parser.add_argument("--epoch_eval_train", type=int)
+for name in ("dataset", "data_path", "data_dir", "label_dir", "lr_dir"):
+    parser.add_argument("--" + name, required=True)
+args = parser.parse_args()
+tests = torchvision.datasets.CIFAR10(args.data_path, train=False, download=True, transform=torch.from_numpy)
+whitened = torch.stack([tests[row][0] for row in range(len(tests))]).permute(0, 3, 1, 2) / 255
+images, labels, args.lr_net = (torch.load(path) for path in (args.data_dir, args.label_dir, args.lr_dir))
+for seed, name in enumerate(get_eval_pool("S", "ConvNet", "ConvNet")):
+    torch.random.manual_seed(seed + 3)
+    evaluate_synset(0, name, images, labels, SimpleNamespace(dataset=SimpleNamespace(images=whitened)), args)
+""",
+}
+"""In place of DATM's code: the same files and functions, and as accuracy what was handed to them."""
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    return runpy.run_path(str(RECIPES / "foreign.py"))
+
+
+def test_foreign_code_is_given_the_export_and_is_evaluated_as_often_as_asked(foreign, tmp_path, monkeypatch):
+    for name, text in FOREIGN.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    given = argparse.Namespace(
+        set="digits-ipc1", data="digits", work=tmp_path / "work", networks=2, epochs=9, python=sys.executable
+    )  # fmt: skip
+    told = foreign["evaluate"](given, {"datm": tmp_path / "datm"}, "abc")["datm"]
+    distilled = potstill.load(RECORDS / "digits-ipc1.safetensors", dataset="digits")
+    assert told["accuracy"]["per_seed"] == pytest.approx([0.9 - distilled.step_size] * 2)
+    assert (told["seeds"], told["epochs"], told["commit"], told["their_commit"]) == ([3, 4], 10, "abc", None)
+    data = datasets.load("digits")
+    own = distilled.transform(data.test.images[:500])
+    apart = (data.test.images[:500] / 255 - own).square().mean().sqrt()
+    assert told["whitening"] == pytest.approx({"difference": float(apart), "of": float(own.square().mean().sqrt())})
+    with np.load(tmp_path / "work" / "train.npz") as held:
+        assert held["images"].shape == (len(data.train.labels) + len(data.val.labels), 8, 8, 1)
+        assert held["classes"].tolist() == list(data.classes)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    (tmp_path / "datm" / "distill" / "evaluation.py").write_text("import nothing_of_that_name")
+    with pytest.raises(PotstillError, match="datm: ended with code 1 .*nothing_of_that_name.*datm.log"):
+        foreign["evaluate"](given, {"datm": tmp_path / "datm"}, None)
+
+
+def test_a_foreign_figure_stands_beside_ours(foreign):
+    ours = statistics.interval([0.47, 0.48, 0.49])
+    low, high = ours["ci95"]
+    inside = foreign["beside"]({"accuracies": [0.47, 0.485], "seeds": [1, 2]}, ours)
+    assert inside["within_our_interval"]
+    assert low < 0.4775 < high
+    assert inside["accuracy"]["mean"] == pytest.approx(0.4775)
+    assert inside["difference"]["mean"] == pytest.approx(-0.0025)
+    assert "accuracies" not in inside
+    assert not foreign["beside"]({"accuracies": [0.6, 0.61]}, ours)["within_our_interval"]
+    assert not foreign["beside"]({"accuracies": [0.4, 0.41]}, ours)["within_our_interval"]
