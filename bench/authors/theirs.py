@@ -115,7 +115,7 @@ class Normalize:
 def dataset(path: str) -> type:
     """A class of the images in an .npz, as torchvision's CIFAR10 is one."""
 
-    class CIFAR10(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    class CIFAR10(torch.utils.data.Dataset):
         classes = tuple(str(label) for label in range(10))
 
         def __init__(self, root: Any = None, train: bool = True, transform: Any = None, **rest: Any) -> None:
@@ -158,7 +158,7 @@ def stand_in(images: str, blank: Sequence[str], given: dict[str, Any]) -> None:
     module("torchvision.transforms", Compose=Compose, ToTensor=ToTensor, Normalize=Normalize)
     module("torchvision.utils", make_grid=lambda *given, **named: torch.zeros(1))
     wandb = module("wandb", run=types.SimpleNamespace(name="run"), config=types.SimpleNamespace(_items=given))
-    wandb.init = lambda config=None, **named: wandb.config._items.update(vars(config))  # type: ignore[attr-defined]
+    wandb.init = lambda config=None, **named: wandb.config._items.update(vars(config))
     module("torchnet")
     module("torchnet.meter", ClassErrorMeter=ErrorMeter)
 
@@ -182,7 +182,7 @@ def on_cpu() -> None:
         kind.to = without(kind.to)
     for name in ("randn", "rand", "zeros", "ones", "tensor", "arange", "empty", "full", "randperm"):
         setattr(torch, name, without(getattr(torch, name)))
-    torch.cuda.set_device = lambda device: None  # type: ignore[assignment]
+    torch.cuda.set_device = lambda device: None
 
 
 def keep_freed_memory() -> None:
@@ -219,7 +219,7 @@ def main() -> None:
     stand_in(spec["images"], spec["blank"], spec["given"])
     on_cpu()
     if spec["own_module"]:  # what DataParallel would be asked for
-        torch.nn.Module.module = property(lambda self: self)  # type: ignore[assignment]
+        torch.nn.Module.module = property(lambda self: self)
     for place, value in spec["replaced"].items():
         name, _, function = place.rpartition(".")
         setattr(__import__(name, fromlist=[function]), function, lambda *given, value=value, **named: value)
