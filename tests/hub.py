@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_of_the_tests"
+USER = "someone"  # whose token it is
 
 
 class Hub(ThreadingHTTPServer):
@@ -91,6 +92,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         match self.path_parts():
+            case ["api", "whoami-v2"]:
+                known = self.knows_the_caller()
+                self.answer(200 if known else 401, {"type": "user", "name": USER} if known else {"error": "who?"})
             case ["api", "datasets", user, name] | ["api", "datasets", user, name, "revision", _]:
                 names = [{"rfilename": path} for path in self.server.repositories.get(f"{user}/{name}", {})]
                 self.answer(200, {"id": f"{user}/{name}", "sha": "1" * 40, "private": False, "siblings": names})

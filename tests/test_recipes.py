@@ -273,3 +273,14 @@ def test_a_foreign_figure_stands_beside_ours(foreign):
     assert "accuracies" not in inside
     assert not foreign["beside"]({"accuracies": [0.6, 0.61]}, ours)["within_our_interval"]
     assert not foreign["beside"]({"accuracies": [0.4, 0.41]}, ours)["within_our_interval"]
+
+
+def test_the_record_of_the_foreign_evaluations_is_of_the_set_beside_it(foreign):
+    record = json.loads((RECORDS / "cifar10-ipc1-foreign.json").read_text())
+    ours = json.loads((RECORDS / f"{record['set']}.json").read_text())["accuracy"]["distilled"]
+    assert record["ours"]["accuracy"] == ours
+    assert set(record["evaluations"]) == set(foreign["NAMES"])
+    for told in record["evaluations"].values():
+        again = foreign["beside"]({"accuracies": told["accuracy"]["per_seed"]}, ours)
+        assert again.items() <= told.items()
+        assert len(set(told["seeds"])) == len(told["accuracy"]["per_seed"]) == 5

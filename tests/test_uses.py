@@ -1,5 +1,6 @@
 """Examples with other tools run as they stand, the applications measure what they say, and their notebooks execute."""
 
+import ast
 import importlib
 import importlib.util
 import json
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.hub import TOKEN, USER, standing_in
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -34,7 +37,7 @@ def application(monkeypatch):
 def test_every_file_is_named_here():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert scripts == {*TOOLS, *APPLICATIONS, "common"}
-    assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == set(APPLICATIONS)
+    assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == {*APPLICATIONS, "whole_way"}
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -137,8 +140,8 @@ def test_an_application_leaves_its_record(application, tmp_path, monkeypatch, ca
 # --- notebooks -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
-def test_a_notebook_executes(name):
+def executed(name):
+    """The code cells of a notebook, after they ran from top to bottom in a process of their own."""
     for package in ("nbclient", "ipykernel"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the package {package}")
@@ -147,7 +150,54 @@ def test_a_notebook_executes(name):
 
     book = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
     nbformat.validate(book)
-    assert all(not cell.outputs for cell in book.cells if cell.cell_type == "code")  # none is kept: they are made here
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs for cell in cells)  # none is kept: they are made here
     nbclient.NotebookClient(book, timeout=None, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
-    shown = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    return cells
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_a_notebook_executes(name):
+    shown = [output for cell in executed(name) for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in shown)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The stand-in for the hub, for processes that are started: logged in, and with an empty cache."""
+    pytest.importorskip("huggingface_hub")
+    with standing_in() as found:
+        told = {"ENDPOINT": found.address, "TOKEN": TOKEN, "HOME": str(tmp_path), "HUB_OFFLINE": "0"}
+        for name, value in told.items():
+            monkeypatch.setenv(f"HF_{name}", value)
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        yield found
+
+
+def test_the_whole_way_holds_what_its_cells_say(hub):
+    """Ten images, on show and worth 90 %, a network of that accuracy, and the same set back from the hub."""
+    shapes, shown, figures, network, pushed, back = (cell.outputs for cell in executed("whole_way"))
+    assert result(shapes, "text/plain") == "((1437, 8, 8), (360, 8, 8))"
+    assert "Distilled(10 images of 8×8, 10 classes" in result(shown, "text/html")
+    assert result(shown, "text/html").count("data:image/png;base64,") == 10
+    means = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in printed(figures).splitlines()}
+    assert means["distilled"] > 90
+    assert means["random"] + 10 < means["distilled"] < means["full"]
+    assert float(printed(network).partition("%")[0]) > 88  # of one network
+    assert printed(network).endswith("of the test images are right, after training on 10\n")
+    assert f"{hub.address}/datasets/{USER}/ten-digits" in pushed[-1].data["text/plain"]
+    assert {"distilled.safetensors", "README.md"} <= hub.repositories[f"{USER}/ten-digits"].keys()
+    assert ast.literal_eval(result(back, "text/plain")) == dict.fromkeys(
+        ("images", "labels", "transform", "network"), True
+    )
+
+
+def result(outputs, kind):
+    """What a cell evaluates to, as text of this kind."""
+    return next(output.data[kind] for output in outputs if output.output_type == "execute_result")
+
+
+def printed(outputs):
+    """What a cell prints; not its warnings."""
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
