@@ -7,6 +7,7 @@ work.
 
 import ast
 import dataclasses
+import logging
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from potstill.studies.execute import Executor, execute
 from potstill.studies.remedies import in_comparison
 from potstill.studies.task import ExpertTask, FigureTask, SetTask, Task
 
+logger = logging.getLogger(__name__)
 KIND = "compare"
 PLAN = "comparison.json"
 CONTROLS = {"hard": "random", "soft": "random:labels=soft"}  # a method is held against the one with its kind of labels
@@ -292,6 +294,13 @@ def _timed(own: Settings, minutes: float) -> list[int]:
     costs = [forecast.distilling(run, number) for number in range(len(own.stages))]
     whole = sum(cost.seconds for cost in costs)
     shares = [60 * minutes * cost.seconds / whole if whole else 0.0 for cost in costs]
+    for method, share, cost in zip(own.methods, shares, costs, strict=True):
+        if cost.each and share < cost.fixed + cost.each:
+            logger.warning(
+                "%s at %d per class: measuring and one iteration take %.0f s, more than the %.0f s it has: give more "
+                "--minutes, or what it measures as changes of its settings", method.name, own.ipc,
+                cost.fixed + cost.each, share,
+            )  # fmt: skip
     return [
         max(1, int((share - cost.fixed) / cost.each)) if cost.each else 0
         for share, cost in zip(shares, costs, strict=True)

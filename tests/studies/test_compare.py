@@ -118,13 +118,16 @@ def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch):
     assert timed == [0.5, 0.5], "one for each size"
 
 
-def test_iterations_fill_the_minutes(monkeypatch):
+def test_iterations_fill_the_minutes(monkeypatch, caplog):
     cost = compare.forecast.Cost(each=0.5, fixed=10.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
     monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
     one = compare.row_settings(asked(), NAMES[2], 1)
     assert compare._timed(one, 1.0) == [100]  # (60 − 10) / 0.5
     two = replace(one, method=("dm", "dm"), stages=one.stages * 2)
     assert compare._timed(two, 1.0) == [40, 40]  # half of the minute each
+    assert not caplog.text
+    assert compare._timed(one, 0.1) == [1]
+    assert "dm at 1 per class: measuring and one iteration take 10 s, more than the 6 s it has" in caplog.text
 
 
 # --- what it gives -------------------------------------------------------------------------------------------------
