@@ -25,6 +25,7 @@ SMALL = {
     "real_batch": 200, "unroll": 30, "window": 12, "inner_step_size": 0.01, "lr_logits": 5.0, "lr_step_size": 1e-5,
     "radius": 2, "hessian_rank": 16, "hessian_change": 100.0, "solve_steps": 4, "pool_steps": 3, "cooldown": 0.0,
     "cross_entropy": 0.0,  # whose weight follows the networks' training
+    "temperature": 1.0, "memory_rate": 0.05,  # windows as the policy places them that was published
 }  # fmt: skip
 LEARNERS = [name for name, method in METHODS.items() if method.loss is not None]
 
