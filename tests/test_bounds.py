@@ -53,32 +53,25 @@ def test_what_does_not_is_a_sentence(value, hint, sentence):
     assert sentence in str(error.value)
 
 
+@dataclass(frozen=True)
+class Inner:
+    rate: Rate = 1.0
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: Count = 1
+    inner: Inner = field(default_factory=Inner)
+    whole: tuple[int, ...] = field(default=(), metadata=APART)
+
+
 def test_a_dataclass_is_checked_whole_and_inside():
-    @dataclass(frozen=True)
-    class Inner:
-        rate: Rate = 1.0
-
-    @dataclass(frozen=True)
-    class Outer:
-        count: Count = 1
-        inner: Inner = field(default_factory=Inner)
-
     bounds.check(Outer())
     with pytest.raises(PotstillError, match="^all.inner.rate nan: "):
         bounds.check(Outer(inner=Inner(float("nan"))), "all.")
 
 
 def test_fields_are_changed_by_name_and_the_changes_are_found_again():
-    @dataclass(frozen=True)
-    class Inner:
-        rate: Rate = 1.0
-
-    @dataclass(frozen=True)
-    class Outer:
-        count: Count = 1
-        inner: Inner = field(default_factory=Inner)
-        whole: tuple[int, ...] = field(default=(), metadata=APART)
-
     changes = {"count": 2, "inner": {"rate": 0.5}}
     found = bounds.changed(Outer(), changes)
     assert found == Outer(2, Inner(0.5))

@@ -222,7 +222,7 @@ def for_digits(iterations: int) -> dict[tuple[str, int], dict[str, Any]]:
     A policy that follows itself settles on the first step, which is a little steeper than the others there, and is
     never left: so it follows the gradients alone, and less sharply.
     """
-    own = {"iterations": iterations, "real_batch": 500, "cooldown": 0.5, "temperature": 3.0, "memory_rate": 0.0}
+    own = {**bptt.IN_MINUTES, "iterations": iterations, "temperature": 3.0, "memory_rate": 0.0}
     cells: dict[int, dict[str, Any]] = {
         1: {"inner_step_size": 1e-3},
         10: {"inner_step_size": 0.01, "initial": "random"},  # within these iterations noise does not get as far

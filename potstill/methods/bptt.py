@@ -305,10 +305,10 @@ def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: s
     }  # fmt: skip
 
 
-_MINUTES: dict[str, Any] = {"real_batch": 500, "cooldown": 0.5}
+IN_MINUTES: dict[str, Any] = {"real_batch": 500, "cooldown": 0.5}
 _DIGITS: dict[int, dict[str, Any]] = {  # chosen on validation images
-    1: {**_MINUTES, "iterations": 200, "unroll": 100, "window": 40, "inner_step_size": 1e-3},
-    10: {**_MINUTES, "iterations": 400, "unroll": 32, "window": 16, "inner_step_size": 0.01, "initial": "random"},
+    1: {**IN_MINUTES, "iterations": 200, "unroll": 100, "window": 40, "inner_step_size": 1e-3},
+    10: {**IN_MINUTES, "iterations": 400, "unroll": 32, "window": 16, "inner_step_size": 0.01, "initial": "random"},
 }
 
 RAT_BPTT = Method(

@@ -171,8 +171,8 @@ def _method(name: str, title: str, citation: str, settings: type[Dc], siamese: b
         published={("cifar10", ipc): _cell(ipc) for ipc in (1, 10, 50)}
         | {("cifar100", ipc): _cell(ipc) for ipc in ((1, 10, 50) if siamese else (1, 10))},
         tuned={
-            ("digits", ipc): {"iterations": 400, "inner_epochs": 5, "initial": initial}
-            for ipc, initial in ((1, settings().initial), (10, "random"), (50, "random"))
+            ("digits", ipc): {"iterations": 400, "inner_epochs": 5, **more}
+            for ipc, more in ((1, {}), (10, {"initial": "random"}), (50, {"initial": "random"}))
         },  # 400 steps from noise do not reach far enough for ten images and more
     )  # fmt: skip
 

@@ -257,17 +257,13 @@ def _networks(asked: Asked, own: NetworkConfig) -> dict[str, NetworkConfig]:
     """
     found: dict[str, NetworkConfig] = {}
     for told in asked.networks or (own.name,):
-        (name,), changes = _one_stage(told)
+        names, changes = parse(told, "network")
+        if len(names) > 1:
+            raise PotstillError(f"--networks {told}: networks are not joined; separate them by spaces.")
+        name = names[0]
         begun = own if name == own.name else NetworkConfig(bounds.fit(name, Architecture, "networks"))
         found[told] = bounds.changed(begun, changes[name], f"{name}:")
     return found
-
-
-def _one_stage(told: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
-    names, changes = parse(told, "network")
-    if len(names) > 1:
-        raise PotstillError(f"--networks {told}: networks are not joined; separate them by spaces.")
-    return names, changes
 
 
 def _within_minutes(own: Settings, minutes: float, folder: Path) -> Settings:
