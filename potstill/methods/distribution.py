@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from potstill.bounds import Count, Fraction, Rate
@@ -46,8 +45,7 @@ def mean_feature_loss(
     loss = nothing(variables)
     for label in ctx.mine(range(ctx.classes)):
         found = matching.pair(ctx, variables["images"], labels, label, settings.real_batch, iteration)
-        with torch.no_grad():
-            target = network.features(theta, found.real).mean(0)
+        target = network.constant_features(theta, found.real).mean(0)
         loss = loss + (target - network.features(theta, found.synthetic).mean(0)).square().sum()
     return Outcome(loss)
 

@@ -1,6 +1,6 @@
 """What a run would cost, from a few timed steps of each stage on this machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from potstill.evaluation import tuning
 from potstill.evaluation.protocol import Protocol, protocol_of, selecting
 from potstill.machine import timed
 from potstill.methods import initial
-from potstill.methods.method import Begun, Context, Experts, Method, Start
+from potstill.methods.method import Begun, Context, Experts, Method, Probe, Start
 from potstill.runs import loop, state
 from potstill.runs.run import Run, check_snapshots, expert_needs, expert_recipe, inner_engine
 from potstill.runs.settings import Settings
@@ -61,11 +61,15 @@ class Cost:
     """Of one stage of distilling."""
 
     each: float  # seconds of an iteration
-    fixed: float  # seconds beside the iterations, of measuring
+    trial: float  # seconds of evaluating a set while measuring
     seconds: float  # of all
     held_bytes: int  # in working memory, beyond what the timed iteration held
     memory_bytes: int  # of the method's memory in a checkpoint
     engine: str
+
+    def measuring(self, probe: Probe) -> float:
+        """Seconds beside the iterations, of finding what the settings leave open."""
+        return self.each * probe.measuring + self.trial * probe.trials
 
 
 def distilling(run: Run, number: int) -> Cost:
@@ -88,11 +92,9 @@ def distilling(run: Run, number: int) -> Cost:
     weights = 4 * sum(run.problem.network.sizes)
     memory = sum(tensor.numel() * tensor.element_size() for tensor in begun.memory.values())
     protocol = selecting(settings.evaluation)
-    choosing = probe.trials * protocol.seeds * _training(run, protocol)
-    each *= probe.times
-    fixed = each * probe.measuring + choosing
-    whole = each * method.iterations(stage) + fixed
-    return Cost(each, fixed, whole, probe.vectors * weights, memory, how)
+    trial = protocol.seeds * _training(run, protocol) if probe.trials else 0.0
+    cost = Cost(each * probe.times, trial, 0.0, probe.vectors * weights, memory, how)
+    return replace(cost, seconds=cost.each * method.iterations(stage) + cost.measuring(probe))
 
 
 def _any_set(ctx: Context, method: Method, settings: Any) -> Begun:

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import logging
 import re
+from bisect import bisect_right
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -290,17 +291,27 @@ def _timed(own: Settings, minutes: float) -> list[int]:
     costs = [forecast.distilling(run, number) for number in range(len(own.stages))]
     whole = sum(cost.seconds for cost in costs)
     shares = [60 * minutes * cost.seconds / whole if whole else 0.0 for cost in costs]
-    for method, share, cost in zip(own.methods, shares, costs, strict=True):
-        if cost.each and share < cost.fixed + cost.each:
-            logger.warning(
-                "%s at %d per class: measuring and one iteration take %.0f s, more than the %.0f s it has: give more "
-                "--minutes, or what it measures as changes of its settings", method.name, own.ipc,
-                cost.fixed + cost.each, share,
-            )  # fmt: skip
     return [
-        max(1, int((share - cost.fixed) / cost.each)) if cost.each else 0
-        for share, cost in zip(shares, costs, strict=True)
+        _fitting(own, number, share, cost) if cost.each else 0
+        for number, (share, cost) in enumerate(zip(shares, costs, strict=True))
     ]
+
+
+def _fitting(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> int:
+    """The most iterations of a stage that fit, with the measuring that they repay; one where none fits."""
+    method, stage, probe = own.methods[number], own.stages[number], own.methods[number].probe
+    assert probe is not None
+
+    def takes(iterations: int) -> float:
+        return cost.each * iterations + cost.measuring(probe(replace(stage, iterations=iterations)))
+
+    fitting = bisect_right(range(1, 2 + int(seconds / cost.each)), seconds, key=takes)
+    if not fitting:
+        logger.warning(
+            "%s at %d per class: measuring and one iteration take %.0f s, more than the %.0f s it has: give more "
+            "--minutes, or what it measures as changes of its settings", method.name, own.ipc, takes(1), seconds,
+        )  # fmt: skip
+    return max(1, fitting)
 
 
 def as_plain(made: Plan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from potstill import files
 from potstill.errors import PotstillError
 from potstill.evaluation.statistics import interval
+from potstill.methods import METHODS
 from potstill.networks.architectures import NetworkConfig
 from potstill.runs.api import run_to_completion
 from potstill.studies import compare, task
@@ -119,15 +120,30 @@ def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch):
 
 
 def test_iterations_fill_the_minutes(monkeypatch, caplog):
-    cost = compare.forecast.Cost(each=0.5, fixed=10.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
+    cost = compare.forecast.Cost(each=0.5, trial=0.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
     monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
     one = compare.row_settings(asked(), NAMES[2], 1)
-    assert compare._timed(one, 1.0) == [100]  # (60 − 10) / 0.5
+    assert compare._timed(one, 1.0) == [120]
     two = replace(one, method=("dm", "dm"), stages=one.stages * 2)
-    assert compare._timed(two, 1.0) == [40, 40]  # half of the minute each
+    assert compare._timed(two, 1.0) == [60, 60]  # half of the minute each
+
+
+def test_measuring_shrinks_with_the_iterations_that_it_is_to_repay(monkeypatch, caplog):
+    cost = compare.forecast.Cost(each=0.5, trial=2.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
+    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
+    measured = compare.row_settings(asked(), "mtt:iterations=5000,start_epochs=None,inner_steps=None", 1)
+    [found] = compare._timed(measured, 1.0)
+
+    def takes(iterations):
+        return 0.5 * iterations + cost.measuring(probe(replace(measured.stages[0], iterations=iterations)))
+
+    probe = METHODS["mtt"].probe
+    assert takes(found) <= 60 < takes(found + 1)
+    assert cost.measuring(probe(measured.stages[0])) > 60, "for all of them there would be no time"
     assert not caplog.text
-    assert compare._timed(one, 0.1) == [1]
-    assert "dm at 1 per class: measuring and one iteration take 10 s, more than the 6 s it has" in caplog.text
+    assert compare._timed(measured, 0.1) == [1]
+    assert "mtt at 1 per class: measuring and one iteration take" in caplog.text
+    assert "more than the 6 s it has" in caplog.text
 
 
 # --- what it gives -------------------------------------------------------------------------------------------------
