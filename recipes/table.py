@@ -160,6 +160,25 @@ def foreign_section(name: str, record: dict) -> str:
     ])  # fmt: skip
 
 
+def authors_section(name: str, record: dict) -> str:
+    """An iteration of each method against the code that its authors published, and what was changed to run that."""
+    header = ["case", "their script", "commit", "theirs", "ours", "theirs / ours", "shape"]
+    rows = [header, ["---"] * len(header)]
+    for line in record["lines"]:
+        script = f"{line['repository']}/{line['script']}"
+        told = [f"{line[side]:,.0f} ms" for side in ("theirs_ms", "ours_ms")] if "failed" not in line else ["–", "–"]
+        ratio = f"{line['ratio']:.2f}" if "failed" not in line else line["failed"]
+        rows.append([line["case"], script, str(line["commit"])[:7], *told, ratio, line["shape"]])
+    environment = record["environment"]
+    return "\n".join([
+        f"\n## {name}\n",
+        "An iteration of each method, ours in turns with the script that its authors published, in float32 on "
+        f"{environment['threads']} thread(s); medians. Commit {record['commit']}: `python -m bench.authors --code "
+        f"FOLDER`, all values and what was changed in [{name}.json]({name}.json).\n",
+        *(f"| {' | '.join(line)} |" for line in rows),
+    ])  # fmt: skip
+
+
 def page() -> str:
     """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
@@ -170,6 +189,7 @@ def page() -> str:
         comparison_section(name, record) for name, record in records.items() if record.get("kind") == compare.KIND
     ]
     lines += [scaling_section(name, record) for name, record in records.items() if "tasks_a_minute" in record]
+    lines += [authors_section(name, record) for name, record in records.items() if "changed_in_all" in record]
     lines += [foreign_section(name, record) for name, record in records.items() if record.get("kind") == "foreign"]
     return "\n".join(lines)
 

@@ -156,8 +156,9 @@ class SelMatch(Mtt):
 
     distilled: Fraction = 0.2
     """Part of the images that is learned (α): the easier ones."""
-    skip: Rate = 0.3
-    """The hardest images of a class that are left out, in images per class (β)."""
+    skip: Rate | None = None
+    """The hardest images of a class that are left out, in images per class (β; published for 25 and more). None: half
+    of the class, because the hardest of thousands are of little use where few images are kept."""
     score: Score = "el2n"
     """How hard an image is: el2n, grand, forgetting or aum."""
 
@@ -271,7 +272,8 @@ def begin_partly(ctx: Context, settings: SelMatch, start: Start | None) -> Begun
     for label in range(ctx.classes):
         own = rows_of(ctx, label)
         order = own[hardness[own.cpu()].argsort(descending=True, stable=True).to(own.device)]
-        first = min(int(settings.skip * ctx.ipc), len(order) - ctx.ipc)
+        skipped = len(order) // 2 if settings.skip is None else int(settings.skip * ctx.ipc)
+        first = min(skipped, len(order) - ctx.ipc)
         rows.append(order[first : first + ctx.ipc])
         frozen.append(torch.arange(ctx.ipc) < ctx.ipc - max(1, int(settings.distilled * ctx.ipc)))
     chosen = torch.cat(rows)

@@ -232,6 +232,7 @@ def _check(asked: Asked) -> None:
         raise PotstillError(
             f"--ipcs {most}: the smallest class has {problem.smallest_class} training images; lower it."
         )
+    _networks(asked, problem.network_config)
 
 
 def _row(asked: Asked, name: str, own: Settings) -> Row:

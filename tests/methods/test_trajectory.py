@@ -207,3 +207,15 @@ def test_selmatch_learns_the_easier_part_and_leaves_the_rest_real(tmp_path):
     last = [s for s, _ in loop.iterate(METHODS["selmatch"], ctx, own, first)][-1]
     moved = (last.variables["images"] != begun.variables["images"]).flatten(1).any(1)
     assert torch.equal(moved, ~begun.memory["frozen"])
+
+
+def test_selmatch_leaves_out_the_harder_half_of_a_class_where_nothing_says_how_many(tmp_path):
+    """The hardest of thousands, which a skip of 0.3 an image leaves at one image per class, train below chance."""
+    asked = {"iterations": 1, "inner_steps": 1, "start_epochs": (0, 2), "expert_epochs": 1}
+    job = run.open_run(tiny("selmatch", selmatch=asked), tmp_path)
+    run_to_completion(run.train_experts(job))
+    ctx, split = job.context(0), job.problem.train
+    begun = METHODS["selmatch"].begin(ctx, job.settings.stages[0], None)
+    order = scores.hardness(ctx, "el2n", None).argsort(descending=True, stable=True).tolist()
+    own = [row for row in order if split.labels[row] == 3]
+    assert torch.equal(begun.variables["images"][3], split.images[own[len(own) // 2]])

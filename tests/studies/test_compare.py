@@ -109,6 +109,11 @@ def test_a_network_that_the_images_do_not_suit_is_refused_before_any_work(tmp_pa
         compared(tmp_path, asked(shared=small, networks=("convnet", "alexnet")))
 
 
+def test_a_wrong_network_is_named_before_any_row_is_planned(tmp_path):
+    with pytest.raises(PotstillError, match="^networks 'vgg12'"):
+        compared(tmp_path, asked(networks=("convnet", "vgg12")))
+
+
 def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch):
     timed = []
     monkeypatch.setattr(compare, "_timed", lambda own, minutes: timed.append(minutes) or [7])
