@@ -25,7 +25,7 @@ COMPARISONS = {
     "digits": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --workers 2",
     "digits-30": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 30 --minutes 0.5 --workers 2 --evaluations 2 "
     "--evaluation.seeds 2",
-    "cifar10-narrow": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --minutes 1.5 --set-seeds 1 --workers 2 "
+    "cifar10-narrow": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --minutes 1 --set-seeds 1 --workers 2 "
     f"--evaluations 1 --evaluation.seeds 3 --evaluation.epochs 301 --evaluation.full-seeds 1 {NARROW}",
     "cifar10-narrow-many": "--methods herding forgetting glister window window:labels=soft datm pad --ipcs 100 "
     f"--networks {MANY} --minutes 4 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 2 "
