@@ -8,6 +8,7 @@ import torch
 from bench.authors import sides, theirs
 from bench.authors.cases import CASES, WIDTH
 from bench.authors.turns import Side
+from potstill.adjoint import engine
 from potstill.networks import flat
 from potstill.networks.architectures import NetworkConfig
 
@@ -108,3 +109,19 @@ def test_a_blank_takes_any_call():
     assert theirs.Blank.init(1)(name=2).log is theirs.Blank
     with pytest.raises(AttributeError):
         _ = theirs.Blank.__wrapped__
+
+
+class Once:
+    """Turns that end with the first."""
+
+    def mark(self):
+        raise StopAsyncIteration
+
+
+@pytest.mark.parametrize("name", ["mtt", "ncfm", "idm"])
+def test_ours_iterates_on_what_it_wrote(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sides, "Turns", Once)
+    monkeypatch.setattr(engine, "_compiles", lambda *asked: False)
+    sides.write_images(tmp_path / "images.npz", 30)
+    with pytest.raises(StopAsyncIteration):
+        sides.take_turns(CASES[name], tmp_path, 8)

@@ -83,7 +83,9 @@ def write_for_us(run: Run, width: int) -> None:
     flat = [torch.cat([x.flatten() for x in epoch]) for epoch in snapshots(width)]
     kept = {epoch: (theta, torch.empty(0)) for epoch, theta in enumerate(flat)}
     header = {"epoch": EPOCHS, "accuracy": 0.1, "seconds": 0.0, "identity": files.fingerprint(identity)}
-    experts.save(expert_path(run.experts_folder, 0), "expert", kept, flat[-1], torch.empty(0), header, "float32")
+    trajectories.write_expert(
+        expert_path(run.experts_folder, 0), "expert", kept, flat[-1], torch.empty(0), header, "float32"
+    )
 
 
 # --- the sides -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.adjoint.inner import Inner
+from potstill.adjoint.inner import Inner, Moments
 from potstill.adjoint.unroll import InnerStep, unroll, unroll_with_moments
 from potstill.bounds import Count, Fraction, Positive, Whole
 from potstill.data import augment
@@ -37,6 +37,7 @@ from potstill.methods.outer import Rule
 from potstill.methods.trajectory import draw_steps
 from potstill.networks.losses import loss_for
 
+KEPT = 8  # states of a student's whole training that are kept
 POLICY, RANGE = "policy", "range"  # π_ref (T,); least and largest mean gradient norm so far
 
 
@@ -128,18 +129,22 @@ def real_loss(
     theta, images = ctx.fresh("student network", iteration), variables["images"]
     targets, step_size = targets_of(variables, labels, ctx.classes), bptt.step_size_of(ctx, settings, variables)
     steps = draw_steps(ctx, settings.batch_size, settings.unroll, len(images), draws)
-    norms = gradient_norms(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
+    norms, kept = trained(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
     if ctx.total(float(not norms.isfinite().all())):  # the last step led astray: the loop undoes it
         return Outcome(nothing(variables) + torch.nan, memory)
     policy, remembered = policy_of(settings, memory, norms)
     end = int(torch.multinomial(policy, 1, generator=draws))
     length = length_of(settings, norms, end)
-    before, differentiated = steps[: end + 1 - length], steps[end + 1 - length : end + 1]
+    first = end + 1 - length
+    nearest = max(number for number in kept if number <= first)
+    before, differentiated = steps[nearest:first], steps[first : end + 1]
     batch_loss, how = loss_for(ctx.problem.network, bptt.kind(settings)), _how(ctx)
     with torch.no_grad():
+        theta, moments = kept[nearest]
         theta, moments = unroll_with_moments(
-            theta, images, targets, step_size, before, batch_loss, inner=bptt.optimiser(settings), **how
-        )
+            theta, images, targets, step_size, before, batch_loss, inner=bptt.optimiser(settings), moments=moments,
+            **how,
+        )  # fmt: skip
     window = Window(theta, images.detach(), targets.detach(), differentiated, norms, end, iteration)
     inner, further = optimiser(ctx, settings, memory, window)
     theta = unroll(
@@ -157,19 +162,24 @@ def _how(ctx: Context) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def gradient_norms(
+def trained(
     ctx: Context, settings: AtBptt, theta: Tensor, images: Tensor, targets: Tensor, step_size: Tensor,
     steps: list[InnerStep],
-) -> Tensor:  # fmt: skip
-    """‖∇θ ℓ‖ (T,) of each step of a whole training, without a graph."""
-    inner = bptt.optimiser(settings)
-    moments, found = inner.initial_moments(theta), []
-    for step in steps:
+) -> tuple[Tensor, dict[int, tuple[Tensor, Moments]]]:  # fmt: skip
+    """‖∇θ ℓ‖ (T,) of each step of a whole training without a graph, and its states before some of the steps.
+
+    At most KEPT states, evenly: a window's start is then few steps away.
+    """
+    inner, every = bptt.optimiser(settings), -(-len(steps) // KEPT)
+    moments, found, kept = inner.initial_moments(theta), [], {}
+    for number, step in enumerate(steps):
+        if number % every == 0:
+            kept[number] = (theta, moments)
         batch = augment.apply(images[step.rows], step.drawing)
         gradient, _ = ctx.derivatives.gradient(theta, batch, targets[step.rows])
         found.append(float(gradient.norm()) / len(batch))
         theta, moments = inner.step(theta, gradient, len(batch), moments, step_size)
-    return torch.tensor(found)
+    return torch.tensor(found), kept
 
 
 def policy_of(settings: AtBptt, memory: Memory, norms: Tensor) -> tuple[Tensor, Memory]:
@@ -205,7 +215,7 @@ def standardised(values: Tensor) -> Tensor:
 def probe(settings: AtBptt) -> Probe:
     """One iteration as it is, with rates that are none."""
     rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in bptt.MEASURED}
-    return Probe(replace(settings, **rates), 1.0, settings.window + settings.radius + 2)
+    return Probe(replace(settings, **rates), 1.0, settings.window + settings.radius + 2 + 3 * KEPT)
 
 
 def cell(unroll: int, window: int, radius: int, lr: float, batch: int, **more: Any) -> dict[str, Any]:

@@ -43,7 +43,6 @@ from potstill.methods.rates import scale_free
 from potstill.methods.trajectory import draw_steps
 from potstill.networks.losses import loss_for, soft_cross_entropy
 
-CHUNK = 100  # real images whose graph is held at once
 ADAM_STEP_SIZE, SGD_STEP_SIZE = 1e-3, 0.01  # of students, where the set brings none
 PUBLISHED_WIDTH = 128  # of the students for which that of Adam is published
 MOMENTUM = {"images": 0.5, "labels": 0.9, "step_size": 0.5}  # of outer SGD, as in matching
@@ -249,7 +248,7 @@ def mean_loss(ctx: Context, theta: Tensor, images: Tensor, targets: Tensor) -> T
     network = ctx.problem.network
     here = theta.detach().requires_grad_()
     value, gradient = torch.zeros_like(here[0]), torch.zeros_like(here)
-    size = len(images) if network.batch_coupled else CHUNK
+    size = ctx.problem.at_once
     for rows in ctx.mine(torch.arange(len(images), device=images.device).split(size)):
         with torch.enable_grad():
             loss = soft_cross_entropy(network(here, images[rows]), targets[rows]) / len(images)

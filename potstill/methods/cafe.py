@@ -100,7 +100,7 @@ def _network(
     if iteration == 0 or settled:
         return ctx.fresh("network", iteration), seen[:0]
     real, truth = _asked(ctx, iteration)
-    gradient = engine.mean_gradient(loss_for(ctx.problem.network, "hard"))
+    gradient = engine.mean_gradient(loss_for(ctx.problem.network, "hard"), ctx.problem.at_once)
     recipe = Recipe(1, 256, settings.inner_step_size)
     epochs: list[float] = []
     for epoch in range(MOST_EPOCHS):

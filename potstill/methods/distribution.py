@@ -45,7 +45,7 @@ def mean_feature_loss(
     loss = nothing(variables)
     for label in ctx.mine(range(ctx.classes)):
         found = matching.pair(ctx, variables["images"], labels, label, settings.real_batch, iteration)
-        target = network.constant_features(theta, found.real).mean(0)
+        target = matching.constant_features(ctx, theta, found.real).mean(0)
         loss = loss + (target - network.features(theta, found.synthetic).mean(0)).square().sum()
     return Outcome(loss)
 

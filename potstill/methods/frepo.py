@@ -15,14 +15,13 @@ from potstill.adjoint.inner import Adam, Moments
 from potstill.bounds import Count, Fraction, Positive, Rate
 from potstill.data import labels as kinds
 from potstill.data.labels import one_hot
-from potstill.methods import initial, ridge
+from potstill.methods import initial, matching, ridge
 from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables
 from potstill.methods.outer import Rule
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import loss_for
 
 STEPS, LEFT = "steps", "left"  # that each network of the pool has taken, and that it may still take
-CHUNK = 256  # real images whose features are computed at once
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,10 @@ def regression_loss(
     synthetic, targets = with_mirrors(settings.flip, variables["images"], values)
     real, truth = real_batch(ctx, settings.real_batch, iteration)
     seen = list(range(len(real)))[ctx.rank :: ctx.world]
-    found, solved = _features(ctx, theta, real[seen]).double(), ctx.problem.network.features(theta, synthetic).double()
+    found, solved = (
+        matching.constant_features(ctx, theta, real[seen]).double(),
+        ctx.problem.network.features(theta, synthetic).double(),
+    )
     predicted = ridge.predict(found @ solved.T, solved @ solved.T, targets.double(), settings.ridge)
     share = len(seen) / len(real)
     loss = ridge.squared_error(predicted, truth[seen].double()) * share + ridge.unsureness(values) * share
@@ -118,11 +120,6 @@ def with_mirrors(flip: bool, images: Tensor, values: Tensor) -> tuple[Tensor, Te
     if not flip:
         return images, values
     return torch.cat([images, images.flip(3)]), torch.cat([values, values])
-
-
-@torch.no_grad()
-def _features(ctx: Context, theta: Tensor, images: Tensor) -> Tensor:
-    return torch.cat([ctx.problem.network.features(theta, part) for part in images.split(CHUNK)])
 
 
 def real_batch(ctx: Context, size: int, iteration: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,6 @@ from potstill.networks.losses import loss_for
 from potstill.training.sgd import Recipe, run_to_end, sgd
 
 EPSILON = 1e-6  # beside the product of norms
-CHUNK = 256  # images whose gradient is taken at once by a small network
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Published by images per class: steps of the images for each network, and its epochs on the set after each."""
 
@@ -121,18 +120,10 @@ def _along(
 def _mean_gradient(ctx: Context, theta: Tensor, images: Tensor, label: int) -> Tensor:
     """Mean gradient (P,) of the cross-entropy of one class's images."""
     total = torch.zeros_like(theta)
-    for part in images.split(_at_once(ctx)):
+    for part in images.split(ctx.problem.at_once):
         targets = one_hot(torch.full((len(part),), label, device=part.device), ctx.classes)
         total += ctx.derivatives.gradient(theta, part, targets)[0]
     return total / len(images)
-
-
-def _at_once(ctx: Context) -> int:
-    """Real images whose gradient is taken at once: what stays in cache, where the network is large."""
-    network = ctx.problem.network
-    if engine.multiplications(network, ctx.problem.dataset.shape) < engine.LARGE:
-        return CHUNK
-    return engine.CACHE_BATCH.get(ctx.problem.device.type, CHUNK)
 
 
 def _network(
@@ -144,7 +135,7 @@ def _network(
         return ctx.fresh("network", iteration)
     network = ctx.problem.network
     recipe = Recipe(epochs, 256, settings.inner_step_size, augment=ctx.augment if siamese else ())
-    gradient = engine.mean_gradient(loss_for(network, "hard"))
+    gradient = engine.mean_gradient(loss_for(network, "hard"), ctx.problem.at_once)
     seed = seeds.derive(ctx.seed, "training", iteration)
     theta = memory["network"]
     return run_to_end(sgd(gradient, theta, images, one_hot(classes, ctx.classes), recipe, seed), theta)

@@ -11,13 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.adjoint import engine
 from potstill.bounds import Count, Fraction, Pictures, Positive, Rate
-from potstill.data.labels import one_hot
 from potstill.methods import initial, matching
 from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables, nothing
 from potstill.methods.outer import Rule
-from potstill.networks.losses import loss_for
 
 BORN, RIGHT = "born", "right"  # networks made so far; and how often each of the queue was right in training lately
 FIRST = 3  # networks that the queue begins with
@@ -80,7 +77,7 @@ def mean_feature_loss(
     loss, network = nothing(variables), ctx.problem.network
     for label in ctx.mine(range(ctx.classes)):
         found = matching.pair(ctx, images, classes, label, settings.real_batch, iteration)
-        target = network.constant_features(theta, found.real).mean(0)
+        target = matching.constant_features(ctx, theta, found.real).mean(0)
         features, outputs = network.features_and_outputs(theta, found.synthetic)
         loss = loss + (target - features.mean(0)).square().sum()
         if weight:
@@ -116,18 +113,27 @@ def _trained(
     ctx: Context, settings: Idm, theta: Tensor, velocity: Tensor, draws: torch.Generator
 ) -> tuple[Tensor, Tensor, float]:  # fmt: skip
     """A network (P,) after some steps of SGD on real images, its velocity, and how often it was right on the way."""
-    split, network = ctx.problem.train, ctx.problem.network
-    gradient = engine.mean_gradient(loss_for(network, "hard"))
-    right = 0.0
+    split, right = ctx.problem.train, 0
+    count = min(256, len(split.labels))
     for _ in range(settings.training_steps):
-        rows = torch.randint(len(split.labels), (min(256, len(split.labels)),), generator=draws).to(theta.device)
-        images, truth = split.images[rows], split.labels[rows]
-        with torch.no_grad():
-            right += float((network(theta, images).argmax(1) == truth).float().mean()) / settings.training_steps
-        slope = gradient(theta, images, one_hot(truth, ctx.classes)) + WEIGHT_DECAY * theta
-        velocity = MOMENTUM * velocity + slope
-        theta = theta - settings.inner_step_size * velocity
-    return theta, velocity, right
+        rows = torch.randint(len(split.labels), (count,), generator=draws).to(theta.device)
+        slope, seen_right = _gradient(ctx, theta, split.images[rows], split.labels[rows])
+        velocity = MOMENTUM * velocity + slope + WEIGHT_DECAY * theta
+        theta, right = theta - settings.inner_step_size * velocity, right + seen_right
+    return theta, velocity, right / (settings.training_steps * count)
+
+
+def _gradient(ctx: Context, theta: Tensor, images: Tensor, truth: Tensor) -> tuple[Tensor, int]:
+    """Mean gradient (P,) of the cross-entropy, and how many images are classified correctly, from one pass."""
+    network, right = ctx.problem.network, 0
+    theta = theta.detach().requires_grad_()
+    slope, size = torch.zeros_like(theta), ctx.problem.at_once
+    for part, labels in zip(images.split(size), truth.split(size), strict=True):
+        with torch.enable_grad():
+            outputs = network(theta, part)
+            slope += torch.autograd.grad(F.cross_entropy(outputs, labels, reduction="sum"), theta)[0]
+        right += int((outputs.argmax(1) == labels).sum())
+    return slope / len(images), right
 
 
 def probe(settings: Idm) -> Probe:

@@ -92,7 +92,7 @@ def matching_loss(
     loss = nothing(variables)
     for label in ctx.mine(range(ctx.classes)):
         found = matching.pair(ctx, images, classes, label, settings.real_batch, iteration)
-        real = F.normalize(network.constant_features(theta, found.real))
+        real = F.normalize(matching.constant_features(ctx, theta, found.real))
         synthetic = F.normalize(network.features(theta, found.synthetic))
         drawn = torch.randn(
             settings.frequencies, real.shape[1], generator=ctx.draws("frequencies", iteration, label)

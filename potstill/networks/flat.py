@@ -96,17 +96,6 @@ class FlatNetwork:
             raise PotstillError("network: does not end in a linear layer, whose input is needed; let it end in one.")
         return self._apply(cast(nn.Sequential, self.module[:-1]), theta, images, buffers, training)
 
-    @torch.no_grad()
-    def constant_features(self, theta: Tensor, images: Tensor) -> Tensor:
-        """The features (b, F) as numbers that nothing is differentiated through, the quickest way there is.
-
-        In float32 a CPU convolves fastest where a pixel's channels lie side by side; its bfloat16 units do not, and a
-        user's own network may count on another order.
-        """
-        if self.own is None and images.device.type == "cpu" and lowered(theta.dtype, self.precision) == torch.float32:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return self.features(theta, images)
-
     def features_and_outputs(self, theta: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both from one pass, the outputs (b, K) as a function of the features (b, F); without running statistics."""
         features = self.features(theta, images)

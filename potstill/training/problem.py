@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from potstill.adjoint import engine
 from potstill.adjoint.engine import choose_precision
 from potstill.data import dataset as datasets
 from potstill.data import transform as transforms
@@ -42,6 +43,11 @@ class Problem:
     def smallest_class(self) -> int:
         """Training images of the class that has fewest."""
         return int(torch.bincount(self.dataset.train.labels, minlength=len(self.dataset.classes)).min())
+
+    @cached_property
+    def at_once(self) -> int:
+        """Images to pass at once where a sum over them is sought: :func:`potstill.adjoint.engine.at_once`."""
+        return engine.at_once(self.network, self.dataset.shape)
 
     @cached_property
     def train(self) -> Whitened:

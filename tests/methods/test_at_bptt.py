@@ -37,22 +37,26 @@ def test_the_window_is_longer_where_the_norm_changes_more():
     assert at_bptt.standardised(torch.ones(3)).tolist() == [0, 0, 0]
 
 
-def test_norms_are_those_of_a_training_by_adam(tmp_path):
+def test_norms_and_states_are_those_of_a_training_by_adam(tmp_path, monkeypatch):
     job = run.open_run(tiny("at-bptt", ipc=1, at_bptt={"unroll": 4, "window": 2, "radius": 1}), tmp_path)
     ctx, own = job.context(0), job.settings.stages[0]
     begun = METHODS["at-bptt"].begin(ctx, own, None)
     images, raw = begun.variables["images"], begun.variables["raw"]
     steps = draw_steps(ctx, 10, 4, 10, ctx.draws("student", 0))
-    found = at_bptt.gradient_norms(ctx, own, ctx.fresh("n", 0), images, raw, torch.tensor(1e-3), steps)
+    found, kept = at_bptt.trained(ctx, own, ctx.fresh("n", 0), images, raw, torch.tensor(1e-3), steps)
     theta = ctx.fresh("n", 0).clone().requires_grad_()
     optimiser, norms = torch.optim.Adam([theta], lr=1e-3), []
-    for step in steps:
+    for number, step in enumerate(steps):
+        assert torch.allclose(kept[number][0], theta, atol=2e-3 * number)  # Adam steps fully where slopes are rounding
+        assert float((kept[number][0] - theta).detach().abs().median()) < 1e-6
         optimiser.zero_grad()
         outputs = ctx.problem.network(theta, augment.apply(images[step.rows], step.drawing))
         (-(raw[step.rows] * F.log_softmax(outputs, 1)).sum() / len(step.rows)).backward()
         norms.append(float(theta.grad.norm()))
         optimiser.step()
     assert found.tolist() == pytest.approx(norms, rel=1e-3)
+    monkeypatch.setattr(at_bptt, "KEPT", 2)
+    assert list(at_bptt.trained(ctx, own, ctx.fresh("n", 0), images, raw, torch.tensor(1e-3), steps)[1]) == [0, 2]
 
 
 def test_images_keep_their_norm_of_one():

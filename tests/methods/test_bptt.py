@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from potstill.adjoint import engine
 from potstill.adjoint.derivatives import eager
 from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import unroll, unroll_with_moments
@@ -153,8 +154,8 @@ def test_it_differentiates_through_the_steps_of_the_window(tmp_path, form, monke
 
 
 def test_the_mean_loss_in_chunks_is_that_of_all_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "at_once", lambda *network: 5)
     ctx = doubled(setting(tmp_path, REFINING)[0])
-    monkeypatch.setattr(bptt, "CHUNK", 5)
     theta = ctx.problem.network.fresh(1).double().requires_grad_()
     images, targets = ctx.problem.train.images[:23], torch.eye(10).double()[ctx.problem.train.labels[:23]]
     whole = soft_cross_entropy(ctx.problem.network(theta, images), targets) / 23
@@ -166,7 +167,8 @@ def test_the_mean_loss_in_chunks_is_that_of_all_images(tmp_path, monkeypatch):
 
 def test_with_batch_norm_the_real_images_are_not_taken_apart(tmp_path, monkeypatch):
     ctx = setting(tmp_path, REFINING)[0]
-    monkeypatch.setattr(bptt, "CHUNK", 5)
+    monkeypatch.setattr(engine, "SMALL_BATCH", 5)
+    monkeypatch.setattr(engine, "CACHE_BATCH", {"cpu": 5})
     config = replace(ctx.problem.network_config, norm="batch")
     network = flat.flat_network(config, ctx.problem.dataset.shape, 10)
     ctx = replace(ctx, problem=replace(ctx.problem, network=network))
