@@ -122,6 +122,6 @@ class Once:
 def test_ours_iterates_on_what_it_wrote(name, tmp_path, monkeypatch):
     monkeypatch.setattr(sides, "Turns", Once)
     monkeypatch.setattr(engine, "_compiles", lambda *asked: False)
-    sides.write_images(tmp_path / "images.npz", 30)
+    sides.write_images(tmp_path / "images.npz", 60)
     with pytest.raises(StopAsyncIteration):
         sides.take_turns(CASES[name], tmp_path, 8)
