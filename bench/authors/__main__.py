@@ -22,7 +22,8 @@ of them is copied into this project.  Those that were read, at these commits:
 Their scripts run unmodified, each in a process of its own (``theirs.py``), with the arguments of ``cases.py``.  A turn
 is one whole iteration with all that belongs to it: drawing, a fresh network, the step of the set.  Theirs and ours take
 turns, both in float32, in as many threads, with the same allocator.  ``--python`` names the interpreter for theirs,
-which needs torch and numpy, PyYAML for NCFM, yacs for DATM and PAD, and higher for RaT-BPTT and AT-BPTT.
+which needs torch and numpy, tqdm for MTT and its kin, PyYAML and matplotlib for NCFM, yacs for DATM and PAD, and higher
+for RaT-BPTT and AT-BPTT.
 """
 
 import argparse
