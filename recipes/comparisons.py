@@ -24,7 +24,7 @@ MANY = "convnet convnet:norm=batch resnet18:narrower=8 vgg11:narrower=4 alexnet:
 COMPARISONS = {
     "digits": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --workers 2",
     "digits-30": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 30 --minutes 0.5 --workers 2 --evaluations 1 "
-    "--evaluation.seeds 2 --evaluation.epochs 301",
+    "--evaluation.seeds 2 --evaluation.epochs 501",
     "cifar10-narrow": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --minutes 1 --set-seeds 1 --workers 2 "
     f"--evaluations 1 --evaluation.seeds 3 --evaluation.epochs 301 --evaluation.full-seeds 1 {NARROW}",
     "cifar10-narrow-many": "--methods herding forgetting glister window window:labels=soft datm pad --ipcs 100 "
