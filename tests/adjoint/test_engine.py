@@ -99,6 +99,26 @@ def test_threads_may_share_a_network(norm):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("parts", [1, 5, 7, 20])
+def test_a_gradient_by_parts_is_that_of_the_batch(parts):
+    """Held to the whole batch in float64."""
+    small = flat.flat_network(NetworkConfig(width=6, depth=2), (3, 8, 8), 4, precision=torch.float64)
+    draws = torch.Generator().manual_seed(0)
+    theta = small.fresh(0).double()
+    images = torch.randn(12, 3, 8, 8, generator=draws, dtype=torch.float64)
+    targets = torch.rand(12, 4, generator=draws, dtype=torch.float64)
+    whole = engine.mean_gradient(target_loss(small))(theta, images, targets)
+    assert torch.allclose(engine.mean_gradient(target_loss(small), parts)(theta, images, targets), whole, rtol=1e-10)
+
+
+def test_as_many_images_at_once_as_stay_in_cache():
+    wide, narrow = (flat.flat_network(NetworkConfig(width=width, depth=3), (3, 32, 32), 10) for width in (128, 32))
+    coupled = flat.flat_network(NetworkConfig(width=128, depth=3, norm="batch"), (3, 32, 32), 10)
+    found = [engine.at_once(one, (3, 32, 32)) for one in (wide, narrow)]
+    assert found == [engine.CACHE_BATCH["cpu"], engine.SMALL_BATCH]
+    assert engine.at_once(coupled, (3, 32, 32)) > 10**9, "batch norm sees the whole batch"
+
+
 def test_short_jobs_run_plainly_and_long_ones_compiled(monkeypatch):
     monkeypatch.setattr(engine.shutil, "which", lambda name: "/usr/bin/" + name)
     short, _ = engine.inner_derivatives(network(), SHAPE, 10, 1e2, "auto", None)

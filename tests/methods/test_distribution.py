@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from potstill.adjoint import engine
 from potstill.cli import main
 from potstill.data import augment
 from potstill.methods import METHODS, distribution
@@ -18,7 +19,8 @@ def setting(tmp_path, **changes):
     return ctx, own, distribution.begin(ctx, own, None)
 
 
-def test_the_loss_is_the_squared_distance_of_mean_features(tmp_path):
+def test_the_loss_is_the_squared_distance_of_mean_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "at_once", lambda *network: 7)  # real images pass by parts
     ctx, own, begun = setting(tmp_path, augment=())
     own = replace(own, real_batch=10_000)  # all images of a class, so that nothing depends on the draw
     found = distribution.mean_feature_loss(ctx, own, begun.variables, {}, begun.labels, 7)
