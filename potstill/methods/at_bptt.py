@@ -136,7 +136,7 @@ def real_loss(
     end = int(torch.multinomial(policy, 1, generator=draws))
     length = length_of(settings, norms, end)
     first = end + 1 - length
-    nearest = max(number for number in kept if number <= first)
+    nearest = max(number for number in kept if number <= first)  # the last state that is kept before the window
     before, differentiated = steps[nearest:first], steps[first : end + 1]
     batch_loss, how = loss_for(ctx.problem.network, bptt.kind(settings)), _how(ctx)
     with torch.no_grad():
@@ -215,7 +215,8 @@ def standardised(values: Tensor) -> Tensor:
 def probe(settings: AtBptt) -> Probe:
     """One iteration as it is, with rates that are none."""
     rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in bptt.MEASURED}
-    return Probe(replace(settings, **rates), 1.0, settings.window + settings.radius + 2 + 3 * KEPT)
+    kept = 3 * min(KEPT, settings.unroll)  # weights and two moments of each state
+    return Probe(replace(settings, **rates), 1.0, settings.window + settings.radius + 2 + kept)
 
 
 def cell(unroll: int, window: int, radius: int, lr: float, batch: int, **more: Any) -> dict[str, Any]:
