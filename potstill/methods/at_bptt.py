@@ -213,10 +213,11 @@ def standardised(values: Tensor) -> Tensor:
 
 
 def probe(settings: AtBptt) -> Probe:
-    """One iteration as it is, with rates that are none."""
+    """A few iterations as they are, with rates that are none: their windows differ in place and length."""
     rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in bptt.MEASURED}
     kept = 3 * min(KEPT, settings.unroll)  # weights and two moments of each state
-    return Probe(replace(settings, **rates), 1.0, settings.window + settings.radius + 2 + kept)
+    held = settings.window + settings.radius + 2 + kept
+    return Probe(replace(settings, **rates), 1.0, held, timed=range(5))
 
 
 def cell(unroll: int, window: int, radius: int, lr: float, batch: int, **more: Any) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _curvature(ctx: Context, settings: AtBpttPlus, window: Window) -> LowRank | 
 def probe(settings: AtBpttPlus) -> Probe:
     """One iteration as it is, in which the directions are found: the others cost no more."""
     cheaper = at_bptt.probe(settings)
-    return replace(cheaper, vectors=cheaper.vectors + 3 * (settings.hessian_rank + EXTRA))
+    return replace(cheaper, timed=(0,), vectors=cheaper.vectors + 3 * (settings.hessian_rank + EXTRA))
 
 
 loss = partial(at_bptt.real_loss, optimiser=along_curvature)

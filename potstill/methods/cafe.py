@@ -121,8 +121,8 @@ def _asked(ctx: Context, iteration: int) -> tuple[Tensor, Tensor]:
 
 
 def probe(settings: Cafe) -> Probe:
-    """One iteration as it is."""
-    return Probe(settings, 1.0, 2)
+    """A few iterations as they are, but for the first, before which no network trains."""
+    return Probe(settings, 1.0, 2, timed=range(1, 6))
 
 
 CAFE = Method(

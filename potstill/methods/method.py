@@ -136,6 +136,7 @@ class Probe:
     vectors: int  # weight vectors (P,) that a real iteration holds at once
     measuring: float = 0.0  # what measuring costs beyond the run, in real iterations
     trials: int = 0  # sets that are evaluated for it
+    timed: Sequence[int] = (0,)  # iterations, one after another, whose mean is what an iteration takes
 
 
 class Trial(Protocol):

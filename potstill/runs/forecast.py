@@ -18,6 +18,7 @@ from potstill.methods.method import Begun, Context, Experts, Method, Probe, Star
 from potstill.runs import loop, state
 from potstill.runs.run import Run, check_snapshots, expert_needs, expert_recipe, inner_engine
 from potstill.runs.settings import Settings
+from potstill.runs.state import State
 from potstill.training import curriculum
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, run_to_end, sgd
@@ -88,13 +89,21 @@ def distilling(run: Run, number: int) -> Cost:
     )  # fmt: skip
     begun = _any_set(ctx, method, probe.settings)
     start = state.begin(method, probe.settings, begun)
-    each = timed(lambda: loop.differentiate(method, ctx, probe.settings, start), run.problem.device)
+    each = timed(lambda: _iterate(method, ctx, probe, start), run.problem.device) / len(probe.timed)
     weights = 4 * sum(run.problem.network.sizes)
     memory = sum(tensor.numel() * tensor.element_size() for tensor in begun.memory.values())
     protocol = selecting(settings.evaluation)
     trial = protocol.seeds * _training(run, protocol) if probe.trials else 0.0
     cost = Cost(each * probe.times, trial, 0.0, probe.vectors * weights, memory, how)
     return replace(cost, seconds=cost.each * method.iterations(stage) + cost.measuring(probe))
+
+
+def _iterate(method: Method, ctx: Context, probe: Probe, start: State) -> None:
+    """The iterations that are timed, of a set that stays as it is: each remembers what the one before left."""
+    memory = start.memory
+    for iteration in probe.timed:
+        outcome, _ = loop.differentiate(method, ctx, probe.settings, replace(start, memory=memory, iteration=iteration))
+        memory = outcome.memory
 
 
 def _any_set(ctx: Context, method: Method, settings: Any) -> Begun:

@@ -43,3 +43,25 @@ def test_a_pool_is_kept_in_the_checkpoint(tmp_path):
     job = run.Run(tiny(("datm", "rat-bptt")), tmp_path, tmp_path)
     assert forecast.distilling(job, 0).memory_bytes == 0
     assert "inner steps plain, in float32" in forecast.distilling(job, 0).engine
+
+
+@pytest.mark.parametrize(("method", "timed"), [("dsa", 1), ("cafe", 5), ("at-bptt", 5), ("dm", 1)])
+def test_the_mean_of_those_iterations_counts_that_differ_from_the_first(method, timed, tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast, "timed", lambda work, device: (work(), 60.0)[1])
+    ran: list[int] = []
+    own = METHODS[method]
+    remembered = [{}]
+
+    def loss(ctx, settings, variables, memory, labels, iteration):
+        assert remembered[-1].keys() <= memory.keys(), "an iteration remembers the one before"
+        ran.append(iteration)
+        outcome = own.loss(ctx, settings, variables, memory, labels, iteration)
+        remembered.append(outcome.memory)
+        return outcome
+
+    monkeypatch.setitem(METHODS, method, replace(own, loss=loss))
+    given = tiny((method,))
+    cost = forecast.distilling(run.Run(given, tmp_path, tmp_path), 0)
+    assert cost.each == pytest.approx(60 / timed)
+    assert len(ran) == timed
+    assert (0 in ran) == (method in ("at-bptt", "dm"))
