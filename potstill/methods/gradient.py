@@ -142,7 +142,7 @@ def _network(
 
 
 def probe(settings: Dc) -> Probe:
-    """The second iteration as it is, before which the network trains, as it does before all but the first of its life."""
+    """The second iteration as it is: before all but the first of its life a network trains."""
     return Probe(settings, 1.0, 3, timed=(1,))
 
 
