@@ -46,6 +46,7 @@ class Empty:
     number: int
     needs: tuple[str, ...] = ()
     label: str = field(default="nothing")
+    kind: str = field(default="nothing")
 
     @property
     def key(self) -> str:

@@ -19,17 +19,20 @@ from potstill.studies.compare import KIND
 
 RECORDS = Path(__file__).parents[1] / "records"
 ALL = [name for name in METHODS if name != "random"]
-NARROW = "--network.width 32 --expert.count 2 --expert.epochs 6 --evaluation.full-epochs 6 --published-as cifar10"
+NARROW = "--network.width 32 --expert.count 2 --published-as cifar10 --evaluation.full-seeds 1"
+LATE = "start_epochs=(9,14),expert_epochs=1,inner_steps=20,batch_size=250,step_size=0.04"  # experts here are fast
 MANY = "convnet convnet:norm=batch resnet18:narrower=8 vgg11:narrower=4 alexnet:narrower=4 lenet"
 COMPARISONS = {
     "digits": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --workers 2",
     "digits-30": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 30 --minutes 0.5 --workers 2 --evaluations 1 "
     "--evaluation.seeds 2 --evaluation.epochs 501",
     "cifar10-narrow": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --minutes 1 --set-seeds 1 --workers 2 "
-    f"--evaluations 1 --evaluation.seeds 3 --evaluation.epochs 301 --evaluation.full-seeds 1 {NARROW}",
-    "cifar10-narrow-many": "--methods herding forgetting glister window window:labels=soft datm pad --ipcs 100 "
-    f"--networks {MANY} --minutes 4 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 2 "
-    f"--evaluation.epochs 61 --evaluation.full-seeds 1 {NARROW}",
+    f"--evaluations 1 --evaluation.seeds 3 --evaluation.epochs 301 {NARROW} --expert.epochs 6 "
+    "--evaluation.full-epochs 6",
+    "cifar10-narrow-many": "--methods herding:labels=soft forgetting:labels=soft glister:labels=soft window "
+    f"window:labels=soft datm:{LATE} pad:{LATE} window:labels=soft+datm:{LATE} --ipcs 500 --networks {MANY} "
+    "--minutes 8 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 1 --evaluation.epochs 41 "
+    f"--evaluation.full-epochs 12 {NARROW} --expert.epochs 15 --expert.batch-size 128 --expert.step-size 0.02",
 }
 
 

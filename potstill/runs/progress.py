@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from potstill.errors import PotstillError
@@ -78,12 +79,13 @@ def bars(console: Any) -> Iterator[Begin]:
     def begin() -> Watcher:
         if not console.is_terminal:
             return PlainLines(lambda line: console.print(line, markup=False, soft_wrap=True))
-        bar = live.add_task("starting", total=None, detail="reading the data")
+        bar = live.add_task("starting", total=None, detail="reading the data", event={})
 
         def show(event: dict[str, Any]) -> None:
             live.update(
-                bar, description=event["stage"], completed=event["done"], total=event["total"], detail=detail(event)
-            )
+                bar, description=event["stage"], completed=event["done"], total=event["total"], detail=detail(event),
+                event=event,
+            )  # fmt: skip
 
         return show
 
@@ -93,8 +95,18 @@ def bars(console: Any) -> Iterator[Begin]:
 
 def _columns(width: int) -> list[Any]:
     """Stage, bar, count and time left stay whole however narrow the terminal; what is told besides gives way."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
+    from rich.text import Text
+
+    class Left(TimeRemainingColumn):
+        """The time left by an event's own word, where it has one."""
+
+        def render(self, task: Task) -> Text:
+            if task.finished or "left" not in task.fields["event"]:
+                return super().render(task)
+            left = task.fields["event"]["left"]
+            return Text("-:--:--" if left is None else str(timedelta(seconds=round(left))), style="progress.remaining")
 
     def whole(least: int) -> Column:
         return Column(no_wrap=True, min_width=least)
@@ -103,7 +115,7 @@ def _columns(width: int) -> list[Any]:
     return [
         TextColumn("{task.description}", table_column=whole(10)), BarColumn(40 if width >= WIDE else 12),
         MofNCompleteColumn(table_column=whole(9)), *passed, TextColumn("left", table_column=whole(4)),
-        TimeRemainingColumn(elapsed_when_finished=False, table_column=whole(7)),
+        Left(elapsed_when_finished=False, table_column=whole(7)),
         TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     ]  # fmt: skip
 
@@ -115,8 +127,10 @@ class Pace:
         self.began, self.first = time.monotonic(), None
 
     def left(self, event: dict[str, Any]) -> str:
-        """ "3 min left", or nothing where it is not known or all is done."""
+        """ "3 min left", by the event's own "left" where it has one; nothing where it is not known or all is done."""
         done, total = event["done"], event["total"]
+        if "left" in event:
+            return "" if event["left"] is None else f"{duration(event['left'])} left"
         if self.first is None:
             self.first = done
         fresh = done - self.first

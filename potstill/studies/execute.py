@@ -15,8 +15,8 @@ import os
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Generator, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -68,7 +68,8 @@ def execute(
         executor: where; None: here, one after another.
 
     Yields:
-        {"stage", "done", "total", "doing"}: tasks that are done, of all; and what is being done.
+        {"stage", "done", "total", "doing", "left"}: tasks that are done, of all; what is being done; and seconds that
+        are left, once a task has ended.
     """
     unique = {task.key: task for task in tasks}
     if executor is None:
@@ -85,23 +86,26 @@ def execute(
 
 
 def _serially(tasks: Sequence[Task], folder: Path) -> Generator[Event, None, Failures]:
-    schedule = _Schedule(tasks, folder)
+    schedule, pace = _Schedule(tasks, folder), _Pace()
     while schedule.ready:
         event = {"stage": "comparing", "done": 100 * schedule.ended, "total": 100 * schedule.total}
         task = schedule.take()
-        yield {**event, "doing": WAITING if task is None else task.label}
+        yield {**event, "doing": WAITING if task is None else task.label, "left": pace.left(schedule.waiting, 1)}
         if task is None:
             time.sleep(POLL_SECONDS)
             continue
+        pace.begin(task)
         inside = perform(task, folder)
         while True:
             try:
                 found = next(inside)
             except StopIteration as end:
+                pace.end(task, counts=end.value is None)
                 schedule.end(task, end.value)
                 break
-            share = found["done"] / max(found["total"], 1)
-            yield {**_telling(found), **event, "done": event["done"] + round(100 * share), "doing": task.label}
+            done = event["done"] + round(100 * found["done"] / max(found["total"], 1))
+            left = pace.left(schedule.waiting, 1)
+            yield {**_telling(found), **event, "done": done, "doing": task.label, "left": left}
     yield {"stage": "comparing", "done": 100 * schedule.total, "total": 100 * schedule.total}
     return schedule.failures
 
@@ -109,6 +113,35 @@ def _serially(tasks: Sequence[Task], folder: Path) -> Generator[Event, None, Fai
 def _telling(event: Event) -> Event:
     """What is worth showing of a task's own event."""
     return {name: event[name] for name in ("epoch", "loss", "validation") if name in event}
+
+
+class _Pace:
+    """How long is left, by what tasks of each kind took; those of which none has ended yet count as the mean of all."""
+
+    def __init__(self) -> None:
+        self._took: dict[str, list[float]] = {}
+        self._begun: dict[str, tuple[str, float]] = {}  # kind and moment by key, of those that run
+
+    def begin(self, task: Task) -> None:
+        """A task begins."""
+        self._begun[task.key] = (task.kind, time.monotonic())
+
+    def end(self, task: Task, counts: bool) -> None:
+        """A task is over; how long it took counts if it was done."""
+        kind, began = self._begun.pop(task.key)
+        if counts:
+            self._took.setdefault(kind, []).append(time.monotonic() - began)
+
+    def left(self, waiting: Mapping[str, int], at_once: int) -> float | None:
+        """Seconds until all are done, of so many of each kind that are not, of which some run; None: not known yet."""
+        every = [seconds for took in self._took.values() for seconds in took]
+        if not every:
+            return None
+        mean = {kind: sum(took) / len(took) for kind, took in self._took.items()}
+        other, now = sum(every) / len(every), time.monotonic()
+        whole = sum(count * mean.get(kind, other) for kind, count in waiting.items())
+        spent = sum(min(now - began, mean.get(kind, other)) for kind, began in self._begun.values())
+        return (whole - spent) / max(at_once, 1)
 
 
 class _Schedule:
@@ -122,6 +155,7 @@ class _Schedule:
         self._tasks = tasks
         self._number = {task.key: number for number, task in enumerate(tasks)}
         left = [task for task in tasks if task.key not in self.over]
+        self.waiting = Counter(task.kind for task in left)  # those that run among them
         waited_for = {task.key for task in left}
         self._unmet = {task.key: len(waited_for.intersection(task.needs)) for task in left}
         self._following: dict[str, list[Task]] = {}
@@ -159,6 +193,7 @@ class _Schedule:
     def _finish(self, task: Task) -> None:
         """What waited for a task may begin."""
         self.over.add(task.key)
+        self.waiting[task.kind] -= 1
         for one in self._following.get(task.key, []):
             self._unmet[one.key] -= 1
             if not self._unmet[one.key] and one.key not in self.failures:
@@ -171,6 +206,7 @@ class _Schedule:
             one = failed.pop()
             if one.key not in self.failures:
                 self.failures[one.key] = why
+                self.waiting[one.kind] -= 1
                 failed += self._following.get(one.key, [])
 
 
@@ -179,23 +215,29 @@ def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generat
 
     Where a worker was killed and took others along, those that ran are tried again one by one, to learn which did it.
     """
-    schedule, deaths = _Schedule(tasks, folder), dict[str, int]()
+    schedule, pace, deaths = _Schedule(tasks, folder), _Pace(), dict[str, int]()
     suspects: deque[Task] = deque()
     running: dict[Future[str | None], Task] = {}
     while schedule.ready or suspects or running:
         take, most = (suspects.popleft, 1) if suspects else (schedule.take, executor.capacity())
         while len(running) < most and (task := take()) is not None:
             running[_begun(executor, task, folder)] = task
+            pace.begin(task)
         names = "; ".join(task.label for task in running.values())
         doing = f"{len(running)} at once: {names}" if running else WAITING
-        yield {"stage": "comparing", "done": schedule.ended, "total": schedule.total, "doing": doing}
+        left = pace.left(schedule.waiting, most)
+        yield {"stage": "comparing", "done": schedule.ended, "total": schedule.total, "doing": doing, "left": left}
         if not running:
             time.sleep(POLL_SECONDS)
         ended, _ = concurrent.futures.wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         pairs = [(future, running.pop(future)) for future in ended]
         killed = [task for future, task in pairs if not _collect(future, task, schedule)]
+        for _, task in pairs:
+            pace.end(task, counts=task.key in schedule.over)
         if killed:
             lost = [running.pop(future) for future in list(running)] if executor.restart() else []
+            for task in lost:
+                pace.end(task, counts=False)
             certain = len(killed) + len(lost) == 1  # nobody else can have done it
             suspects.extend(task for task in killed + lost if not _given_up(task, certain, deaths, schedule))
     yield {"stage": "comparing", "done": len(tasks), "total": len(tasks)}

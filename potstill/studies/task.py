@@ -57,6 +57,10 @@ class Task(Protocol):
     def label(self) -> str:
         """What people call it."""
 
+    @property
+    def kind(self) -> str:
+        """What it has in common with tasks that take about as long."""
+
     def done(self, folder: Path) -> bool:
         """Whether its result is in the store."""
 
@@ -93,6 +97,11 @@ class ExpertTask:
     def label(self) -> str:
         """Its number."""
         return f"expert {self.number}"
+
+    @property
+    def kind(self) -> str:
+        """An expert."""
+        return "expert"
 
     def done(self, folder: Path) -> bool:
         """Its file exists."""
@@ -145,6 +154,11 @@ class SetTask:
     def label(self) -> str:
         """Methods, size and seed."""
         return f"{'+'.join(self.settings.method)}, {self.settings.ipc} per class, set {self.settings.seed}"
+
+    @property
+    def kind(self) -> str:
+        """A set that is learned, or one that is selected."""
+        return f"set, {'learned' if self.settings.iterations else 'selected'}"
 
     def done(self, folder: Path) -> bool:
         """Its record exists."""
@@ -237,6 +251,11 @@ class FigureTask:
         """Set, network and number."""
         trained_on = "all images" if self.made_from is None else self.made_from.label
         return f"{trained_on}: {self.network.name} {self.number}"
+
+    @property
+    def kind(self) -> str:
+        """A network on sets of one size, or on all images."""
+        return f"{self.network.name} on {'all' if self.made_from is None else self.settings.ipc}"
 
     @property
     def _epochs(self) -> int:

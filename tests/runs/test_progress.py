@@ -1,9 +1,12 @@
 """Progress in a terminal, a notebook and a log."""
 
+import io
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from potstill.errors import PotstillError
 from potstill.runs import progress
@@ -57,6 +60,18 @@ def test_a_bar_in_a_notebook(clock, monkeypatch, capsys):
     assert [text.partition(" max")[0].rpartition("=")[2] for text in drawn] == ['"0"', '"2"', '"4"']
     assert drawn[1] == '<div>distilling <progress value="2" max="4"></progress> 2/4, 1 s left, loss 0.500</div>'
     assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_is_the_events_own_where_it_knows(clock):
+    pace, event = progress.Pace(), {"stage": "comparing", "done": 0, "total": 4}
+    assert [pace.left({**event, "left": left}) for left in (None, 300.0)] == ["", "5 min left"]
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=120)
+    with progress.bars(console) as begin:
+        show = begin()
+        show({**event, "left": None, "doing": "one"})
+        show({**event, "done": 1, "left": 3725.0, "doing": "another"})
+    assert "left 1:02:05" in re.sub("\x1b[^m]*m", "", text.getvalue())
 
 
 def test_without_rich_lines_are_printed(clock, monkeypatch, capsys):

@@ -30,6 +30,7 @@ class Note:
     fails: bool = False
     deaths: int = 0
     label: str = field(default="a note")
+    kind: str = field(default="note")
 
     def done(self, folder: Path) -> bool:
         return (folder / self.key).exists()
@@ -65,6 +66,10 @@ class Killed:
     @property
     def label(self):
         return self.inside.label
+
+    @property
+    def kind(self):
+        return self.inside.kind
 
     def done(self, folder):
         return self.inside.done(folder)
@@ -162,6 +167,36 @@ def test_what_another_process_holds_is_put_off_until_something_else_is_done(tmp_
     assert failures == {}
     assert all((tmp_path / name).exists() for name in "abc")
     assert events[-1]["done"] == events[-1]["total"]
+
+
+def test_the_time_left_is_by_kinds_of_tasks(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(execute.time, "monotonic", lambda: now[0])
+    pace, waiting = execute._Pace(), {"expert": 1, "figure": 10, "set": 2}
+    assert pace.left(waiting, 1) is None, "nothing has ended yet"
+    for kind, seconds in (("expert", 60.0), ("figure", 2.0), ("figure", 4.0), ("failed", 1000.0)):
+        pace.begin(Note(kind, kind=kind))
+        now[0] += seconds
+        pace.end(Note(kind, kind=kind), counts=kind != "failed")
+    mean = (60 + 2 + 4) / 3  # of a set nothing is known yet
+    assert pace.left(waiting, 1) == pytest.approx(60 + 10 * 3 + 2 * mean)
+    pace.begin(Note("another", kind="expert"))
+    now[0] += 20.0
+    assert pace.left(waiting, 2) == pytest.approx((60 - 20 + 10 * 3 + 2 * mean) / 2)
+    now[0] += 1000.0
+    assert pace.left({"expert": 1}, 2) == 0, "one that takes longer than others is about to end"
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_what_is_left_is_told_once_a_task_has_ended(tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(execute, "POLL_SECONDS", 0.05)
+    tasks = [Note("a"), Slow("b", ("a",)), Slow("c", ("b",)), Note("d", fails=True), Note("e", ("d",))]
+    _, events = done(tasks, tmp_path, Processes(workers) if workers else None)
+    left = [event["left"] for event in events[:-1]]
+    assert left[0] is None
+    assert left[-1] is not None
+    assert all(seconds is None or seconds >= 0 for seconds in left)
+    assert "left" not in events[-1], "all is done"
 
 
 def test_rows_are_done_in_their_order(tmp_path):
