@@ -30,9 +30,9 @@ COMPARISONS = {
     f"--evaluations 1 --evaluation.seeds 3 --evaluation.epochs 301 {NARROW} --expert.epochs 6 "
     "--evaluation.full-epochs 6",
     "cifar10-narrow-many": "--methods herding:labels=soft forgetting:labels=soft glister:labels=soft window "
-    f"window:labels=soft datm:{LATE} pad:{LATE} window:labels=soft+datm:{LATE} --ipcs 500 --networks {MANY} "
-    "--minutes 8 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 1 --evaluation.epochs 41 "
-    f"--evaluation.full-epochs 12 {NARROW} --expert.epochs 15 --expert.batch-size 128 --expert.step-size 0.02",
+    f"window:labels=soft datm:{LATE} window:labels=soft+datm:{LATE} --ipcs 500 --networks {MANY} "
+    "--minutes 6 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 1 --evaluation.epochs 31 "
+    f"--evaluation.full-epochs 8 {NARROW} --expert.epochs 15 --expert.batch-size 128 --expert.step-size 0.02",
 }
 
 

@@ -29,7 +29,7 @@ from potstill.errors import PotstillError
 from potstill.evaluation.evaluator import Event
 from potstill.process import find_compiler_cache
 from potstill.runs.api import run_to_completion
-from potstill.studies.task import HELD, Task, note_failure, perform
+from potstill.studies.task import HELD, Task, forget, note_failure, perform
 
 RAY_DEATHS = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
 RETRIES = 3  # of a task whose worker was killed
@@ -75,6 +75,7 @@ def execute(
     if executor is None:
         failures = yield from _serially([*unique.values()], folder)
     else:
+        forget()
         try:
             failures = yield from _at_once([*unique.values()], folder, executor)
         finally:

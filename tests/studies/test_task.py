@@ -1,6 +1,8 @@
 """Tasks: their addresses, and what they leave in the store."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -168,3 +170,12 @@ def test_a_figure_equals_that_of_a_run(tmp_path):
         record["accuracy"]["distilled"]["per_seed"][0]
         == files.read_json(task.figure_path(tmp_path, one.key))["accuracy"]
     )
+
+
+def test_what_tasks_worked_on_can_be_freed():
+    made = set_of()
+    before = weakref.ref(task.problem_of(made.settings))
+    assert task.problem_of(made.settings) is before()
+    task.forget()
+    gc.collect()
+    assert before() is None
