@@ -18,6 +18,7 @@ Moments = dict[str, Tensor]
 NORM_DECAY = 0.9  # of the moving average that a clip is measured by (RaT-BPTT's)
 EPSILON = 1e-8  # Adam's
 BELIEF_EPSILON = 1e-16  # AdaBelief's, added to the second moment at each step
+REACH = 0.4  # of the iterations: how far back FTD's published average reaches, 2000 of 5000
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,18 @@ def lr_scale(rule: Rule, iteration: int, iterations: int) -> float:
     """What is left of the rate: 1, then falling linearly over the cooldown."""
     last = rule.cooldown * iterations
     return min(1.0, (iterations - iteration) / last) if last > 0 else 1.0
+
+
+def decay(wanted: float, iterations: int) -> float:
+    """The decay of a moving average in a run of so many iterations: one that reaches back over REACH of them at most.
+
+    With the decay of a long run the average of a short one would be what it began with.
+
+    Example:
+        >>> decay(0.9995, 5000), decay(0.9995, 100)
+        (0.9995, 0.975)
+    """
+    return min(wanted, max(0.0, 1 - 1 / (REACH * iterations)))
 
 
 def step(rule: Rule, x: Tensor, moments: Moments, gradient: Tensor, scale: float = 1.0) -> tuple[Tensor, Moments]:

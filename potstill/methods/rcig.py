@@ -23,7 +23,7 @@ from potstill.data import labels as kinds
 from potstill.methods import frepo, initial, ridge
 from potstill.methods.convex import InnerProblem, behaviour, descend, inner_problem, largest_falling, reviewed
 from potstill.methods.method import Begun, Context, Memory, Method, Outcome, Probe, Start, Variables
-from potstill.methods.outer import Rule
+from potstill.methods.outer import Rule, decay
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.tangent import linearise, smoothed
 
@@ -74,7 +74,8 @@ class Rcig:
     cooldown: Fraction = 0.3
     """Last fraction of the iterations over which the rates fall to nothing; 0 keeps them, as published."""
     average: Fraction = 0.99
-    """Decay of the moving averages of images and labels, which are the result."""
+    """Decay of the moving averages of images and labels, which are the result; less in a short run, where they reach
+    back over two fifths of the iterations at most."""
     initial: Literal["random", "noise"] = "random"
     """Begin with random real images, or with noise."""
 
@@ -82,9 +83,8 @@ class Rcig:
 def learns(settings: Rcig) -> dict[str, Rule]:
     """Images, labels and the temperature, by AdaBelief."""
     rates = {"images": settings.lr_images, "values": settings.lr_labels}
-    rules = {
-        name: Rule(lr, "adabelief", cooldown=settings.cooldown, average=settings.average) for name, lr in rates.items()
-    }
+    average = decay(settings.average, settings.iterations)
+    rules = {name: Rule(lr, "adabelief", cooldown=settings.cooldown, average=average) for name, lr in rates.items()}
     return {**rules, "temperature": Rule(settings.lr_temperature, "adabelief", cooldown=settings.cooldown)}
 
 

@@ -34,7 +34,7 @@ from potstill.methods.method import (
     nothing,
     targets_of,
 )
-from potstill.methods.outer import Rule
+from potstill.methods.outer import Rule, decay
 from potstill.methods.scores import Score
 from potstill.methods.selection import rows_of
 from potstill.methods.soft_labels import mean_logits
@@ -100,7 +100,8 @@ class Datm:
     mask_ratio: Fraction = 0.0
     """Part of the weights, or of the layers, that is not matched."""
     average: Fraction = 0.0
-    """Decay of a moving average of the images, which then is the result (FTD); 0: the images themselves."""
+    """Decay of a moving average of the images, which then is the result (FTD); less in a short run, where it reaches
+    back over two fifths of the iterations at most. 0: the images themselves."""
     rho: Rate | None = None
     """Radius of the experts' flat recipe (FTD). None: what --expert.rho says."""
 
@@ -239,7 +240,7 @@ def learns(settings: Trajectory) -> dict[str, Rule]:
     """Images, the step size, and the labels where they are learned, by SGD with momentum as published."""
     cooldown = settings.cooldown or 0.0
     rules = {"images": Rule(settings.lr_images or 0.0, momentum=MOMENTUM["images"], cooldown=cooldown,
-                            average=settings.average or None)}  # fmt: skip
+                            average=decay(settings.average, settings.iterations) or None)}  # fmt: skip
     if settings.labels == "learned":
         rules["logits"] = Rule(settings.lr_logits or 0.0, momentum=MOMENTUM["logits"], cooldown=cooldown)
     rules["step_size"] = Rule(

@@ -198,10 +198,12 @@ def _full(asked: Asked, rows: Sequence[Row]) -> dict[str, list[FigureTask]]:
     numbers = range(protocol_of(asked.shared.evaluation).seeds if count is None else count)
     found: dict[str, list[FigureTask]] = {}
     for row in rows:
+        if found.keys() >= row.figures.keys():  # else its data would be read once more
+            continue
         for name, config in _networks(asked, tasks.problem_of(row.settings).network_config).items():
             if name not in found:
                 _check_network(row, config)
-            found.setdefault(name, [FigureTask(row.settings, config, None, number) for number in numbers])
+                found[name] = [FigureTask(row.settings, config, None, number) for number in numbers]
     return found
 
 

@@ -354,20 +354,14 @@ def _prepared(settings: Settings) -> Problem:
 
 
 def evaluator_of(settings: Settings, network: NetworkConfig) -> Evaluator:
-    """Trains networks of a kind by the protocol of some settings; those used last stay in memory."""
-    return _built(_without_method(settings), network, settings.evaluation)
-
-
-@functools.lru_cache(maxsize=4)
-def _built(settings: Settings, network: NetworkConfig, evaluation: EvaluationConfig) -> Evaluator:
-    protocol = protocol_of(evaluation)
-    return evaluator_for(_prepared(settings), network, protocol, settings.augment, settings.compile)
+    """Trains networks of a kind by the protocol of some settings."""
+    protocol = protocol_of(settings.evaluation)
+    return evaluator_for(problem_of(settings), network, protocol, settings.augment, settings.compile)
 
 
 def forget() -> None:
     """Free what the last tasks worked on: gigabytes of CIFAR, which a driver does not need while its workers work."""
     _prepared.cache_clear()
-    _built.cache_clear()
 
 
 def _without_method(settings: Settings) -> Settings:

@@ -94,6 +94,13 @@ def test_the_result_is_the_moving_average_where_one_is_kept():
     assert outer.result(Rule(1.0), found[-1], {}) is found[-1]
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3, 50, 5000, 10**6])
+def test_an_average_leaves_little_of_the_beginning_however_short_the_run(iterations):
+    assert outer.decay(0.9995, iterations) ** iterations < 0.1
+    assert outer.decay(0.9995, iterations) <= 0.9995
+    assert outer.decay(0.0, iterations) == 0
+
+
 def test_an_undone_step_forgets_direction_and_keeps_averages():
     rule = Rule(1.0, momentum=0.9, clip=2.0, average=0.5)
     _, moments = walk(rule, some_gradients())

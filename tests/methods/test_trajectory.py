@@ -177,6 +177,7 @@ def test_mtt_tesla_and_ftd_are_settings():
     assert (mtt.adjoint, tesla.adjoint) == ("exact", "frozen")
     assert trajectory.learns(mtt)["images"].average is None
     assert trajectory.learns(ftd)["images"].average == 0.9995
+    assert trajectory.learns(replace(ftd, iterations=100))["images"].average == 0.975, "or it would be the beginning"
     assert [trajectory.needs(method).rho for method in (mtt, ftd)] == [0.0, 0.01]
 
 
