@@ -97,6 +97,19 @@ def _with_defaults(settings: Trajectory) -> Trajectory:
     )
 
 
+def assumed(settings: Trajectory, epochs: int) -> Trajectory:
+    """Settings of a run that is too short to measure: the easy half of the path of experts of so many epochs, followed
+    in fewer and larger steps.  Rates are still found.
+    """
+    easy = max(1, (epochs - trajectory.span_of(settings) + 1) // 2)
+    return replace(
+        settings,
+        start_epochs=settings.start_epochs or (0, easy),
+        inner_steps=settings.inner_steps or trajectory.INNER_STEPS // 2,
+        step_size=settings.step_size or 2 * trajectory.STEP_SIZE,
+    )
+
+
 def missing_rates(ctx: Context, settings: Trajectory, begun: Begun) -> dict[str, Any]:
     """The outer rates by field: scale-free ones where they are None, 0 for what is not learned."""
     learned = [name for name in RATES if name in trajectory.learns(settings)]

@@ -187,6 +187,7 @@ class Method:
     """(settings, name, augment): raises PotstillError where they contradict; the name is that of the flags."""
     measured: tuple[str, ...] = ()  # fields that `measure` finds where they are None
     measure: Callable[..., Measuring] | None = None  # (ctx, settings, begun, trial, record, save)
+    assume: Callable[[Settings, int], Settings] | None = None  # (settings, epochs of the experts): without measuring
     probe: Callable[[Settings], Probe] | None = None
     published: Mapping[Cell, Mapping[str, Any]] = field(default_factory=dict)  # as its authors ran it
     tuned: Mapping[Cell, Mapping[str, Any]] = field(default_factory=dict)  # found here, for data that come with us

@@ -280,7 +280,9 @@ def _within_minutes(own: Settings, minutes: float, folder: Path) -> Settings:
     problem = tasks.problem_of(own)
     where = [problem.device.type, own.compile, torch.get_num_threads()]
     identity = ["budget", problem.dataset.fingerprint, files.plain(settings.fixed_fields(own)), minutes, where]
-    found = store.once_json("budgets", identity, lambda: {"iterations": _timed(own, minutes)}, folder)
+    found = store.once_json("budgets", identity, lambda: _budget(own, minutes), folder)
+    for number, assumed in enumerate(found.get("assumed", [])):
+        own = _assuming(own, number) if assumed else own
     stages = [
         replace(stage, iterations=count) if method.iterations(stage) else stage
         for method, stage, count in zip(own.methods, own.stages, found["iterations"], strict=True)
@@ -288,33 +290,46 @@ def _within_minutes(own: Settings, minutes: float, folder: Path) -> Settings:
     return replace(own, stages=tuple(stages))
 
 
-def _timed(own: Settings, minutes: float) -> list[int]:
-    """Iterations of each stage that take so many minutes together."""
-    run = Run(own, Path("."), Path("."))
-    costs = [forecast.distilling(run, number) for number in range(len(own.stages))]
+def _assuming(own: Settings, number: int) -> Settings:
+    """The settings with as little left to measure in a stage as its method can do with."""
+    assume = own.methods[number].assume
+    stages = list(own.stages)
+    if assume is not None:
+        stages[number] = assume(stages[number], own.expert.epochs)
+    return replace(own, stages=tuple(stages))
+
+
+def _budget(own: Settings, minutes: float) -> dict[str, Any]:
+    """Iterations of each stage that take so many minutes together, and where there is no time to measure as well."""
+    costs = [forecast.distilling(Run(own, Path("."), Path(".")), number) for number in range(len(own.stages))]
     whole = sum(cost.seconds for cost in costs)
-    shares = [60 * minutes * cost.seconds / whole if whole else 0.0 for cost in costs]
-    return [
-        _fitting(own, number, share, cost) if cost.each else 0
-        for number, (share, cost) in enumerate(zip(shares, costs, strict=True))
-    ]
+    found: dict[str, Any] = {"iterations": [], "assumed": []}
+    for number, cost in enumerate(costs):
+        seconds = 60 * minutes * cost.seconds / whole if whole else 0.0
+        count, assumed = _fitting(own, number, seconds, cost) if cost.each else 0, False
+        if cost.each and not count and (settled := _assuming(own, number)) != own:
+            own, assumed = settled, True
+            cost = forecast.distilling(Run(own, Path("."), Path(".")), number)
+            count = _fitting(own, number, seconds, cost)
+            logger.warning("%s at %d per class: %.0f s are too few to measure what suits this size; it is assumed. "
+                           "Give more --minutes.", own.methods[number].name, own.ipc, seconds)  # fmt: skip
+        if cost.each and not count:
+            logger.warning("%s at %d per class: an iteration takes %.0f s, more than the %.0f s it has; give more "
+                           "--minutes.", own.methods[number].name, own.ipc, cost.each, seconds)  # fmt: skip
+        found["iterations"].append(max(1, count) if cost.each else 0)
+        found["assumed"].append(assumed)
+    return found
 
 
 def _fitting(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> int:
-    """The most iterations of a stage that fit, with the measuring that they repay; one where none fits."""
-    method, stage, probe = own.methods[number], own.stages[number], own.methods[number].probe
+    """The most iterations of a stage that fit, with the measuring that they repay."""
+    stage, probe = own.stages[number], own.methods[number].probe
     assert probe is not None
 
     def takes(iterations: int) -> float:
         return cost.each * iterations + cost.measuring(probe(replace(stage, iterations=iterations)))
 
-    fitting = bisect_right(range(1, 2 + int(seconds / cost.each)), seconds, key=takes)
-    if not fitting:
-        logger.warning(
-            "%s at %d per class: measuring and one iteration take %.0f s, more than the %.0f s it has: give more "
-            "--minutes, or what it measures as changes of its settings", method.name, own.ipc, takes(1), seconds,
-        )  # fmt: skip
-    return max(1, fitting)
+    return bisect_right(range(1, 2 + int(seconds / cost.each)), seconds, key=takes)
 
 
 def as_plain(made: Plan) -> dict[str, Any]:

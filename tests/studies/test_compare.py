@@ -11,6 +11,7 @@ from potstill.errors import PotstillError
 from potstill.evaluation.statistics import interval
 from potstill.methods import METHODS
 from potstill.networks.architectures import NetworkConfig
+from potstill.runs import settings
 from potstill.runs.api import run_to_completion
 from potstill.studies import compare, task
 from potstill.studies.compare import Asked
@@ -116,7 +117,7 @@ def test_a_wrong_network_is_named_before_any_row_is_planned(tmp_path):
 
 def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch):
     timed = []
-    monkeypatch.setattr(compare, "_timed", lambda own, minutes: timed.append(minutes) or [7])
+    monkeypatch.setattr(compare, "_budget", lambda own, minutes: timed.append(minutes) or {"iterations": [7]})
     for _ in range(2):
         made = run_to_completion(compare.plan(asked(minutes=0.5), tmp_path))
     iterations = {row.name: row.settings.iterations for row in made.rows}
@@ -128,9 +129,9 @@ def test_iterations_fill_the_minutes(monkeypatch, caplog):
     cost = compare.forecast.Cost(each=0.5, trial=0.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
     monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
     one = compare.row_settings(asked(), NAMES[2], 1)
-    assert compare._timed(one, 1.0) == [120]
+    assert compare._budget(one, 1.0)["iterations"] == [120]
     two = replace(one, method=("dm", "dm"), stages=one.stages * 2)
-    assert compare._timed(two, 1.0) == [60, 60]  # half of the minute each
+    assert compare._budget(two, 1.0)["iterations"] == [60, 60]  # half of the minute each
     assert not caplog.text
 
 
@@ -138,7 +139,7 @@ def test_measuring_shrinks_with_the_iterations_that_it_is_to_repay(monkeypatch, 
     cost = compare.forecast.Cost(each=0.5, trial=2.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
     monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
     measured = compare.row_settings(asked(), "mtt:iterations=5000,start_epochs=None,inner_steps=None", 1)
-    [found] = compare._timed(measured, 1.0)
+    [found] = compare._budget(measured, 1.0)["iterations"]
 
     def takes(iterations):
         return 0.5 * iterations + cost.measuring(probe(replace(measured.stages[0], iterations=iterations)))
@@ -147,9 +148,26 @@ def test_measuring_shrinks_with_the_iterations_that_it_is_to_repay(monkeypatch, 
     assert takes(found) <= 60 < takes(found + 1)
     assert cost.measuring(probe(measured.stages[0])) > 60, "for all of them there would be no time"
     assert not caplog.text
-    assert compare._timed(measured, 0.1) == [1]
-    told = f"mtt at 1 per class: measuring and one iteration take {takes(1):.0f} s, more than the 6 s it has"
-    assert told in caplog.text
+
+
+def test_what_there_is_no_time_to_measure_is_assumed(tmp_path, monkeypatch, caplog):
+    cost = compare.forecast.Cost(each=0.5, trial=2.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
+    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
+    measured = compare.row_settings(asked(), "mtt:iterations=5000,start_epochs=None,inner_steps=None", 1)
+    found = compare._within_minutes(measured, 0.1, tmp_path)
+    epochs = measured.expert.epochs
+    assert found.stages[0].start_epochs == (0, (epochs - 1) // 2)
+    assert found.stages[0].inner_steps == 20
+    assert found.iterations == 12, "all of the time is its iterations'"
+    assert "mtt at 1 per class: 6 s are too few to measure what suits this size" in caplog.text
+    caplog.clear()
+    assert compare._within_minutes(measured, 0.1, tmp_path) == found, "it is kept"
+    assert not caplog.text
+    settings.check(found)
+    slow = replace(cost, each=10.0)
+    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: slow)
+    assert compare._budget(measured, 0.1) == {"iterations": [1], "assumed": [True]}
+    assert "an iteration takes 10 s, more than the 6 s it has" in caplog.text
 
 
 # --- what it gives -------------------------------------------------------------------------------------------------
