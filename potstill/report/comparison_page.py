@@ -196,6 +196,11 @@ def _sentence(rows: Sequence[Row], ipc: int, network: str) -> str:
     if len(there) < 2:
         return ""
     first = max(there, key=lambda row: row["accuracy"][network]["mean"])
+    if not first["accuracy"][network]["ci95"]:
+        return (
+            f"{ipc} per class, {network}: {name_of(first)} is highest with {short(first['accuracy'][network])} %; of "
+            "one set a row no difference can be told from chance (--set-seeds)."
+        )
     alike = [name_of(row) for row in there if row["best"][network] and row is not first]
     text = f"{ipc} per class, {network}: {name_of(first)} is best with {short(first['accuracy'][network])} %"
     text += f"; not significantly worse: {', '.join(alike)}" if alike else "; all others are significantly worse"

@@ -72,6 +72,17 @@ def test_sentences_say_what_is_larger_than_chance(made):
     assert all("is best with" in sentence for sentence in found)
 
 
+def test_of_one_set_a_row_no_sentence_tells_of_chance(made):
+    one = json.loads(json.dumps(made[0]))
+    for row in one["rows"]:
+        for accuracy in row["accuracy"].values():
+            accuracy["ci95"] = None
+    found = sentences(one)
+    assert len(found) == 4
+    assert all("is highest with" in sentence and "--set-seeds" in sentence for sentence in found)
+    assert not any("beyond chance" in sentence or "significantly" in sentence for sentence in found)
+
+
 def test_the_page_is_one_file_with_pictures_of_every_row(made):
     _, page = made
     text = page.read_text()
