@@ -18,7 +18,6 @@ from potstill.methods.method import Begun, Context, Experts, Method, Probe, Star
 from potstill.runs import loop, state
 from potstill.runs.run import Run, check_snapshots, expert_needs, expert_recipe, inner_engine
 from potstill.runs.settings import Settings
-from potstill.runs.state import State
 from potstill.training import curriculum
 from potstill.training.problem import Problem
 from potstill.training.sgd import Recipe, run_to_end, sgd
@@ -98,7 +97,7 @@ def distilling(run: Run, number: int) -> Cost:
     return replace(cost, seconds=cost.each * method.iterations(stage) + cost.measuring(probe))
 
 
-def _iterate(method: Method, ctx: Context, probe: Probe, start: State) -> None:
+def _iterate(method: Method, ctx: Context, probe: Probe, start: state.State) -> None:
     """The iterations that are timed, of a set that stays as it is: each remembers what the one before left."""
     memory = start.memory
     for iteration in probe.timed:

@@ -120,7 +120,8 @@ class _Pace:
     """How long is left, by what tasks of each kind took; those of which none has ended yet count as the mean of all."""
 
     def __init__(self) -> None:
-        self._took: dict[str, list[float]] = {}
+        self._ended: Counter[str] = Counter()  # tasks by kind, and below the seconds that they took together
+        self._seconds: dict[str, float] = {}
         self._begun: dict[str, tuple[str, float]] = {}  # kind and moment by key, of those that run
 
     def begin(self, task: Task) -> None:
@@ -131,15 +132,15 @@ class _Pace:
         """A task is over; how long it took counts if it was done."""
         kind, began = self._begun.pop(task.key)
         if counts:
-            self._took.setdefault(kind, []).append(time.monotonic() - began)
+            self._ended[kind] += 1
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + time.monotonic() - began
 
     def left(self, waiting: Mapping[str, int], at_once: int) -> float | None:
         """Seconds until all are done, of so many of each kind that are not, of which some run; None: not known yet."""
-        every = [seconds for took in self._took.values() for seconds in took]
-        if not every:
+        if not self._ended:
             return None
-        mean = {kind: sum(took) / len(took) for kind, took in self._took.items()}
-        other, now = sum(every) / len(every), time.monotonic()
+        mean = {kind: self._seconds[kind] / count for kind, count in self._ended.items()}
+        other, now = sum(self._seconds.values()) / self._ended.total(), time.monotonic()
         whole = sum(count * mean.get(kind, other) for kind, count in waiting.items())
         spent = sum(min(now - began, mean.get(kind, other)) for kind, began in self._begun.values())
         return (whole - spent) / max(at_once, 1)
