@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,23 +63,14 @@ class Empty:
 
 def seconds(tasks: Sequence[task.Task], folder: Path, executor: execute.Executor) -> float:
     """Of all tasks, once the executor's workers stand."""
-    run_to_completion(execute.execute([Empty(-1 - n) for n in range(2 * executor.capacity())], folder, _Kept(executor)))
-    began = time.perf_counter()
-    failed = run_to_completion(execute.execute(tasks, folder, executor))
-    spent = time.perf_counter() - began
+    with closing(executor):
+        run_to_completion(execute.execute([Empty(-1 - n) for n in range(2 * executor.capacity())], folder, executor))
+        began = time.perf_counter()
+        failed = run_to_completion(execute.execute(tasks, folder, executor))
+        spent = time.perf_counter() - began
     assert not failed, failed
     assert all(one.done(folder) for one in tasks)
     return spent
-
-
-class _Kept:
-    """An executor that outlives a first round."""
-
-    def __init__(self, inside: execute.Executor) -> None:
-        self.submit, self.capacity, self.restart = inside.submit, inside.capacity, inside.restart
-
-    def close(self) -> None:
-        """It goes on."""
 
 
 def rates(small: bool) -> dict[str, Any]:

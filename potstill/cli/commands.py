@@ -325,8 +325,8 @@ class Compare:
     set_seeds: Count = 3
     """Sets of each method, each from a seed of its own; the experts are shared."""
     minutes: Positive | None = None
-    """Give every method the same minutes of distilling: its iterations follow from a few that are timed first; None: as
-    many iterations as its settings say."""
+    """Give every method the same minutes of distilling: its iterations follow from a few that are timed first, by as
+    many workers at once; None: as many iterations as its settings say."""
     published: bool = False
     """Take each method's settings as published for this cell, its network and whitening too, where there are any."""
     published_as: str | None = None

@@ -9,15 +9,13 @@ import ast
 import dataclasses
 import logging
 import re
-from bisect import bisect_right
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from potstill import bounds, files, store
+from potstill import bounds, files
 from potstill.errors import PotstillError
 from potstill.evaluation import statistics
 from potstill.evaluation.evaluator import Event
@@ -25,12 +23,12 @@ from potstill.evaluation.protocol import protocol_of
 from potstill.machine import environment
 from potstill.methods import published
 from potstill.networks.architectures import Architecture, NetworkConfig
-from potstill.runs import forecast, settings
-from potstill.runs.run import Run
+from potstill.runs import settings
 from potstill.runs.settings import Settings
 from potstill.studies import task as tasks
+from potstill.studies.budget import BudgetTask
 from potstill.studies.cells import check_honest
-from potstill.studies.execute import Executor, execute
+from potstill.studies.execute import Executor, execute, threads_of
 from potstill.studies.remedies import in_comparison
 from potstill.studies.task import ExpertTask, FigureTask, SetTask, Task
 
@@ -159,37 +157,61 @@ def dataset_name(asked: Asked) -> str:
 # --- the plan ------------------------------------------------------------------------------------------------------
 
 
-def plan(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
+def plan(asked: Asked, folder: Path, executor: Executor | None = None) -> Generator[Event, None, Plan]:
     """Resolve every setting, and name every task.
 
     Raises:
         PotstillError: a method, size or network that the data do not allow, before any work is done.
     """
     try:
-        return (yield from _planned(asked, folder))
+        return (yield from _planned(asked, folder, executor))
     except PotstillError as error:
         raise PotstillError(in_comparison(error)) from error
 
 
-def _planned(asked: Asked, folder: Path) -> Generator[Event, None, Plan]:
+def _planned(asked: Asked, folder: Path, executor: Executor | None) -> Generator[Event, None, Plan]:
     _check(asked)
-    rows: list[Row] = []
-    total = len(asked.ipcs) * len(asked.methods)
+    named: dict[tuple[str, int], Settings] = {}  # with nothing left open but what is measured while distilling
     for ipc in sorted(asked.ipcs):
         for name in asked.methods:
-            yield {"stage": "planning", "done": len(rows), "total": total, "doing": f"{name}, {ipc} per class"}
-            try:
-                rows.append(_row(asked, name, _resolved(asked, name, ipc, folder)))
-            except PotstillError as error:
-                raise PotstillError(f"{name} at {ipc} per class: {error}") from error
+            with _naming(name, ipc):
+                named[name, ipc] = row_settings(asked, name, ipc)
+                settings.check(named[name, ipc])
+    if asked.minutes is not None:
+        named = yield from _within_minutes(named, asked.minutes, folder, executor)
+    rows: list[Row] = []
+    for (name, ipc), own in named.items():
+        yield {"stage": "planning", "done": len(rows), "total": len(named), "doing": f"{name}, {ipc} per class"}
+        with _naming(name, ipc):
+            rows.append(_row(asked, name, own))
     return Plan(asked, rows, _full(asked, rows))
 
 
-def _resolved(asked: Asked, name: str, ipc: int, folder: Path) -> Settings:
-    """The settings of a row with nothing left open but what is measured while distilling."""
-    own = row_settings(asked, name, ipc)
-    settings.check(own)
-    return own if asked.minutes is None else _within_minutes(own, asked.minutes, folder)
+@contextmanager
+def _naming(name: str, ipc: int) -> Iterator[None]:
+    """Say in errors which row they are of."""
+    try:
+        yield
+    except PotstillError as error:
+        raise PotstillError(f"{name} at {ipc} per class: {error}") from error
+
+
+def _within_minutes(
+    named: Mapping[tuple[str, int], Settings], minutes: float, folder: Path, executor: Executor | None
+) -> Generator[Event, None, dict[tuple[str, int], Settings]]:
+    """The rows' settings with as many iterations as the minutes allow where they will be worked at."""
+    threads = threads_of(executor)
+    timings = {row: BudgetTask(own, minutes, threads) for row, own in named.items() if own.iterations}
+    failures = yield from execute([*timings.values()], folder, executor, stage="timing")
+    found = dict(named)
+    for (name, ipc), timing in timings.items():
+        with _naming(name, ipc):
+            if timing.key in failures:
+                raise PotstillError(failures[timing.key])
+        found[name, ipc], notes = timing.settled(folder)
+        for note in notes:
+            logger.warning("%s at %d per class: %s", name, ipc, note)
+    return found
 
 
 def _full(asked: Asked, rows: Sequence[Row]) -> dict[str, list[FigureTask]]:
@@ -202,18 +224,8 @@ def _full(asked: Asked, rows: Sequence[Row]) -> dict[str, list[FigureTask]]:
             continue
         for name, config in _networks(asked, tasks.problem_of(row.settings).network_config).items():
             if name not in found:
-                _check_network(row, config)
                 found[name] = [FigureTask(row.settings, config, None, number) for number in numbers]
     return found
-
-
-def _check_network(row: Row, config: NetworkConfig) -> None:
-    """Refuse a network that the images do not suit; the row's own has been built before."""
-    try:
-        tasks.evaluator_of(row.settings, config)
-    except PotstillError as error:
-        reason = str(error).partition("; ")[0]
-        raise PotstillError(f"--networks {config.name}: {reason}; leave it out.") from error
 
 
 def _check(asked: Asked) -> None:
@@ -234,7 +246,17 @@ def _check(asked: Asked) -> None:
         raise PotstillError(
             f"--ipcs {most}: the smallest class has {problem.smallest_class} training images; lower it."
         )
-    _networks(asked, problem.network_config)
+    for config in _networks(asked, problem.network_config).values():
+        _check_network(asked, config)
+
+
+def _check_network(asked: Asked, config: NetworkConfig) -> None:
+    """Refuse a network that the images do not suit."""
+    try:
+        tasks.evaluator_of(asked.shared, config)
+    except PotstillError as error:
+        reason = str(error).partition("; ")[0]
+        raise PotstillError(f"--networks {config.name}: {reason}; leave it out.") from error
 
 
 def _row(asked: Asked, name: str, own: Settings) -> Row:
@@ -268,68 +290,6 @@ def _networks(asked: Asked, own: NetworkConfig) -> dict[str, NetworkConfig]:
         begun = own if name == own.name else NetworkConfig(bounds.fit(name, Architecture, "networks"))
         found[told] = bounds.changed(begun, changes[name], f"{name}:")
     return found
-
-
-def _within_minutes(own: Settings, minutes: float, folder: Path) -> Settings:
-    """The settings with as many iterations as a stage's share of the minutes allows here, timed once for each store.
-
-    Stages share the time as they would by their own iterations.
-    """
-    if not own.iterations:
-        return own
-    problem = tasks.problem_of(own)
-    where = [problem.device.type, own.compile, torch.get_num_threads()]
-    identity = ["budget", problem.dataset.fingerprint, files.plain(settings.fixed_fields(own)), minutes, where]
-    found = store.once_json("budgets", identity, lambda: _budget(own, minutes), folder)
-    for number, assumed in enumerate(found.get("assumed", [])):
-        own = _assuming(own, number) if assumed else own
-    stages = [
-        replace(stage, iterations=count) if method.iterations(stage) else stage
-        for method, stage, count in zip(own.methods, own.stages, found["iterations"], strict=True)
-    ]
-    return replace(own, stages=tuple(stages))
-
-
-def _assuming(own: Settings, number: int) -> Settings:
-    """The settings with as little left to measure in a stage as its method can do with."""
-    assume = own.methods[number].assume
-    stages = list(own.stages)
-    if assume is not None:
-        stages[number] = assume(stages[number], own.expert.epochs)
-    return replace(own, stages=tuple(stages))
-
-
-def _budget(own: Settings, minutes: float) -> dict[str, Any]:
-    """Iterations of each stage that take so many minutes together, and where there is no time to measure as well."""
-    costs = [forecast.distilling(Run(own, Path("."), Path(".")), number) for number in range(len(own.stages))]
-    whole = sum(cost.seconds for cost in costs)
-    found: dict[str, Any] = {"iterations": [], "assumed": []}
-    for number, cost in enumerate(costs):
-        seconds = 60 * minutes * cost.seconds / whole if whole else 0.0
-        count, assumed = _fitting(own, number, seconds, cost) if cost.each else 0, False
-        if cost.each and not count and (settled := _assuming(own, number)) != own:
-            own, assumed = settled, True
-            cost = forecast.distilling(Run(own, Path("."), Path(".")), number)
-            count = _fitting(own, number, seconds, cost)
-            logger.warning("%s at %d per class: %.0f s are too few to measure what suits this size; it is assumed. "
-                           "Give more --minutes.", own.methods[number].name, own.ipc, seconds)  # fmt: skip
-        if cost.each and not count:
-            logger.warning("%s at %d per class: an iteration takes %.0f s, more than the %.0f s it has; give more "
-                           "--minutes.", own.methods[number].name, own.ipc, cost.each, seconds)  # fmt: skip
-        found["iterations"].append(max(1, count) if cost.each else 0)
-        found["assumed"].append(assumed)
-    return found
-
-
-def _fitting(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> int:
-    """The most iterations of a stage that fit, with the measuring that they repay."""
-    stage, probe = own.stages[number], own.methods[number].probe
-    assert probe is not None
-
-    def takes(iterations: int) -> float:
-        return cost.each * iterations + cost.measuring(probe(replace(stage, iterations=iterations)))
-
-    return bisect_right(range(1, 2 + int(seconds / cost.each)), seconds, key=takes)
 
 
 def as_plain(made: Plan) -> dict[str, Any]:
@@ -391,13 +351,14 @@ def compare(
         asked: the comparison.
         out: where its plan and its record go.
         folder: the store of its tasks, which comparisons can share; None: the same as ``out``.
-        executor: where tasks are carried out; None: here, one after another.
+        executor: where tasks are carried out, closed at the end; None: here, one after another.
     """
     where = folder or out
-    made = yield from plan(asked, where)
     told = "." if where.resolve() == out.resolve() else str(where.resolve())  # so that a folder can be moved
-    files.write_json(out / PLAN, {**as_plain(made), "store": told})
-    yield from execute(made.tasks(), where, executor)
+    with nullcontext() if executor is None else closing(executor):
+        made = yield from plan(asked, where, executor)
+        files.write_json(out / PLAN, {**as_plain(made), "store": told})
+        yield from execute(made.tasks(), where, executor)
     return so_far(out, where)
 
 

@@ -44,6 +44,9 @@ Failures = dict[str, str]
 class Executor(Protocol):
     """Where tasks are carried out; :mod:`concurrent.futures` and Ray both fit."""
 
+    threads: int
+    """Of each worker."""
+
     def submit(self, task: Task, folder: Path) -> "Future[str | None]":
         """Begin a task; its result is why it failed, or None."""
 
@@ -57,8 +60,13 @@ class Executor(Protocol):
         """Let go of the workers."""
 
 
+def threads_of(executor: Executor | None) -> int:
+    """How many threads a task has."""
+    return torch.get_num_threads() if executor is None else executor.threads
+
+
 def execute(
-    tasks: Sequence[Task], folder: Path, executor: Executor | None = None
+    tasks: Sequence[Task], folder: Path, executor: Executor | None = None, stage: str = "comparing"
 ) -> Generator[Event, None, Failures]:  # fmt: skip
     """Do all tasks that are not done, each after those it needs; what fails is returned, and stops nothing else.
 
@@ -66,6 +74,7 @@ def execute(
         tasks: all of a comparison, in the order in which they should be tried.
         folder: of the store, where it is left why a task failed.
         executor: where; None: here, one after another.
+        stage: what its events call this.
 
     Yields:
         {"stage", "done", "total", "doing", "left"}: tasks that are done, of all; what is being done; and seconds that
@@ -73,23 +82,20 @@ def execute(
     """
     unique = {task.key: task for task in tasks}
     if executor is None:
-        failures = yield from _serially([*unique.values()], folder)
+        failures = yield from _serially([*unique.values()], folder, stage)
     else:
         forget()
-        try:
-            failures = yield from _at_once([*unique.values()], folder, executor)
-        finally:
-            executor.close()
+        failures = yield from _at_once([*unique.values()], folder, executor, stage)
     failures = {key: why for key, why in failures.items() if not unique[key].done(folder)}  # by another driver since
     for key, why in failures.items():
         note_failure(folder, unique[key], why)
     return failures
 
 
-def _serially(tasks: Sequence[Task], folder: Path) -> Generator[Event, None, Failures]:
+def _serially(tasks: Sequence[Task], folder: Path, stage: str) -> Generator[Event, None, Failures]:
     schedule, pace = _Schedule(tasks, folder), _Pace()
     while schedule.ready:
-        event = {"stage": "comparing", "done": 100 * schedule.ended, "total": 100 * schedule.total}
+        event = {"stage": stage, "done": 100 * schedule.ended, "total": 100 * schedule.total}
         task = schedule.take()
         yield {**event, "doing": WAITING if task is None else task.label, "left": pace.left(schedule.waiting, 1)}
         if task is None:
@@ -107,7 +113,7 @@ def _serially(tasks: Sequence[Task], folder: Path) -> Generator[Event, None, Fai
             done = event["done"] + round(100 * found["done"] / max(found["total"], 1))
             left = pace.left(schedule.waiting, 1)
             yield {**_telling(found), **event, "done": done, "doing": task.label, "left": left}
-    yield {"stage": "comparing", "done": 100 * schedule.total, "total": 100 * schedule.total}
+    yield {"stage": stage, "done": 100 * schedule.total, "total": 100 * schedule.total}
     return schedule.failures
 
 
@@ -212,7 +218,9 @@ class _Schedule:
                 failed += self._following.get(one.key, [])
 
 
-def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generator[Event, None, Failures]:
+def _at_once(
+    tasks: Sequence[Task], folder: Path, executor: Executor, stage: str
+) -> Generator[Event, None, Failures]:  # fmt: skip
     """As many tasks at once as the executor takes, those whose needs are met first.
 
     Where a worker was killed and took others along, those that ran are tried again one by one, to learn which did it.
@@ -228,7 +236,7 @@ def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generat
         names = "; ".join(task.label for task in running.values())
         doing = f"{len(running)} at once: {names}" if running else WAITING
         left = pace.left(schedule.waiting, most)
-        yield {"stage": "comparing", "done": schedule.ended, "total": schedule.total, "doing": doing, "left": left}
+        yield {"stage": stage, "done": schedule.ended, "total": schedule.total, "doing": doing, "left": left}
         if not running:
             time.sleep(POLL_SECONDS)
         ended, _ = concurrent.futures.wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -242,7 +250,7 @@ def _at_once(tasks: Sequence[Task], folder: Path, executor: Executor) -> Generat
                 pace.end(task, counts=False)
             certain = len(killed) + len(lost) == 1  # nobody else can have done it
             suspects.extend(task for task in killed + lost if not _given_up(task, certain, deaths, schedule))
-    yield {"stage": "comparing", "done": len(tasks), "total": len(tasks)}
+    yield {"stage": stage, "done": len(tasks), "total": len(tasks)}
     return schedule.failures
 
 
@@ -292,8 +300,7 @@ class Processes:
     def __init__(self, workers: int) -> None:
         """Begin them; they import PyTorch afresh, as threads and devices of a forked process cannot be relied on."""
         self.workers = workers
-        self._threads = max(1, torch.get_num_threads() // workers)
-        torch.set_num_threads(self._threads)  # so that what is timed here holds for a worker
+        self.threads = max(1, torch.get_num_threads() // workers)
         self._pool = self._started()
 
     def _started(self) -> concurrent.futures.ProcessPoolExecutor:
@@ -301,7 +308,7 @@ class Processes:
         numbers = context.Queue()
         for number in range(self.workers):
             numbers.put(number)
-        return concurrent.futures.ProcessPoolExecutor(self.workers, context, _prepare_worker, (self._threads, numbers))
+        return concurrent.futures.ProcessPoolExecutor(self.workers, context, _prepare_worker, (self.threads, numbers))
 
     def submit(self, task: Task, folder: Path) -> "Future[str | None]":
         """Begin a task in the next free process."""
@@ -395,6 +402,7 @@ class Ray:
                     f"--ray {address}: no cluster answers there ({error}); start one by `ray start --head`, or take "
                     "--ray local."
                 ) from error
+        self.threads = max(1, cpus)
         self._needs = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}  # tasks of killed workers are sent anew
         self._remote: Any = self._ray.remote(_ray_task).options(**self._needs)
 

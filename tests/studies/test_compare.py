@@ -1,6 +1,7 @@
 """A comparison: what it consists of, that it resumes, and the table that its records make."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 from potstill import files
 from potstill.errors import PotstillError
 from potstill.evaluation.statistics import interval
-from potstill.methods import METHODS
 from potstill.networks.architectures import NetworkConfig
-from potstill.runs import settings
 from potstill.runs.api import run_to_completion
-from potstill.studies import compare, task
+from potstill.studies import budget, compare, task
+from potstill.studies.budget import BudgetTask
 from potstill.studies.compare import Asked
+from potstill.studies.execute import Processes
 from tests.conftest import tiny
 
 SHARED = tiny("random", evaluation={"protocol": "quick", "epochs": 3, "full_epochs": 1, "seeds": 2})
@@ -115,59 +116,39 @@ def test_a_wrong_network_is_named_before_any_row_is_planned(tmp_path):
         compared(tmp_path, asked(networks=("convnet", "vgg12")))
 
 
-def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch):
+def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch, caplog):
     timed = []
-    monkeypatch.setattr(compare, "_budget", lambda own, minutes: timed.append(minutes) or {"iterations": [7]})
+    found = {"iterations": [7], "assumed": [False], "notes": ["give more --minutes."]}
+    monkeypatch.setattr(budget, "fitting", lambda own, minutes: timed.append(minutes) or found)
     for _ in range(2):
+        caplog.clear()
         made = run_to_completion(compare.plan(asked(minutes=0.5), tmp_path))
+        assert f"{NAMES[2]} at 1 per class: give more --minutes." in caplog.text
     iterations = {row.name: row.settings.iterations for row in made.rows}
     assert iterations == {"random": 0, "random:labels=soft": 0, NAMES[2]: 7}
     assert timed == [0.5, 0.5], "one for each size"
 
 
-def test_iterations_fill_the_minutes(monkeypatch, caplog):
-    cost = compare.forecast.Cost(each=0.5, trial=0.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
-    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
-    one = compare.row_settings(asked(), NAMES[2], 1)
-    assert compare._budget(one, 1.0)["iterations"] == [120]
-    two = replace(one, method=("dm", "dm"), stages=one.stages * 2)
-    assert compare._budget(two, 1.0)["iterations"] == [60, 60]  # half of the minute each
-    assert not caplog.text
+def test_a_row_that_cannot_be_timed_is_named(tmp_path, monkeypatch):
+    def fitting(own, minutes):
+        raise PotstillError("there is no room for it.")
+
+    monkeypatch.setattr(budget, "fitting", fitting)
+    with pytest.raises(PotstillError, match="^dm:iterations=2,real_batch=20 at 1 per class: there is no room for it.$"):
+        run_to_completion(compare.plan(asked(minutes=0.5), tmp_path))
 
 
-def test_measuring_shrinks_with_the_iterations_that_it_is_to_repay(monkeypatch, caplog):
-    cost = compare.forecast.Cost(each=0.5, trial=2.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
-    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
-    measured = compare.row_settings(asked(), "mtt:iterations=5000,start_epochs=None,inner_steps=None", 1)
-    [found] = compare._budget(measured, 1.0)["iterations"]
-
-    def takes(iterations):
-        return 0.5 * iterations + cost.measuring(probe(replace(measured.stages[0], iterations=iterations)))
-
-    probe = METHODS["mtt"].probe
-    assert takes(found) <= 60 < takes(found + 1)
-    assert cost.measuring(probe(measured.stages[0])) > 60, "for all of them there would be no time"
-    assert not caplog.text
-
-
-def test_what_there_is_no_time_to_measure_is_assumed(tmp_path, monkeypatch, caplog):
-    cost = compare.forecast.Cost(each=0.5, trial=2.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
-    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: cost)
-    measured = compare.row_settings(asked(), "mtt:iterations=5000,start_epochs=None,inner_steps=None", 1)
-    found = compare._within_minutes(measured, 0.1, tmp_path)
-    epochs = measured.expert.epochs
-    assert found.stages[0].start_epochs == (0, (epochs - 1) // 2)
-    assert found.stages[0].inner_steps == 20
-    assert found.iterations == 12, "all of the time is its iterations'"
-    assert "mtt at 1 per class: 6 s are too few to measure what suits this size" in caplog.text
-    caplog.clear()
-    assert compare._within_minutes(measured, 0.1, tmp_path) == found, "it is kept"
-    assert not caplog.text
-    settings.check(found)
-    slow = replace(cost, each=10.0)
-    monkeypatch.setattr(compare.forecast, "distilling", lambda run, number: slow)
-    assert compare._budget(measured, 0.1) == {"iterations": [1], "assumed": [True]}
-    assert "an iteration takes 10 s, more than the 6 s it has" in caplog.text
+def test_iterations_are_timed_in_workers_as_many_at_once_as_will_work(tmp_path):
+    wanted = asked(methods=("random", NAMES[2], "dm:iterations=2,real_batch=10"), ipcs=(1,), minutes=0.01)
+    events = []
+    with closing(Processes(2)) as executor:
+        made = run_to_completion(compare.plan(wanted, tmp_path, executor), events.append)
+    told = [event["doing"] for event in events if event["stage"] == "timing" and "doing" in event]
+    assert "2 at once: timing dm, 1 per class; timing dm, 1 per class" in told
+    threads = {BudgetTask(compare.row_settings(wanted, NAMES[2], 1), 0.01, threads).key for threads in (1, 2, 4)}
+    assert len(threads) == 3, "a worker of more threads is another"
+    assert len(list((tmp_path / "budgets").glob("*.json"))) == 2
+    assert all(row.settings.iterations >= 1 for row in made.rows[1:])
 
 
 # --- what it gives -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,7 +86,8 @@ class Killed:
 
 def done(tasks, folder, executor=None):
     events = []
-    return run_to_completion(execute.execute(tasks, folder, executor), events.append), events
+    with closing(executor) if executor else nullcontext():
+        return run_to_completion(execute.execute(tasks, folder, executor), events.append), events
 
 
 CHAIN = [

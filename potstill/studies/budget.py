@@ -1,0 +1,126 @@
+"""How many iterations fill so many minutes: a task like any other, timed where the work is done and as crowded."""
+
+import functools
+from bisect import bisect_right
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from potstill import files, store
+from potstill.evaluation.evaluator import Event
+from potstill.runs import forecast
+from potstill.runs.run import Run
+from potstill.runs.settings import Settings, fixed_fields
+from potstill.studies.task import problem_of
+
+KIND = "budgets"
+
+
+@dataclass(frozen=True)
+class BudgetTask:
+    """Timing a few iterations of a row, once for each store and kind of worker."""
+
+    settings: Settings
+    minutes: float  # of distilling a set
+    threads: int  # of the worker
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Fingerprint of data, settings, minutes and worker."""
+        return files.fingerprint(files.plain(self._identity))
+
+    @functools.cached_property
+    def _identity(self) -> list[Any]:
+        problem = problem_of(self.settings)
+        where = [problem.device.type, self.settings.compile, self.threads]
+        return ["timed", problem.dataset.fingerprint, files.plain(fixed_fields(self.settings)), self.minutes, where]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing: experts that were never trained are followed as slowly."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """Methods and size."""
+        return f"timing {'+'.join(self.settings.method)}, {self.settings.ipc} per class"
+
+    @property
+    def kind(self) -> str:
+        """A budget."""
+        return "budget"
+
+    def done(self, folder: Path) -> bool:
+        """Its record can be read."""
+        return store.known_json(KIND, self.key, folder) is not None
+
+    def perform(self, folder: Path) -> Generator[Event, None, None]:
+        """Time it."""
+        yield {"stage": "timing", "done": 0, "total": 1}
+        store.once_json(KIND, self._identity, lambda: fitting(self.settings, self.minutes), folder, wait=False)
+
+    def settled(self, folder: Path) -> tuple[Settings, list[str]]:
+        """The settings with the iterations that were found, and what one should know of them."""
+        found = store.known_json(KIND, self.key, folder)
+        assert found is not None
+        own = self.settings
+        for number, assumed in enumerate(found["assumed"]):
+            own = _assuming(own, number) if assumed else own
+        stages = [
+            replace(stage, iterations=count) if method.iterations(stage) else stage
+            for method, stage, count in zip(own.methods, own.stages, found["iterations"], strict=True)
+        ]
+        return replace(own, stages=tuple(stages)), found["notes"]
+
+
+def fitting(own: Settings, minutes: float) -> dict[str, Any]:
+    """Iterations of each stage that take so many minutes together, and where there is no time to measure as well.
+
+    Stages share the time as they would by their own iterations.
+    """
+    costs = [_cost(own, number) for number in range(len(own.stages))]
+    whole = sum(cost.seconds for cost in costs)
+    found: dict[str, Any] = {"iterations": [], "assumed": [], "each": [], "notes": []}
+    for number, cost in enumerate(costs):
+        seconds = 60 * minutes * cost.seconds / whole if whole else 0.0
+        count, assumed = _most(own, number, seconds, cost) if cost.each else 0, False
+        if cost.each and not count and (settled := _assuming(own, number)) != own:
+            own, assumed = settled, True
+            cost = _cost(own, number)
+            count = _most(own, number, seconds, cost)
+            found["notes"].append(
+                f"{seconds:.0f} s are too few to measure what suits this size; it is assumed. Give more --minutes."
+            )
+        if cost.each and not count:
+            found["notes"].append(
+                f"an iteration takes {cost.each:.0f} s, more than the {seconds:.0f} s it has; give more --minutes."
+            )
+        found["iterations"].append(max(1, count) if cost.each else 0)
+        found["assumed"].append(assumed)
+        found["each"].append(cost.each)
+    return found
+
+
+def _cost(own: Settings, number: int) -> forecast.Cost:
+    return forecast.distilling(Run(own, Path("."), Path(".")), number)
+
+
+def _assuming(own: Settings, number: int) -> Settings:
+    """The settings with as little left to measure in a stage as its method can do with."""
+    assume = own.methods[number].assume
+    stages = list(own.stages)
+    if assume is not None:
+        stages[number] = assume(stages[number], own.expert.epochs)
+    return replace(own, stages=tuple(stages))
+
+
+def _most(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> int:
+    """The most iterations of a stage that fit, with the measuring that they repay."""
+    stage, probe = own.stages[number], own.methods[number].probe
+    assert probe is not None
+
+    def takes(iterations: int) -> float:
+        return cost.each * iterations + cost.measuring(probe(replace(stage, iterations=iterations)))
+
+    return bisect_right(range(1, 2 + int(seconds / cost.each)), seconds, key=takes)
