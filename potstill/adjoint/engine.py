@@ -3,6 +3,7 @@
 The only place that chooses between the plain computation and a fast one; both are in ``derivatives.py``.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -197,12 +198,17 @@ def keep_freed_memory() -> None:
     Every activation of a few megabytes is otherwise mapped, faulted in page by page and unmapped again: a quarter of
     the time of a training step on a CPU.  Does nothing where the allocator is another.
     """
-    if sys.platform != "linux":
-        return
     mmap_threshold, trim_threshold = -3, -1
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
-    except (OSError, AttributeError):
-        return
+
+
+def hand_back_freed_memory() -> None:
+    """Give the system what was freed and kept for reuse: reading CIFAR leaves 1.4 GB that no training step asks for.
+
+    Does nothing where the allocator is another than glibc's.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

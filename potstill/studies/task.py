@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from potstill import files, store
+from potstill.adjoint import engine
 from potstill.data.distilled import FILE, Distilled, load
 from potstill.errors import Diverged, InUse, PotstillError
 from potstill.evaluation import controls
@@ -362,6 +363,7 @@ def evaluator_of(settings: Settings, network: NetworkConfig) -> Evaluator:
 def forget() -> None:
     """Free what the last tasks worked on: gigabytes of CIFAR, which a driver does not need while its workers work."""
     _prepared.cache_clear()
+    engine.hand_back_freed_memory()
 
 
 def _without_method(settings: Settings) -> Settings:

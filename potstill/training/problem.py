@@ -66,7 +66,9 @@ class Problem:
 
     def _whiten(self, split: Split) -> Whitened:
         images = torch.cat([self.transform(part) for part in split.images.split(10_000)])
-        return Whitened(images.to(self.device), split.labels.to(self.device))
+        found = Whitened(images.to(self.device), split.labels.to(self.device))
+        engine.hand_back_freed_memory()
+        return found
 
 
 def prepare(
@@ -100,6 +102,7 @@ def prepare(
     built = flat.flat_network(config, data.shape, len(data.classes), where)
     built = replace(built, precision=choose_precision(precision, where, built, data.shape))
     fitted = transforms.fit(transform, data.train.images, data.fingerprint)
+    engine.hand_back_freed_memory()
     return Problem(data, fitted, config, built, where, precision)
 
 

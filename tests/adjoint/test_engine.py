@@ -1,5 +1,8 @@
 """What is chosen where, and what is refused; gradients of training, and threads that share a network."""
 
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
@@ -162,3 +165,31 @@ def test_batch_norm_stays_in_float32():
     assert engine.choose_precision("auto", cpu, coupled, SHAPE) == torch.float32
     with pytest.raises(PotstillError, match="batch norm keeps float32 statistics"):
         engine.choose_precision("bfloat16", cpu, coupled, SHAPE)
+
+
+MEGABYTES = """
+import gc, torch
+from potstill.adjoint import engine
+engine.keep_freed_memory()
+
+def resident():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+    return int(line.split()[1]) // 1024
+
+torch.ones(1)  # what a first tensor takes
+before = resident()
+parts = [torch.ones(1_000_000) for _ in range(100)]
+last = torch.ones(1)  # behind them, so that the heap cannot shrink
+del parts
+gc.collect()
+kept = resident()
+engine.hand_back_freed_memory()
+print(kept - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+def test_freed_memory_is_kept_until_it_is_handed_back():
+    told = subprocess.run([sys.executable, "-c", MEGABYTES], capture_output=True, text=True, check=True).stdout
+    kept, left = map(int, told.split())
+    assert kept > 350 > 100 > left
