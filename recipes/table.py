@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from potstill.methods import published
-from potstill.report import comparison_page
+from potstill.report import comparison_tables
 from potstill.studies import STUDIES, compare
 
 RECORDS = Path(__file__).parents[1] / "records"
@@ -79,7 +79,7 @@ def study_section(name: str, record: dict) -> str:
 
 
 def comparison_section(name: str, record: dict) -> str:
-    """A comparison: its picture, a table for each network, and what was found in sentences."""
+    """A comparison: its picture, its tables, and what was found in sentences."""
     lines = [
         f"\n## {name}\n",
         f"{record['dataset']}, {record['set_seeds']} set(s) a row, {record['protocol']['seeds']} networks a set, "
@@ -88,15 +88,14 @@ def comparison_section(name: str, record: dict) -> str:
         "Bold: the best of a column, and what is not significantly worse.\n",
         f"![{name}]({name}.png)\n",
     ]
-    for network in record["full"]:
-        header, rows = comparison_page.table(record, network)
+    for caption, header, rows in comparison_tables.tables(record):
         cells = [[f"**{text}**" if best else text for text, best in row] for row in rows]
         lines += [
-            f"| {' | '.join(line)} |" for line in ([f"{network}: {header[0]}", *header[1:]], ["---"] * len(header))
+            f"| {' | '.join(line)} |" for line in ([f"{caption}: {header[0]}", *header[1:]], ["---"] * len(header))
         ]
         lines += [f"| {' | '.join(line)} |" for line in cells]
         lines.append("")
-    return "\n".join([*lines, *(f"{sentence}\n" for sentence in comparison_page.sentences(record))])
+    return "\n".join([*lines, *(f"{sentence}\n" for sentence in comparison_tables.sentences(record))])
 
 
 def scaling_section(name: str, record: dict) -> str:

@@ -18,7 +18,7 @@ from potstill.evaluation.protocol import described
 from potstill.evaluation.statistics import difference
 from potstill.methods import published
 from potstill.methods.method import Cell, Method
-from potstill.report import comparison_page, figures, study_page
+from potstill.report import comparison_tables, figures, study_page
 from potstill.report.study_page import Study
 from potstill.runs import api
 from potstill.runs.progress import Watcher, bars
@@ -125,19 +125,18 @@ def print_study(study: Study, record: dict[str, Any], folder: Path) -> None:
 
 
 def print_comparison(record: Mapping[str, Any]) -> None:
-    """A comparison as a table for each network, and what was found in sentences."""
-    for network in record["full"]:
-        header, rows = comparison_page.table(record, network)
-        printed = Table(header[0], title=Text(f"{record['dataset']}, {network}: test accuracy (%)"))
+    """A comparison as tables, and what was found in sentences."""
+    for caption, header, rows in comparison_tables.tables(record):
+        printed = Table(header[0], title=Text(f"{record['dataset']}, {caption}: test accuracy (%)"))
         for name in header[1:]:
             printed.add_column(name, justify="right")
         for row in rows:
             printed.add_row(*(Text(text, "bold" if best else "") for text, best in row))
         out.print(printed)
     say("Bold: the best of a column, and what is not significantly worse. Intervals are over sets.")
-    for sentence in comparison_page.sentences(record):
+    for sentence in comparison_tables.sentences(record):
         say(sentence)
-    for note in comparison_page.notes(record):
+    for note in comparison_tables.notes(record):
         say(note)
 
 

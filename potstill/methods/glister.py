@@ -1,8 +1,8 @@
 """GLISTER: the images that lower the loss of validation images most, one after another.
 
-A gain grows with the norm of an image's own gradient, so that few images are the hardest of their class: at 10 per class
-of CIFAR-10, experts give their class 1 to 4 %.  A public library that published tables rest on takes the softmax twice
-in its loss, whose gradient vanishes where a network is wrong and sure; here the loss is the paper's.
+A gain grows with the norm of an image's own gradient, so that few images are the hardest of their class: at 10 per
+class of CIFAR-10, experts give their class 1 to 4 %.  A public library that published tables rest on takes the softmax
+twice in its loss, whose gradient vanishes where a network is wrong and sure; here the loss is the paper's.
 """
 
 from dataclasses import dataclass
