@@ -95,7 +95,8 @@ def comparison_section(name: str, record: dict) -> str:
         ]
         lines += [f"| {' | '.join(line)} |" for line in cells]
         lines.append("")
-    return "\n".join([*lines, *(f"{sentence}\n" for sentence in comparison_tables.sentences(record))])
+    told = [*comparison_tables.sentences(record), *(f"`{change}`" for change in comparison_tables.changes(record))]
+    return "\n".join([*lines, *(f"{sentence}\n" for sentence in told)])
 
 
 def scaling_section(name: str, record: dict) -> str:

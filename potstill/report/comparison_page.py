@@ -14,6 +14,7 @@ from potstill.report.comparison_tables import (
     NAMED,
     Record,
     Row,
+    across_networks,
     as_csv,
     as_latex,
     by_place,
@@ -52,7 +53,7 @@ def write(record: Record, out: Path, store: Path | None = None) -> Path:
     files.write_bytes(out / "compare.csv", as_csv(record).encode())
     files.write_bytes(out / "compare.tex", as_latex(record).encode())
     text = page(
-        "comparison", record=record, tables=tables(record) if len(record["full"]) > 1 else [],
+        "comparison", record=record, tables=tables(record) if across_networks(record) else [],
         networks=[network_table(record, network) for network in record["full"]],
         ipcs=sizes(record), figures=figures, sentences=sentences(record), notes=notes(record),
         pictures=_pictures(record, sets), browsed=_browsed(record, sets, store), protocol=described(record["protocol"]),
@@ -76,7 +77,7 @@ def _figures(record: Record) -> list[tuple[Callable[[Record], Any], str]]:
          "stands at the left."),
         (bytes_figure, "Test accuracy against the bytes of images and labels."),
     ]  # fmt: skip
-    if len(record["full"]) == 1:
+    if not across_networks(record):
         return drawn
     return [*drawn, across] if len(sizes(record)) > 1 else [across, *drawn[1:]]  # one size makes no curve
 

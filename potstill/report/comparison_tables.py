@@ -30,7 +30,7 @@ def titles(record: Record) -> dict[str, str]:
 
 def _told(name: str, title: str) -> str:
     """What a title leaves out: the method as it was asked for; nothing where that says no more."""
-    return "" if name.replace(":labels=soft", ", soft labels").replace("+", " + ") == title else name
+    return "" if title == name or name.replace(":labels=soft", ", soft labels").replace("+", " + ") == title else name
 
 
 def _titled(stage: str) -> str:
@@ -83,12 +83,16 @@ def table(record: Record, network: str) -> tuple[list[str], list[list[tuple[str,
     return ["method", *(f"{ipc} per class" for ipc in columns)], rows
 
 
+def across_networks(record: Record) -> bool:
+    """Whether the same sets train several networks; else each of several is that of some rows."""
+    return any(len(row["accuracy"]) > 1 for row in record["rows"])
+
+
 def tables(record: Record) -> list[tuple[str, list[str], list[list[tuple[str, bool]]]]]:
     """What is compared in few tables (caption, header, rows): by size; where there are several networks, by network."""
-    networks = list(record["full"])
-    if len(networks) == 1:
-        return [(networks[0], *table(record, networks[0]))]
-    return [(f"{ipc} images per class", *_by_network(record, ipc)) for ipc in sizes(record)]
+    if not across_networks(record):
+        return [(network, *table(record, network)) for network in record["full"]]
+    return [(f"{ipc} image{'s' if ipc > 1 else ''} per class", *_by_network(record, ipc)) for ipc in sizes(record)]
 
 
 def _by_network(record: Record, ipc: int) -> tuple[list[str], list[list[tuple[str, bool]]]]:
@@ -138,7 +142,7 @@ def network_table(record: Record, network: str) -> dict[str, Any]:
 
 
 def _cell(record: Record, row: Row, network: str) -> dict[str, Any]:
-    gain, known = row["gain"].get(network), _published(record, row, network)
+    gain, known = row["gain"].get(network), _published(row, network)
     return {
         "text": cell_text(row, network), "best": row["best"][network],
         "networks": short(row["networks"].get(network)),
@@ -148,9 +152,9 @@ def _cell(record: Record, row: Row, network: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _published(record: Record, row: Row, network: str) -> Mapping[str, Any] | None:
+def _published(row: Row, network: str) -> Mapping[str, Any] | None:
     """What was published of a row, which is of the network that distils."""
-    return row["published"] if network == record["network"] else None
+    return row["published"] if network == row["config"]["network"]["name"] else None
 
 
 def as_csv(record: Record) -> str:
@@ -166,7 +170,7 @@ def as_csv(record: Record) -> str:
                 row["name"], row["labels"], row["ipc"], network, (found or {}).get("mean"), *ends,
                 len(found["per_seed"]) if found else 0, len(row["networks"][network]["per_seed"]) if found else 0,
                 gain["mean"], *(gain["ci95"] or (None, None)), row["best"][network],
-                (_published(record, row, network) or {}).get("accuracy"), row["seconds"]["distilling"],
+                (_published(row, network) or {}).get("accuracy"), row["seconds"]["distilling"],
                 row["seconds"]["experts"], row["iterations"], row["images"], row["bytes"], row["failed"],
             ])  # fmt: skip
     return text.getvalue()
@@ -177,6 +181,7 @@ def as_latex(record: Record) -> str:
     columns = sizes(record)
     lines = [
         f"% {record['dataset']}; potstill {record['version']}; means over {record['set_seeds']} sets, 95 % intervals",
+        *(f"% {change}" for change in changes(record)),
         rf"\begin{{tabular}}{{l{'c' * len(columns)}}}", r"\toprule",
         " & ".join(["images per class", *map(str, columns)]) + r" \\",
     ]  # fmt: skip
@@ -237,11 +242,16 @@ def _sentence(record: Record, there: Sequence[Row], first: Row, network: str) ->
     return text + (f"; worse: {', '.join(worse)}." if worse else ".")
 
 
+def changes(record: Record) -> list[str]:
+    """What titles leave out."""
+    return [f"{title}: {told}" for name, title in titles(record).items() if (told := _told(name, title))]
+
+
 def notes(record: Record) -> list[str]:
     """A sentence for what failed, diverged, or was changed in published settings."""
     found = [f"The full training set failed: {record['full_failed']}"] if record["full_failed"] else []
     titled = titles(record)
-    found += [f"{title}: {told}" for name, title in titled.items() if (told := _told(name, title))]
+    found += changes(record)
     for row in record["rows"]:
         where = f"{titled[row['name']]} at {row['ipc']} per class"
         if row["failed"]:

@@ -1,14 +1,19 @@
-"""How many iterations fill so many minutes: a task like any other, timed where the work is done and as crowded."""
+"""How many iterations fill so many minutes: timed where the work will be done, and as crowded.
+
+A timing is a task like any other.  Where several workers share a machine, and so its memory, as many of them time the
+same at once: alone, each would be faster than it will be at work.
+"""
 
 import functools
 from bisect import bisect_right
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from potstill import files, store
 from potstill.evaluation.evaluator import Event
+from potstill.evaluation.protocol import selecting
 from potstill.runs import forecast
 from potstill.runs.run import Run
 from potstill.runs.settings import Settings, fixed_fields
@@ -24,17 +29,21 @@ class BudgetTask:
     settings: Settings
     minutes: float  # of distilling a set
     threads: int  # of the worker
+    neighbours: int  # workers of its machine, itself among them
+    number: int  # among those that time the same at once
 
     @functools.cached_property
     def key(self) -> str:
-        """Fingerprint of data, settings, minutes and worker."""
+        """Fingerprint of data, settings, minutes and worker, wherever the data lie."""
         return files.fingerprint(files.plain(self._identity))
 
     @functools.cached_property
     def _identity(self) -> list[Any]:
-        problem = problem_of(self.settings)
-        where = [problem.device.type, self.settings.compile, self.threads]
-        return ["timed", problem.dataset.fingerprint, files.plain(fixed_fields(self.settings)), self.minutes, where]
+        settings, problem = self.settings, problem_of(self.settings)
+        own = {name: value for name, value in fixed_fields(settings).items() if name != "dataset"}
+        where = [problem.device.type, settings.compile, self.threads, self.neighbours, self.number]
+        trial = vars(selecting(settings.evaluation))
+        return ["timed", problem.dataset.fingerprint, files.plain(own), trial, self.minutes, where]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -60,18 +69,24 @@ class BudgetTask:
         yield {"stage": "timing", "done": 0, "total": 1}
         store.once_json(KIND, self._identity, lambda: fitting(self.settings, self.minutes), folder, wait=False)
 
-    def settled(self, folder: Path) -> tuple[Settings, list[str]]:
-        """The settings with the iterations that were found, and what one should know of them."""
-        found = store.known_json(KIND, self.key, folder)
-        assert found is not None
-        own = self.settings
-        for number, assumed in enumerate(found["assumed"]):
-            own = _assuming(own, number) if assumed else own
-        stages = [
-            replace(stage, iterations=count) if method.iterations(stage) else stage
-            for method, stage, count in zip(own.methods, own.stages, found["iterations"], strict=True)
-        ]
-        return replace(own, stages=tuple(stages)), found["notes"]
+
+def timings(own: Settings, minutes: float, threads: int, neighbours: int) -> list[BudgetTask]:
+    """The timings of a row, one for each worker of a machine."""
+    return [BudgetTask(own, minutes, threads, neighbours, number) for number in range(neighbours)]
+
+
+def settled(timed: Sequence[BudgetTask], folder: Path) -> tuple[Settings, list[str]]:
+    """The settings with the iterations that the slowest timing of a row has found, and what one should know of them."""
+    records = [found for task in timed if (found := store.known_json(KIND, task.key, folder)) is not None]
+    found = max(records, key=lambda record: sum(record["each"]))
+    own = timed[0].settings
+    for number, assumed in enumerate(found["assumed"]):
+        own = _assuming(own, number) if assumed else own
+    stages = [
+        replace(stage, iterations=count) if method.iterations(stage) else stage
+        for method, stage, count in zip(own.methods, own.stages, found["iterations"], strict=True)
+    ]
+    return replace(own, stages=tuple(stages)), found["notes"]
 
 
 def fitting(own: Settings, minutes: float) -> dict[str, Any]:
@@ -90,11 +105,13 @@ def fitting(own: Settings, minutes: float) -> dict[str, Any]:
             cost = _cost(own, number)
             count = _most(own, number, seconds, cost)
             found["notes"].append(
-                f"{seconds:.0f} s are too few to measure what suits this size; it is assumed. Give more --minutes."
+                f"{own.method[number]}: {seconds:.0f} s are too few to measure what suits this size; it is assumed. "
+                "Give more --minutes."
             )
         if cost.each and not count:
             found["notes"].append(
-                f"an iteration takes {cost.each:.0f} s, more than the {seconds:.0f} s it has; give more --minutes."
+                f"{own.method[number]}: an iteration takes {cost.each:.0f} s, more than the {seconds:.0f} s it has; "
+                "give more --minutes."
             )
         found["iterations"].append(max(1, count) if cost.each else 0)
         found["assumed"].append(assumed)

@@ -25,10 +25,10 @@ from potstill.methods import published
 from potstill.networks.architectures import Architecture, NetworkConfig
 from potstill.runs import settings
 from potstill.runs.settings import Settings
+from potstill.studies import budget
 from potstill.studies import task as tasks
-from potstill.studies.budget import BudgetTask
 from potstill.studies.cells import check_honest
-from potstill.studies.execute import Executor, execute, threads_of
+from potstill.studies.execute import Executor, execute, neighbours_of, threads_of
 from potstill.studies.remedies import in_comparison
 from potstill.studies.task import ExpertTask, FigureTask, SetTask, Task
 
@@ -171,20 +171,19 @@ def plan(asked: Asked, folder: Path, executor: Executor | None = None) -> Genera
 
 def _planned(asked: Asked, folder: Path, executor: Executor | None) -> Generator[Event, None, Plan]:
     _check(asked)
-    named: dict[tuple[str, int], Settings] = {}  # with nothing left open but what is measured while distilling
+    rows: dict[tuple[str, int], Row] = {}
     for ipc in sorted(asked.ipcs):
         for name in asked.methods:
+            told, total = f"{name}, {ipc} per class", len(asked.ipcs) * len(asked.methods)
+            yield {"stage": "planning", "done": len(rows), "total": total, "doing": told}
             with _naming(name, ipc):
-                named[name, ipc] = row_settings(asked, name, ipc)
-                settings.check(named[name, ipc])
+                own = row_settings(asked, name, ipc)
+                settings.check(own)
+                rows[name, ipc] = _row(asked, name, own)
     if asked.minutes is not None:
-        named = yield from _within_minutes(named, asked.minutes, folder, executor)
-    rows: list[Row] = []
-    for (name, ipc), own in named.items():
-        yield {"stage": "planning", "done": len(rows), "total": len(named), "doing": f"{name}, {ipc} per class"}
-        with _naming(name, ipc):
-            rows.append(_row(asked, name, own))
-    return Plan(asked, rows, _full(asked, rows))
+        for row, own in (yield from _within_minutes(rows, asked.minutes, folder, executor)).items():
+            rows[row] = _row(asked, row[0], own)
+    return Plan(asked, [*rows.values()], _full(asked, [*rows.values()]))
 
 
 @contextmanager
@@ -197,18 +196,25 @@ def _naming(name: str, ipc: int) -> Iterator[None]:
 
 
 def _within_minutes(
-    named: Mapping[tuple[str, int], Settings], minutes: float, folder: Path, executor: Executor | None
+    rows: Mapping[tuple[str, int], Row], minutes: float, folder: Path, executor: Executor | None
 ) -> Generator[Event, None, dict[tuple[str, int], Settings]]:
-    """The rows' settings with as many iterations as the minutes allow where they will be worked at."""
-    threads = threads_of(executor)
-    timings = {row: BudgetTask(own, minutes, threads) for row, own in named.items() if own.iterations}
-    failures = yield from execute([*timings.values()], folder, executor, stage="timing")
-    found = dict(named)
-    for (name, ipc), timing in timings.items():
-        with _naming(name, ipc):
-            if timing.key in failures:
-                raise PotstillError(failures[timing.key])
-        found[name, ipc], notes = timing.settled(folder)
+    """Settings of the rows that learn, with as many iterations as the minutes allow where they will be worked at.
+
+    Raises:
+        PotstillError: some could not be timed; all of them are named.
+    """
+    where = threads_of(executor), neighbours_of(executor)
+    timed = {at: budget.timings(row.settings, minutes, *where) for at, row in rows.items() if row.settings.iterations}
+    failures = yield from execute([one for of in timed.values() for one in of], folder, executor, stage="timing")
+    failed = [
+        f"{name} at {ipc} per class: {why[0].removeprefix(f'{of[0].label}: ')}"
+        for (name, ipc), of in timed.items() if (why := [failures[one.key] for one in of if one.key in failures])
+    ]  # fmt: skip
+    if failed:
+        raise PotstillError("; ".join(failed).rstrip(".") + ". Mend that, or leave those methods out.")
+    found = {}
+    for (name, ipc), of in timed.items():
+        found[name, ipc], notes = budget.settled(of, folder)
         for note in notes:
             logger.warning("%s at %d per class: %s", name, ipc, note)
     return found
@@ -292,8 +298,8 @@ def _networks(asked: Asked, own: NetworkConfig) -> dict[str, NetworkConfig]:
     return found
 
 
-def as_plain(made: Plan) -> dict[str, Any]:
-    """The plan as it is written: settings, and the keys of all tasks."""
+def as_plain(made: Plan, threads: int) -> dict[str, Any]:
+    """The plan as it is written: settings, the keys of all tasks, and the machine with the threads of a task."""
     asked, shared = made.asked, made.asked.shared
     problem = tasks.problem_of(shared)
     rows = [
@@ -311,7 +317,7 @@ def as_plain(made: Plan) -> dict[str, Any]:
         "full_images": len(problem.dataset.train.labels), "shape": list(problem.dataset.shape),
         "network": problem.network_config.name, "protocol": vars(protocol_of(shared.evaluation)),
         "minutes": asked.minutes, "set_seeds": asked.set_seeds, "config": settings.as_dict(shared),
-        "environment": environment(problem.device), "rows": rows,
+        "environment": {**environment(problem.device), "threads": threads}, "rows": rows,
         "full": {name: [one.key for one in of] for name, of in made.full.items()},
     })  # fmt: skip
 
@@ -357,7 +363,7 @@ def compare(
     told = "." if where.resolve() == out.resolve() else str(where.resolve())  # so that a folder can be moved
     with nullcontext() if executor is None else closing(executor):
         made = yield from plan(asked, where, executor)
-        files.write_json(out / PLAN, {**as_plain(made), "store": told})
+        files.write_json(out / PLAN, {**as_plain(made, threads_of(executor)), "store": told})
         yield from execute(made.tasks(), where, executor)
     return so_far(out, where)
 

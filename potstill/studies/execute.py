@@ -46,6 +46,8 @@ class Executor(Protocol):
 
     threads: int
     """Of each worker."""
+    neighbours: int
+    """Workers that share a machine, where it has the most."""
 
     def submit(self, task: Task, folder: Path) -> "Future[str | None]":
         """Begin a task; its result is why it failed, or None."""
@@ -63,6 +65,11 @@ class Executor(Protocol):
 def threads_of(executor: Executor | None) -> int:
     """How many threads a task has."""
     return torch.get_num_threads() if executor is None else executor.threads
+
+
+def neighbours_of(executor: Executor | None) -> int:
+    """How many tasks share a machine."""
+    return 1 if executor is None else executor.neighbours
 
 
 def execute(
@@ -299,7 +306,7 @@ class Processes:
 
     def __init__(self, workers: int) -> None:
         """Begin them; they import PyTorch afresh, as threads and devices of a forked process cannot be relied on."""
-        self.workers = workers
+        self.workers = self.neighbours = workers
         self.threads = max(1, torch.get_num_threads() // workers)
         self._pool = self._started()
 
@@ -404,6 +411,8 @@ class Ray:
                 ) from error
         self.threads = max(1, cpus)
         self._needs = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": 0}  # tasks of killed workers are sent anew
+        most = max((node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]), default=1)
+        self.neighbours = max(1, int(most // self.threads))
         self._remote: Any = self._ray.remote(_ray_task).options(**self._needs)
 
     def submit(self, task: Task, folder: Path) -> "Future[str | None]":

@@ -1,6 +1,7 @@
 """What a comparison consists of: experts → sets → figures, each a task with a content address and a record.
 
 STORE/
+  budgets/KEY.json                    iterations that fill so many minutes, where that is asked for
   experts/KEY/expert-NN.safetensors   an expert is finished when its file exists
   sets/KEY/                           a run, resumable; it is finished when set.json exists
   figures/KEY.json                    the accuracy of one network

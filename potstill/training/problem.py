@@ -65,8 +65,9 @@ class Problem:
         return self._whiten(self.dataset.test)
 
     def _whiten(self, split: Split) -> Whitened:
-        images = torch.cat([self.transform(part) for part in split.images.split(10_000)])
-        found = Whitened(images.to(self.device), split.labels.to(self.device))
+        parts = [self.transform(part) for part in split.images.split(10_000)]
+        found = Whitened(torch.cat(parts).to(self.device), split.labels.to(self.device))
+        del parts
         engine.hand_back_freed_memory()
         return found
 

@@ -1,7 +1,9 @@
 """Iterations that fill so many minutes."""
 
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from potstill.methods import METHODS
@@ -50,13 +52,13 @@ def test_measuring_shrinks_with_the_iterations_that_it_is_to_repay(costs):
 
 def test_what_there_is_no_time_to_measure_is_assumed(tmp_path, costs):
     costs(trial=2.0)
-    timing = BudgetTask(MEASURED, 0.1, 1)
+    [timing] = budget.timings(MEASURED, 0.1, 1, 1)
     run_to_completion(timing.perform(tmp_path))
-    found, notes = timing.settled(tmp_path)
+    found, notes = budget.settled([timing], tmp_path)
     assert found.stages[0].start_epochs == (0, (MEASURED.expert.epochs - 1) // 2)
     assert found.stages[0].inner_steps == 20
     assert found.iterations == 12, "all of the time is its iterations'"
-    assert notes == ["6 s are too few to measure what suits this size; it is assumed. Give more --minutes."]
+    assert notes == ["mtt: 6 s are too few to measure what suits this size; it is assumed. Give more --minutes."]
     settings.check(found)
 
 
@@ -64,4 +66,26 @@ def test_where_not_even_one_iteration_fits_it_is_said(costs):
     costs(trial=2.0, each=10.0)
     found = fitting(MEASURED, 0.1)
     assert (found["iterations"], found["assumed"]) == ([1], [True])
-    assert found["notes"][1] == "an iteration takes 10 s, more than the 6 s it has; give more --minutes."
+    assert found["notes"][1] == "mtt: an iteration takes 10 s, more than the 6 s it has; give more --minutes."
+
+
+def test_the_slowest_of_those_that_time_the_same_decides(tmp_path, costs):
+    both = budget.timings(tiny("dm", dm={"iterations": 2}), 1.0, 1, 2)
+    for timing, each in zip(both, (0.5, 0.75), strict=True):
+        costs(each=each)
+        run_to_completion(timing.perform(tmp_path))
+    assert budget.settled(both, tmp_path)[0].iterations == 80
+
+
+def test_a_timing_holds_for_its_data_wherever_they_lie_and_for_its_worker_only(arrays, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    here = replace(MEASURED, dataset=arrays(images, np.arange(60) % 3))
+    one = BudgetTask(here, 1.0, 1, 2, 0)
+    elsewhere = replace(one, settings=replace(here, dataset=str(shutil.copy(here.dataset, tmp_path / "moved.npz"))))
+    assert elsewhere.key == one.key
+    longer = replace(here, evaluation=replace(here.evaluation, epochs=301))
+    others = [
+        replace(one, minutes=2.0), replace(one, threads=2), replace(one, neighbours=1), replace(one, number=1),
+        replace(one, settings=longer),
+    ]  # fmt: skip
+    assert len({one.key, *(other.key for other in others)}) == 6

@@ -1,6 +1,8 @@
 """A comparison: what it consists of, that it resumes, and the table that its records make."""
 
 import json
+import re
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,8 +14,7 @@ from potstill.errors import PotstillError
 from potstill.evaluation.statistics import interval
 from potstill.networks.architectures import NetworkConfig
 from potstill.runs.api import run_to_completion
-from potstill.studies import budget, compare, task
-from potstill.studies.budget import BudgetTask
+from potstill.studies import budget, compare, execute, task
 from potstill.studies.compare import Asked
 from potstill.studies.execute import Processes
 from tests.conftest import tiny
@@ -118,7 +119,7 @@ def test_a_wrong_network_is_named_before_any_row_is_planned(tmp_path):
 
 def test_minutes_decide_the_iterations_once_for_a_store(tmp_path, monkeypatch, caplog):
     timed = []
-    found = {"iterations": [7], "assumed": [False], "notes": ["give more --minutes."]}
+    found = {"iterations": [7], "assumed": [False], "each": [1.0], "notes": ["give more --minutes."]}
     monkeypatch.setattr(budget, "fitting", lambda own, minutes: timed.append(minutes) or found)
     for _ in range(2):
         caplog.clear()
@@ -134,21 +135,62 @@ def test_a_row_that_cannot_be_timed_is_named(tmp_path, monkeypatch):
         raise PotstillError("there is no room for it.")
 
     monkeypatch.setattr(budget, "fitting", fitting)
-    with pytest.raises(PotstillError, match="^dm:iterations=2,real_batch=20 at 1 per class: there is no room for it.$"):
+    told = "dm:iterations=2,real_batch=20 at {} per class: there is no room for it"
+    words = f"{told.format(1)}.; {told.format(2)}. Mend that, or leave those methods out."
+    with pytest.raises(PotstillError, match=f"^{re.escape(words)}$"):
         run_to_completion(compare.plan(asked(minutes=0.5), tmp_path))
 
 
-def test_iterations_are_timed_in_workers_as_many_at_once_as_will_work(tmp_path):
-    wanted = asked(methods=("random", NAMES[2], "dm:iterations=2,real_batch=10"), ipcs=(1,), minutes=0.01)
+def test_what_cannot_be_is_refused_before_anything_is_timed(tmp_path):
+    wanted = asked(methods=("random", NAMES[2], "datm:start_epochs=(90,95)"), ipcs=(1,), minutes=0.5)
+    with pytest.raises(PotstillError, match="^datm.* at 1 per class: "):
+        run_to_completion(compare.plan(wanted, tmp_path))
+    assert not (tmp_path / "budgets").exists()
+
+
+def test_iterations_are_timed_by_all_workers_of_a_machine_at_once(tmp_path):
+    wanted = asked(methods=("random", NAMES[2]), ipcs=(1,), minutes=0.01)
     events = []
     with closing(Processes(2)) as executor:
         made = run_to_completion(compare.plan(wanted, tmp_path, executor), events.append)
+        assert compare.as_plain(made, executor.threads)["environment"]["threads"] == executor.threads
     told = [event["doing"] for event in events if event["stage"] == "timing" and "doing" in event]
-    assert "2 at once: timing dm, 1 per class; timing dm, 1 per class" in told
-    threads = {BudgetTask(compare.row_settings(wanted, NAMES[2], 1), 0.01, threads).key for threads in (1, 2, 4)}
-    assert len(threads) == 3, "a worker of more threads is another"
-    assert len(list((tmp_path / "budgets").glob("*.json"))) == 2
-    assert all(row.settings.iterations >= 1 for row in made.rows[1:])
+    assert told[0] == "2 at once: timing dm, 1 per class; timing dm, 1 per class"
+    records = [files.read_json(path) for path in (tmp_path / "budgets").glob("*.json")]
+    slowest = max(records, key=lambda record: record["each"])
+    assert len(records) == 2
+    assert made.rows[1].settings.iterations == slowest["iterations"][0]
+
+
+@pytest.mark.parametrize("ending", ["done", "refused", "interrupted"])
+def test_workers_are_let_go_however_a_comparison_ends(tmp_path, ending):
+    class Recording:
+        threads = neighbours = 1
+        closed = 0
+
+        def submit(self, one, folder):
+            future = Future()
+            future.set_result(execute.run_task(one, folder))
+            return future
+
+        def capacity(self):
+            return 1
+
+        def close(self):
+            self.closed += 1
+
+    executor = Recording()
+    wanted = asked(methods=("random", "dmm") if ending == "refused" else ("random",), ipcs=(1,))
+    steps = compare.compare(wanted, tmp_path, executor=executor)
+    if ending == "done":
+        run_to_completion(steps)
+    elif ending == "refused":
+        with pytest.raises(PotstillError):
+            run_to_completion(steps)
+    else:
+        next(steps)
+        steps.close()
+    assert executor.closed == 1
 
 
 # --- what it gives -------------------------------------------------------------------------------------------------
@@ -249,10 +291,10 @@ def test_a_method_is_held_against_the_control_with_its_kind_of_labels():
 
 def test_the_plan_says_what_is_unlike_published(tmp_path):
     wanted = asked(methods=("dm:iterations=2",), ipcs=(1,), published_as="cifar10")
-    row = compare.as_plain(run_to_completion(compare.plan(wanted, tmp_path)))["rows"][0]
+    row = compare.as_plain(run_to_completion(compare.plan(wanted, tmp_path)), 1)["rows"][0]
     assert row["published"] is None, "it is changed"
     assert any(line.startswith("dm.iterations 2 (published 20000") for line in row["changed"])
-    plain = compare.as_plain(run_to_completion(compare.plan(replace(wanted, methods=("dm",)), tmp_path)))
+    plain = compare.as_plain(run_to_completion(compare.plan(replace(wanted, methods=("dm",)), tmp_path)), 1)
     assert plain["rows"][0]["published"]["accuracy"] == pytest.approx(0.26)
 
 
