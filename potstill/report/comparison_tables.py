@@ -11,7 +11,7 @@ from potstill.report.study_page import percent
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
-NAMED = {"random": "random", "random:labels=soft": "random, soft labels"}
+NAMED = {"random": "random", "random:labels=soft": "random with soft labels"}
 ALL = "all images"
 FIELDS = (
     "method", "labels", "images per class", "network", "accuracy", "low", "high", "sets", "networks", "gain",
@@ -30,12 +30,13 @@ def titles(record: Record) -> dict[str, str]:
 
 def _told(name: str, title: str) -> str:
     """What a title leaves out: the method as it was asked for; nothing where that says no more."""
-    return "" if title == name or name.replace(":labels=soft", ", soft labels").replace("+", " + ") == title else name
+    in_words = name.replace(":labels=soft", " with soft labels").replace("+", " + ")
+    return "" if title in (name, in_words) else name
 
 
 def _titled(stage: str) -> str:
     name, _, changes = stage.partition(":")
-    return f"{name}, soft labels" if "labels=soft" in changes.split(",") else name
+    return f"{name} with soft labels" if "labels=soft" in changes.split(",") else name
 
 
 def sizes(record: Record) -> list[int]:

@@ -67,7 +67,7 @@ def test_the_pictures_are_of_several_classes_side_by_side(made):
     record, page = made
     first = comparison_page._first_sets(record, page.parent)
     shown = comparison_page._pictures(record, first)
-    assert [one["name"] for one in shown] == ["random", "random, soft labels", "dm"]
+    assert [one["name"] for one in shown] == ["random", "random with soft labels", "dm"]
     pixels = Image.open(io.BytesIO(base64.b64decode(shown[0]["picture"].partition(",")[2])))
     assert pixels.width == pytest.approx(pixels.height * 5 / 2, rel=0.02), "five of ten classes a line"
     assert "from the first set of each row at 1 image per class" in page.read_text()

@@ -22,7 +22,7 @@ def test_the_table_has_a_row_a_method_and_a_column_a_size(made):
     header, rows = table(made, "convnet")
     assert header == ["method", "1 per class", "2 per class"]
     names = [cells[0][0] for cells in rows]
-    assert names == ["random", "random, soft labels", "dm", "all images"]
+    assert names == ["random", "random with soft labels", "dm", "all images"]
     assert all("±" in text for cells in rows for text, _ in cells[1:])
     assert any(best for cells in rows for _, best in cells[1:])
 
@@ -76,9 +76,9 @@ def test_names_leave_out_what_is_changed_unless_another_is_called_the_same(made)
         return list(titles({"rows": [{"name": name} for name in names]}).values())
 
     assert titled("random", "random:labels=soft", "datm:iterations=3,start_epochs=(8,11)+rat-bptt:lr_images=1e+2") == [
-        "random", "random, soft labels", "datm + rat-bptt"
+        "random", "random with soft labels", "datm + rat-bptt"
     ]  # fmt: skip
-    assert titled("window", "window:labels=soft,beta=0.2") == ["window", "window, soft labels"]
+    assert titled("window", "window:labels=soft,beta=0.2") == ["window", "window with soft labels"]
     assert titled("dm:iterations=1", "dm:iterations=2") == ["dm:iterations=1", "dm:iterations=2"]
     assert "dm: dm:iterations=2,real_batch=20" in comparison_tables.notes(made)
     assert not any(note.startswith("random") for note in comparison_tables.notes(made))
