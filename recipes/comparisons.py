@@ -20,7 +20,7 @@ from potstill.studies.compare import KIND
 RECORDS = Path(__file__).parents[1] / "records"
 ALL = [name for name in METHODS if name != "random"]
 NARROW = "--network.width 32 --expert.count 2 --published-as cifar10 --evaluation.full-seeds 1"
-LATER = (  # a second third of the path: of the last one, forty steps of this student explain seven per cent
+LATER = (  # not the last third of the path: of that, forty steps of this student explain less than a tenth
     "start_epochs=(2,7),expert_epochs=1,inner_steps=40,batch_size=250,step_size=0.02,"
     "lr_images=200,lr_logits=60,lr_step_size=1e-5"
 )
