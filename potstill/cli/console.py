@@ -129,7 +129,7 @@ def print_comparison(record: Mapping[str, Any]) -> None:
     for caption, header, rows in comparison_tables.tables(record):
         printed = Table(header[0], title=Text(f"{record['dataset']}, {caption}: test accuracy (%)"))
         for name in header[1:]:
-            printed.add_column(name, justify="right")
+            printed.add_column(name.replace(":", ":\n"), justify="right")
         for row in rows:
             printed.add_row(*(Text(text, "bold" if best else "") for text, best in row))
         out.print(printed)

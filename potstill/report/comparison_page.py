@@ -136,18 +136,21 @@ def _legend(plot: Any, record: Record) -> None:
 
 
 def _against(record: Record, x_of: Callable[[Row], float | None], x: str) -> Any:
+    """Accuracy against something, on a logarithmic axis where that is wide; nothing then stands at the left."""
     network = _network(record)
     drawn, plot = axes(x, "test accuracy (%)", 4.2)
+    shown = [found for row in record["rows"] if (found := x_of(row))]
+    wide = bool(shown) and max(shown) > WIDE * min(shown)
+    left = min(shown) / 2 if wide else 0.0
     for name in methods(record):
         there = [
-            (found, 100 * row["accuracy"][network]["mean"]) for row in record["rows"]
+            (max(found, left), 100 * row["accuracy"][network]["mean"]) for row in record["rows"]
             if row["name"] == name and row["accuracy"].get(network) and (found := x_of(row)) is not None
         ]  # fmt: skip
         if there:
             label, style = titles(record)[name], _style(record, name)
             plot.plot([a for a, _ in there], [b for _, b in there], label=label, linewidth=0.8, markersize=5, **style)
-    shown = [found for row in record["rows"] if (found := x_of(row))]
-    if shown and max(shown) > WIDE * min(shown):
+    if wide:
         plot.set_xscale("log")
     _legend(plot, record)
     return drawn
@@ -155,11 +158,9 @@ def _against(record: Record, x_of: Callable[[Row], float | None], x: str) -> Any
 
 def seconds_figure(record: Record) -> Any:
     """Accuracy against the time that distilling took."""
-    least = min((row["seconds"]["distilling"] for row in record["rows"] if row["seconds"]["distilling"]), default=1.0)
     return _against(
-        record, lambda row: max(row["seconds"]["distilling"] or 0.0, least / 2) if row["images"] else None,
-        "seconds of distilling",
-    )  # fmt: skip
+        record, lambda row: (row["seconds"]["distilling"] or 0.0) if row["images"] else None, "seconds of distilling"
+    )
 
 
 def bytes_figure(record: Record) -> Any:
