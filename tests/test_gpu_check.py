@@ -64,13 +64,13 @@ def test_a_command_is_followed_line_by_line_to_its_end(tmp_path):
 def test_a_command_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     code = (
         "import subprocess, sys, time; print('begun', flush=True);"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3); open(\"late\", \"w\")'],"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(5); open(\"late\", \"w\")'],"
         f"cwd={str(tmp_path)!r}); time.sleep(60)"
     )
     lines = []
-    assert gpu_check.follow([sys.executable, "-c", code], tmp_path / "log", 1.0, lines.append) == "ended after 1 s"
+    assert gpu_check.follow([sys.executable, "-c", code], tmp_path / "log", 3.0, lines.append) == "ended after 3 s"
     assert lines == ["begun"]
-    time.sleep(3.5)
+    time.sleep(4)
     assert not (tmp_path / "late").exists()
 
 
