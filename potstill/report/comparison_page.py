@@ -46,10 +46,11 @@ def write(record: Record, out: Path, store: Path | None = None) -> Path:
         out: its folder.
         store: of its sets, where that is not where the record says.
     """
-    figures = [(svg(draw(record)), caption) for draw, caption in _figures(record)]
+    drawn = _figures(record)
+    figures = [(svg(draw(record)), caption) for draw, caption in drawn]
     store = store or out / record["store"]
     sets = _first_sets(record, store)
-    files.write_bytes(out / "compare.png", render(_figures(record)[0][0](record), "png"))
+    files.write_bytes(out / "compare.png", render(drawn[0][0](record), "png"))
     files.write_bytes(out / "compare.csv", as_csv(record).encode())
     files.write_bytes(out / "compare.tex", as_latex(record).encode())
     text = page(

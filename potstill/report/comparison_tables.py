@@ -78,7 +78,7 @@ def cell_text(row: Row, network: str) -> str:
 def table(record: Record, network: str) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """Header, and for each method its cells by images per class; whether it is among the best of a column."""
     columns, full = sizes(record), record["full"].get(network)
-    rows = [[(title, False), *cells] for title, cells in _cells(record, [(ipc, network) for ipc in columns])]
+    rows = [*_cells(record, [(ipc, network) for ipc in columns]).values()]
     if full:
         rows.append([(ALL, False), *((short(full), False) for _ in columns)])
     return ["method", *(f"{ipc} per class" for ipc in columns)], rows
@@ -100,10 +100,8 @@ def _by_network(record: Record, ipc: int) -> tuple[list[str], list[list[tuple[st
     """A method's cells by network at a size, and their mean."""
     networks, places = list(record["full"]), by_place(record)
     rows = [
-        [(title, False), *cells, (_mean([places[name, ipc]["accuracy"].get(network) for network in networks]), False)]
-        for name, (title, cells) in zip(
-            methods(record), _cells(record, [(ipc, network) for network in networks]), strict=True
-        )
+        [*cells, (_mean([places[name, ipc]["accuracy"].get(network) for network in networks]), False)]
+        for name, cells in _cells(record, [(ipc, network) for network in networks]).items()
     ]
     if any(full := [record["full"][network] for network in networks]):
         rows.append([(ALL, False), *((short(found), False) for found in full), (_mean(full), False)])
@@ -116,16 +114,16 @@ def _mean(figures: Sequence[Mapping[str, Any] | None]) -> str:
     return f"{100 * sum(means) / len(means):.1f}" if len(means) == len(figures) else "–"
 
 
-def _cells(record: Record, columns: Sequence[tuple[int, str]]) -> list[tuple[str, list[tuple[str, bool]]]]:
-    """For each method its title and its cells by (size, network); whether each is among the best of its column."""
-    places, titled = by_place(record), titles(record)
-    return [
-        (titled[name], [
+def _cells(record: Record, columns: Sequence[tuple[int, str]]) -> dict[str, list[tuple[str, bool]]]:
+    """For each method its title, and its cells by (size, network); whether each is among the best of its column."""
+    places = by_place(record)
+    return {
+        name: [(title, False), *(
             (cell_text(row, network), bool(row["best"][network]))
             for ipc, network in columns for row in [places[name, ipc]]
-        ])
-        for name in methods(record)
-    ]  # fmt: skip
+        )]
+        for name, title in titles(record).items()
+    }  # fmt: skip
 
 
 def network_table(record: Record, network: str) -> dict[str, Any]:

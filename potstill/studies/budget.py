@@ -100,8 +100,8 @@ def fitting(own: Settings, minutes: float) -> dict[str, Any]:
     for number, cost in enumerate(costs):
         seconds = 60 * minutes * cost.seconds / whole if whole else 0.0
         count, assumed = _most(own, number, seconds, cost) if cost.each else 0, False
-        if cost.each and not count and (settled := _assuming(own, number)) != own:
-            own, assumed = settled, True
+        if cost.each and not count and (assuming := _assuming(own, number)) != own:
+            own, assumed = assuming, True
             cost = _cost(own, number)
             count = _most(own, number, seconds, cost)
             found["notes"].append(
@@ -120,7 +120,7 @@ def fitting(own: Settings, minutes: float) -> dict[str, Any]:
 
 
 def _cost(own: Settings, number: int) -> forecast.Cost:
-    return forecast.distilling(Run(own, Path("."), Path(".")), number)
+    return forecast.distilling(Run(own, Path("."), Path("."), problem_of(own).dataset), number)  # read once
 
 
 def _assuming(own: Settings, number: int) -> Settings:
