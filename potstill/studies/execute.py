@@ -308,6 +308,7 @@ class Processes:
         """Begin them; they import PyTorch afresh, as threads and devices of a forked process cannot be relied on."""
         self.workers = self.neighbours = workers
         self.threads = max(1, torch.get_num_threads() // workers)
+        self._running: set[Future[str | None]] = set()
         self._pool = self._started()
 
     def _started(self) -> concurrent.futures.ProcessPoolExecutor:
@@ -319,7 +320,10 @@ class Processes:
 
     def submit(self, task: Task, folder: Path) -> "Future[str | None]":
         """Begin a task in the next free process."""
-        return self._pool.submit(run_task, task, folder)
+        future = self._pool.submit(run_task, task, folder)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
 
     def capacity(self) -> int:
         """One task a process."""
@@ -332,9 +336,13 @@ class Processes:
         return True
 
     def close(self) -> None:
-        """End the processes; what they do now is left at its last checkpoint."""
-        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
-            process.terminate()
+        """End the processes; what they do now is left at its last checkpoint.
+
+        Those that do nothing end in order: killed ones would leave semaphores of libraries behind.
+        """
+        if self._running:
+            for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+                process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -122,6 +122,16 @@ def test_a_task_that_two_rows_need_is_done_once(tmp_path):
     assert events[-1]["total"] == 200
 
 
+def test_workers_that_do_nothing_end_in_order(tmp_path):
+    """Killed, they leave semaphores of libraries behind, of which Python warns."""
+    workers = Processes(2)
+    with closing(workers):
+        failures = run_to_completion(execute.execute([Note("a"), Note("b")], tmp_path, workers))
+        processes = list(workers._pool._processes.values())
+    assert not failures
+    assert {process.exitcode for process in processes} == {0}
+
+
 def test_a_task_whose_worker_was_killed_is_tried_again(tmp_path):
     failures, _ = done([Note("a", deaths=1), Note("b", ("a",)), Note("c")], tmp_path, Processes(2))
     assert failures == {}
