@@ -24,7 +24,7 @@ from potstill.machine import commit
 RECORD = Path(__file__).parents[1] / "records" / "tiny-shape-2-cores.json"
 CLASSES = 20
 CUT = (
-    "--expert.count 2 --expert.epochs 4 --datm.start-epochs 0 2 --datm.expert-epochs 2 --evaluations 1 "
+    "--expert.count 2 --expert.epochs 4 --datm.start-epochs 0 2 --datm.opening None --datm.expert-epochs 2 --evaluations 1 "
     "--evaluation.protocol quick --evaluation.seeds 1 --evaluation.epochs 101 --evaluation.full-epochs 1 "
     "--evaluation.full-seeds 1"
 )
@@ -39,8 +39,8 @@ def flags(data: Path, ipc: int) -> list[str]:
     """What the forecast and the run are told."""
     with np.load(data / "train.npz") as found:
         names = [str(name) for name in found["classes"][:CLASSES]]
-    told = f"--dataset {data} --preset tiny-imagenet-ipc{ipc} --resize 64 {CUT} {ITERATIONS[ipc]} --classes"
-    return [*told.split(), *names]
+    told = f"--preset tiny-imagenet-ipc{ipc} --resize 64 {CUT} {ITERATIONS[ipc]} --classes"
+    return ["--dataset", str(data), *told.split(), *names]
 
 
 def potstill(*arguments: str) -> str:
