@@ -1,7 +1,7 @@
 """How a comparison scales: tasks a minute by workers, what a task costs beside its work, and what that means for many.
 
     python -m bench.scaling                                      about four minutes alone
-    python -m bench.scaling --data data                          what DATM's cells cost on many workers, too: sixteen minutes
+    python -m bench.scaling --data data                          DATM's cells on many workers as well: sixteen minutes
     python -m bench.scaling --empty 200 --small                  a small form
     python -m bench.scaling --record records/scaling-NAME.json   keep what was measured
 

@@ -24,9 +24,9 @@ from potstill.machine import commit
 RECORD = Path(__file__).parents[1] / "records" / "tiny-shape-2-cores.json"
 CLASSES = 20
 CUT = (
-    "--expert.count 2 --expert.epochs 4 --datm.start-epochs 0 2 --datm.opening None --datm.expert-epochs 2 --evaluations 1 "
-    "--evaluation.protocol quick --evaluation.seeds 1 --evaluation.epochs 101 --evaluation.full-epochs 1 "
-    "--evaluation.full-seeds 1"
+    "--expert.count 2 --expert.epochs 4 --datm.start-epochs 0 2 --datm.opening None --datm.expert-epochs 2 "
+    "--evaluations 1 --evaluation.protocol quick --evaluation.seeds 1 --evaluation.epochs 101 "
+    "--evaluation.full-epochs 1 --evaluation.full-seeds 1"
 )
 ITERATIONS = {  # and shorter unrolls, where one of the preset's takes minutes
     1: "--datm.iterations 20",

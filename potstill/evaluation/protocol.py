@@ -82,11 +82,13 @@ def described(told: Mapping[str, Any]) -> str:
 def selecting(config: EvaluationConfig) -> Protocol:
     """How the sets of one run are compared, to choose among them: by quick networks, or as the protocol "paper" says.
 
-    They never train longer than the networks of the final figures, or large sets would take more time to evaluate than
-    to distil.
+    They are no more than the networks of a final figure and never train longer, or large sets would take more time to
+    evaluate than to distil.
     """
     protocol, quick = protocol_of(config), PROTOCOLS["quick"]
-    return protocol if protocol.selection == "test" else replace(quick, epochs=min(quick.epochs, protocol.epochs))
+    if protocol.selection == "test":
+        return protocol
+    return replace(quick, epochs=min(quick.epochs, protocol.epochs), seeds=min(quick.seeds, protocol.seeds))
 
 
 def protocol_of(config: EvaluationConfig) -> Protocol:

@@ -66,6 +66,7 @@ class Cost:
     held_bytes: int  # in working memory, beyond what the timed iteration held
     memory_bytes: int  # of the method's memory in a checkpoint
     engine: str
+    compiled: bool = False  # as a job of so many iterations is
 
     def measuring(self, probe: Probe) -> float:
         """Seconds beside the iterations, of finding what the settings leave open."""
@@ -93,7 +94,7 @@ def distilling(run: Run, number: int) -> Cost:
     memory = sum(tensor.numel() * tensor.element_size() for tensor in begun.memory.values())
     protocol = selecting(settings.evaluation)
     trial = protocol.seeds * _training(run, protocol) if probe.trials else 0.0
-    cost = Cost(each * probe.times, trial, 0.0, probe.vectors * weights, memory, how)
+    cost = Cost(each * probe.times, trial, 0.0, probe.vectors * weights, memory, how, derivatives.compiled)
     return replace(cost, seconds=cost.each * method.iterations(stage) + cost.measuring(probe))
 
 

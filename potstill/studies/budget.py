@@ -15,7 +15,7 @@ from potstill import files, store
 from potstill.evaluation.evaluator import Event
 from potstill.evaluation.protocol import selecting
 from potstill.runs import forecast
-from potstill.runs.run import Run
+from potstill.runs.run import Run, inner_engine
 from potstill.runs.settings import Settings, fixed_fields
 from potstill.studies.task import problem_of
 
@@ -99,11 +99,10 @@ def fitting(own: Settings, minutes: float) -> dict[str, Any]:
     found: dict[str, Any] = {"iterations": [], "assumed": [], "each": [], "notes": []}
     for number, cost in enumerate(costs):
         seconds = 60 * minutes * cost.seconds / whole if whole else 0.0
-        count, assumed = _most(own, number, seconds, cost) if cost.each else 0, False
+        (count, cost), assumed = _most(own, number, seconds, cost) if cost.each else (0, cost), False
         if cost.each and not count and (assuming := _assuming(own, number)) != own:
             own, assumed = assuming, True
-            cost = _cost(own, number)
-            count = _most(own, number, seconds, cost)
+            count, cost = _most(own, number, seconds, _cost(own, number))
             found["notes"].append(
                 f"{own.method[number]}: {seconds:.0f} s are too few to measure what suits this size; it is assumed. "
                 "Give more --minutes."
@@ -132,8 +131,24 @@ def _assuming(own: Settings, number: int) -> Settings:
     return replace(own, stages=tuple(stages))
 
 
-def _most(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> int:
-    """The most iterations of a stage that fit, with the measuring that they repay."""
+def _most(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> tuple[int, forecast.Cost]:
+    """The most iterations of a stage that fit, and what they cost.
+
+    Compiling does not pay in a job as short as that, perhaps; then its iterations take longer, and are timed as they
+    will be.
+    """
+    count = _count(own, number, seconds, cost)
+    stages = list(own.stages)
+    stages[number] = replace(stages[number], iterations=max(1, count))
+    as_long = replace(own, stages=tuple(stages))
+    if count and inner_engine(as_long, problem_of(own), number)[0].compiled != cost.compiled:
+        cost = _cost(as_long, number)
+        count = _count(own, number, seconds, cost)
+    return count, cost
+
+
+def _count(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> int:
+    """Iterations at this cost, with the measuring that they repay."""
     stage, probe = own.stages[number], own.methods[number].probe
     assert probe is not None
 

@@ -66,6 +66,8 @@ def test_metrics_have_a_line_an_iteration(finished):
 def test_sets_are_evaluated_by_networks_that_train_no_longer_than_the_final_ones():
     assert selecting(EvaluationConfig()).epochs == 300
     assert selecting(EvaluationConfig(epochs=67)).epochs == 67
+    assert selecting(EvaluationConfig()).seeds == 2
+    assert selecting(EvaluationConfig(seeds=1)).seeds == 1
     assert selecting(EvaluationConfig(protocol="paper")).selection == "test"
 
 

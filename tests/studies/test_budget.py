@@ -15,6 +15,7 @@ from potstill.studies.budget import BudgetTask, fitting
 from tests.conftest import tiny
 
 COST = Cost(each=0.5, trial=0.0, seconds=60.0, held_bytes=0, memory_bytes=0, engine="")
+COST_PLAIN = replace(COST, each=1.5)
 MEASURED = tiny("mtt", mtt={"iterations": 5000, "start_epochs": None, "inner_steps": None})
 
 
@@ -34,6 +35,16 @@ def test_iterations_fill_the_minutes(costs):
     assert fitting(one, 1.0) == {"iterations": [120], "assumed": [False], "each": [0.5], "notes": []}
     two = replace(one, method=("dm", "dm"), stages=one.stages * 2)
     assert fitting(two, 1.0)["iterations"] == [60, 60]  # half of the minute each
+
+
+def test_a_job_that_is_too_short_to_be_compiled_is_timed_as_it_will_be(monkeypatch):
+    """Found on CIFAR-10: 41 iterations by the time of a thousand compiled ones took twice the minute."""
+    monkeypatch.setattr(
+        budget.forecast, "distilling",
+        lambda run, number: replace(COST, each=0.5, compiled=True) if run.settings.iterations == 5000 else COST_PLAIN,
+    )  # fmt: skip
+    found = fitting(replace(MEASURED, compile="auto", stages=(replace(MEASURED.stages[0], start_epochs=(0, 1)),)), 1.0)
+    assert (found["iterations"], found["each"]) == ([40], [1.5])
 
 
 def test_measuring_shrinks_with_the_iterations_that_it_is_to_repay(costs):
