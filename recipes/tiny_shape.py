@@ -1,6 +1,6 @@
 """Whether what potstill forecasts comes true at Tiny ImageNet's shape: its presets, cut short, from end to end.
 
-    python recipes/tiny_shape.py --data data/cifar100        a quarter of an hour, on two cores of its own
+    python recipes/tiny_shape.py --data data/cifar100        all of them, alone on the machine
     python recipes/tiny_shape.py --ipcs 1                    one of the presets
 
 Twenty classes of CIFAR-100, enlarged to 64 by 64 pixels, five hundred images each as there.  Network, whitening and
@@ -58,6 +58,7 @@ def compared(data: Path, ipc: int, out: Path) -> dict[str, Any]:
     made = files.read_json(out / "results.json")
     seconds = {**made["seconds"], "distilling": made["seconds"]["distill"], "evaluation": made["seconds"]["evaluate"]}
     return {
+        "commit": commit(),
         "command": " ".join(["potstill", "run", *told]),
         "seconds": {
             name: {"forecast": expected, "measured": seconds[name]} for name, expected in forecast["seconds"].items()
@@ -73,9 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/cifar100"))
     parser.add_argument("--ipcs", type=int, nargs="+", choices=ITERATIONS, default=[*ITERATIONS])
-    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--record", type=Path, default=RECORD, help="what it holds of other presets is kept")
     given = parser.parse_args()
-    found: dict[str, Any] = {"commit": commit(), "classes": CLASSES, "presets": {}}
+    before = files.read_json(given.record)["presets"] if given.record.exists() else {}
+    found: dict[str, Any] = {"classes": CLASSES, "presets": before}
     for ipc in given.ipcs:
         with tempfile.TemporaryDirectory() as folder:
             found["presets"][f"tiny-imagenet-ipc{ipc}"] = one = compared(given.data, ipc, Path(folder) / "run")

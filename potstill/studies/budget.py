@@ -43,7 +43,7 @@ class BudgetTask:
         own = {name: value for name, value in fixed_fields(settings).items() if name != "dataset"}
         where = [problem.device.type, settings.compile, self.threads, self.neighbours, self.number]
         trial = vars(selecting(settings.evaluation))
-        return ["timed", problem.dataset.fingerprint, files.plain(own), trial, self.minutes, where]
+        return ["timed as it computes", problem.dataset.fingerprint, files.plain(own), trial, self.minutes, where]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -135,14 +135,14 @@ def _most(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> tu
     """The most iterations of a stage that fit, and what they cost.
 
     Compiling does not pay in a job as short as that, perhaps; then its iterations take longer, and are timed as they
-    will be.
+    will be.  Where not even one fits, the first timing stands.
     """
     count = _count(own, number, seconds, cost)
     stages = list(own.stages)
     stages[number] = replace(stages[number], iterations=max(1, count))
     as_long = replace(own, stages=tuple(stages))
     if count and inner_engine(as_long, problem_of(own), number)[0].compiled != cost.compiled:
-        cost = _cost(as_long, number)
+        cost = replace(_cost(as_long, number), trial=cost.trial)
         count = _count(own, number, seconds, cost)
     return count, cost
 

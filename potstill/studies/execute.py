@@ -338,9 +338,9 @@ class Processes:
     def close(self) -> None:
         """End the processes; what they do now is left at its last checkpoint.
 
-        Those that do nothing end in order: killed ones would leave semaphores of libraries behind.
+        Where none does anything they end in order: killed ones would leave semaphores of libraries behind.
         """
-        if self._running:
+        if any(not future.done() for future in self._running.copy()):
             for process in list((getattr(self._pool, "_processes", None) or {}).values()):
                 process.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
