@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from potstill import files
+from potstill.data.dataset import load
 from potstill.machine import commit
 
 RECORD = Path(__file__).parents[1] / "records" / "tiny-shape-2-cores.json"
@@ -37,8 +36,7 @@ ITERATIONS = {  # and shorter unrolls, where one of the preset's takes minutes
 
 def flags(data: Path, ipc: int) -> list[str]:
     """What the forecast and the run are told."""
-    with np.load(data / "train.npz") as found:
-        names = [str(name) for name in found["classes"][:CLASSES]]
+    names = load(str(data)).classes[:CLASSES]
     told = f"--preset tiny-imagenet-ipc{ipc} --resize 64 {CUT} {ITERATIONS[ipc]} --classes"
     return ["--dataset", str(data), *told.split(), *names]
 

@@ -10,7 +10,9 @@ from recipes import tiny_shape
 
 @pytest.mark.parametrize("ipc", tiny_shape.ITERATIONS)
 def test_a_preset_that_is_cut_short_holds(ipc, tmp_path):
-    np.savez(tmp_path / "train.npz", classes=np.array([f"class {number}" for number in range(100)]))
+    images, labels = np.zeros((120, 8, 8, 3), np.uint8), np.arange(120) % 30
+    for part in ("train", "test"):
+        np.savez(tmp_path / f"{part}.npz", images=images, labels=labels, classes=[f"class {n}" for n in range(30)])
     given = parse("run", tiny_shape.flags(tmp_path, ipc)).settings
     settings.check(given)
     (matching,) = given.stages
