@@ -125,10 +125,12 @@ def _cost(own: Settings, number: int) -> forecast.Cost:
 def _assuming(own: Settings, number: int) -> Settings:
     """The settings with as little left to measure in a stage as its method can do with."""
     assume = own.methods[number].assume
-    stages = list(own.stages)
-    if assume is not None:
-        stages[number] = assume(stages[number], own.expert.epochs)
-    return replace(own, stages=tuple(stages))
+    return own if assume is None else _with_stage(own, number, assume(own.stages[number], own.expert.epochs))
+
+
+def _with_stage(own: Settings, number: int, stage: Any) -> Settings:
+    """The settings with another stage in the place of one."""
+    return replace(own, stages=(*own.stages[:number], stage, *own.stages[number + 1 :]))
 
 
 def _most(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> tuple[int, forecast.Cost]:
@@ -138,9 +140,7 @@ def _most(own: Settings, number: int, seconds: float, cost: forecast.Cost) -> tu
     will be.  Where not even one fits, the first timing stands.
     """
     count = _count(own, number, seconds, cost)
-    stages = list(own.stages)
-    stages[number] = replace(stages[number], iterations=max(1, count))
-    as_long = replace(own, stages=tuple(stages))
+    as_long = _with_stage(own, number, replace(own.stages[number], iterations=max(1, count)))
     if count and inner_engine(as_long, problem_of(own), number)[0].compiled != cost.compiled:
         cost = replace(_cost(as_long, number), trial=cost.trial)
         count = _count(own, number, seconds, cost)
