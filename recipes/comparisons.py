@@ -4,6 +4,7 @@ python recipes/comparisons.py digits                                  every meth
 python recipes/comparisons.py digits-30                               and at 30, the same minutes for every method
 python recipes/comparisons.py cifar10-narrow --data data/cifar10      the same minutes for every method
 python recipes/comparisons.py cifar10-narrow-many --data data/cifar10 against pruning, over six networks
+python recipes/comparisons.py cifar10-narrow-lossless --data data/cifar10    against labels alone
 """
 
 import argparse
@@ -27,6 +28,10 @@ LATER = (  # not the last third of the path: of that, forty steps of this studen
     "start_epochs=(2,7),expert_epochs=1,inner_steps=40,batch_size=250,step_size=0.02,"
     "lr_images=200,lr_logits=60,lr_step_size=1e-5"
 )
+LATE = (  # as many steps of the experts from their start as the published window is, of shorter epochs
+    "start_epochs=(8,16),expert_epochs=1,inner_steps=40,batch_size=250,step_size=0.02,"
+    "lr_images=200,lr_logits=60,lr_step_size=1e-5"
+)
 MANY = "convnet convnet:norm=batch resnet18:narrower=8 vgg11:narrower=4 alexnet:narrower=4 lenet"
 COMPARISONS = {
     "digits": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --workers 2",
@@ -40,6 +45,10 @@ COMPARISONS = {
     f"window:labels=soft datm:{LATER} window:labels=soft+datm:{LATER} --ipcs 500 --networks {MANY} "
     "--minutes 6 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 1 --evaluation.epochs 31 "
     f"--evaluation.full-epochs 8 {NARROW} --expert.epochs 15 --expert.batch-size 128 --expert.step-size 0.02",
+    "cifar10-narrow-lossless": f"--methods window:labels=soft datm:{LATE} window:labels=soft+datm:{LATE} "
+    "--ipcs 200 500 1000 --minutes 6 --set-seeds 1 --workers 2 --evaluations 0 --evaluation.seeds 2 "
+    "--evaluation.epochs 121 --evaluation.full-epochs 60 --evaluation.full-seeds 5 --network.width 32 "
+    "--expert.count 2 --expert.epochs 40 --expert.batch-size 128 --expert.step-size 0.02 --published-as cifar10",
 }
 
 

@@ -247,7 +247,8 @@ def tensorboard(wanted: bool, folder: Path) -> Callable[[dict[str, Any]], None] 
             for name, value in event.items():
                 if isinstance(value, int | float) and name not in ("iteration", "done", "total"):
                     writer.add_scalar(name, value, event["iteration"])
-            writer.add_scalar("accuracy", event["validation"]["accuracy"], event["validation"]["iteration"])
+            if "validation" in event:
+                writer.add_scalar("accuracy", event["validation"]["accuracy"], event["validation"]["iteration"])
             writer.flush()
 
     return record

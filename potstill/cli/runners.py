@@ -177,12 +177,14 @@ def _distill(command: Distill) -> Any:
         with progress(tensorboard(command.tensorboard and ranks.first(), folder)) as show:
             distilled = show(stage.distil(run))
     chosen = distilled.provenance
+    known = "chosen_with_accuracy" in chosen
+    seen = f"{chosen['chosen_with_accuracy']:.1%} on {chosen['chosen_on']} images" if known else "not evaluated"
     say(
-        f"{len(distilled)} images in {folder / FILE}, of iteration {chosen['iteration']}: "
-        f"{chosen['chosen_with_accuracy']:.1%} on {chosen['chosen_on']} images. Test it by `potstill evaluate`.",
+        f"{len(distilled)} images in {folder / FILE}, of iteration {chosen['iteration']}: {seen}. Test it by `potstill "
+        "evaluate`."
     )
     told = ("iteration", "chosen_with_accuracy", "chosen_on")
-    return {"set": str(folder / FILE), "images": len(distilled), **{name: chosen[name] for name in told}}
+    return {"set": str(folder / FILE), "images": len(distilled), **{name: chosen.get(name) for name in told}}
 
 
 def _evaluate(command: Evaluate) -> Any:

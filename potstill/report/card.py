@@ -165,11 +165,9 @@ def _accuracies(results: Mapping[str, Any]) -> Iterator[str]:
             row = row_of(key, results)
             yield f"| {row['name']} | {row['images']} | {row['mean']} | {row['interval']} | {row['seeds']} |"
     protocol = results["protocol"]
-    yield from (
-        "",
-        f"Fresh networks ({results['network']}) by the protocol {described(protocol)}: the set was chosen on",
-    )
-    yield f"{protocol['selection']} images. Random images and the full set are controls, trained by the same recipe."
+    seen = f"chosen on\n{protocol['selection']} images" if results["chosen"]["on"] else "the\nlast of its run"
+    yield from ("", f"Fresh networks ({results['network']}) by the protocol {described(protocol)}: the set was {seen}.")
+    yield "Random images and the full set are controls, trained by the same recipe."
     yield ""
 
 
@@ -214,7 +212,7 @@ def _making(distilled: Distilled) -> Iterator[str]:
     yield f"- network: {', '.join(f'{key} {value}' for key, value in network.items())}"
     yield f"- augmentation: {', '.join(distilled.recipe['augment']) or 'none'}"
     if "iteration" in distilled.provenance and not imported:
-        yield f"- the set of iteration {distilled.provenance['iteration']}, chosen on {_chosen(distilled)} images"
+        yield f"- the set of iteration {distilled.provenance['iteration']}, {_chosen(distilled)}"
     yield from ("", "<details><summary>Every setting</summary>", "", "```")
     yield from (f"{key}: {value}" for key, value in sorted(flatten(config).items()))
     yield from ("```", "", "</details>", "")
@@ -233,7 +231,8 @@ def _dataset(distilled: Distilled) -> str:
 
 
 def _chosen(distilled: Distilled) -> str:
-    return str(distilled.provenance.get("chosen_on", "validation"))
+    split = distilled.provenance.get("chosen_on")
+    return f"chosen on {split} images" if split else "the last of its run"
 
 
 def _labels(distilled: Distilled) -> str:

@@ -92,7 +92,7 @@ def _text(run: Finished) -> str:
         rows=[row_of(name, results) for name in NAMES if name in results["accuracy"]],
         accuracy_figure=_accuracy_figure(results),
         panels=[panel for stage in results["stages"] for panel in _panels(stage, run.metrics, len(results["stages"]))],
-        validation_figure=_validation_figure(results, distilled),
+        validation_figure=_validation_figure(results),
         step_size_figure=_step_size_figure(run.metrics),
         classes=_classes(distilled, run.before),
         browsed=gallery([shown]),
@@ -262,11 +262,10 @@ def _loss_figure(stage: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     return svg(figure)
 
 
-def _validation_figure(results: dict[str, Any], distilled: Distilled) -> str:
+def _validation_figure(results: dict[str, Any]) -> str:
     """Accuracy on the split that chose the set, by iteration."""
-    split = distilled.provenance["chosen_on"]
+    split, found = results["chosen"]["on"] or "validation", results["validation"]
     figure, plot = axes("iteration", f"accuracy on {split} images (%)", title="How good the set is")
-    found = results["validation"]
     if found:
         points = [entry["iteration"] for entry in found], [100 * entry["accuracy"] for entry in found]
         plot.plot(*points, "o-", color=COLOURS["distilled"], markersize=4)

@@ -150,8 +150,9 @@ def _experts(run: Run, needed: Experts) -> tuple[float, int]:
 
 def sets_evaluated(settings: Settings) -> int:
     """Sets evaluated on validation images while distilling, each by every step size where one is chosen."""
-    trials = len(tuning.TRIED_FRACTIONS) if settings.evaluation.step_size == "chosen" else 1
-    return (settings.evaluations + 1) * trials
+    chosen = settings.evaluation.step_size == "chosen"
+    sets = settings.evaluations + 1 if settings.evaluations else int(chosen)
+    return sets * (len(tuning.TRIED_FRACTIONS) if chosen else 1)
 
 
 def _choosing(run: Run) -> float:

@@ -99,7 +99,7 @@ def summary(
         "validation": log.get("evaluated", []),
         "measured": log.get("measured", {}),
         "experts": distilled.provenance["experts"],
-        "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance["chosen_on"]},
+        "chosen": {"iteration": distilled.provenance["iteration"], "on": distilled.provenance.get("chosen_on")},
         "step_size": distilled.step_size,
         "step_sizes": distilled.provenance.get("step_sizes", []),
         "memorisation": memorisation.summary(memorisation.examine(distilled, problem)),

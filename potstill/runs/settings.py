@@ -76,8 +76,9 @@ class Shared:
     """Leave images out that cannot be decoded, and say which; by default the first one stops the run."""
     validation: Part = 0.1
     """Fraction of the training images kept aside to choose checkpoints."""
-    evaluations: Count = 5
-    """How often, evenly spaced, the set is evaluated on validation images; the best one is kept."""
+    evaluations: Whole = 5
+    """How often, evenly spaced, the set is evaluated on validation images; the best one is kept. 0: never, and
+    the last one is kept; for sets of many images this saves more time than distilling takes."""
     keep: Literal["best", "last"] = "best"
     """The set that becomes the result: the best one on validation images, the initial one included, or the last one."""
     snapshots: Whole = 10
@@ -364,6 +365,11 @@ def check(settings: Settings) -> None:
         PotstillError: with the value, the reason and the remedy.
     """
     bounds.check(settings)
+    if settings.evaluations == 0 and settings.evaluation.selection == "test":
+        raise PotstillError(
+            "evaluations 0: the protocol paper reports the best of periodic evaluations, and there would be none; give "
+            "1 or more."
+        )
     for name, stage in zip(settings.method, settings.stages, strict=True):
         bounds.check(stage, f"{name}.")
     check_methods(settings.method)

@@ -66,14 +66,14 @@ class Session:
         done = self.state.total
         if any(entry["iteration"] == done for entry in self.log.evaluated):
             return False
-        return done == 0 or self.due(self.run.settings.evaluations)
+        return done in (0, self.run.settings.iterations) or self.due(self.run.settings.evaluations)
 
 
 def distil(run: Run) -> Generator[Event, None, Distilled]:
     """Distil from the last checkpoint, or from the start; a checkpoint is left however this ends.
 
     The set is evaluated ``evaluations`` times, evenly spaced and at the start, on validation images (on test images
-    under the protocol ``paper``); the best one is the result.
+    under the protocol ``paper``); the best one is the result.  Without any evaluation the last one is.
 
     Raises:
         Diverged: a method made no progress.
@@ -147,7 +147,8 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
         yield from _evaluate_if_due(session)
         if time.monotonic() - session.saved > run.settings.checkpoint_seconds:
             session.checkpoint()
-        yield {**_progress(session), **metrics, "validation": session.log.evaluated[-1]}
+        seen = {"validation": session.log.evaluated[-1]} if session.log.evaluated else {}
+        yield {**_progress(session), **metrics, **seen}
     in_vain = session.state.refused + session.state.undone
     if 0 < session.state.iteration == in_vain:
         logger.warning(
@@ -315,6 +316,10 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
         return
     settings, done = session.run.settings, session.state.total
     began, distilled = time.monotonic(), as_distilled(session)
+    if not settings.evaluations:
+        if ranks.first():
+            distilled.save(session.run.folder / FILE)
+        return
     tried = yield from tuning.try_step_sizes(session.evaluator, distilled, session.log.step_size, _progress(session))
     split = session.evaluator.protocol.selection
     found = tuning.with_best(distilled, tried, chosen_on=split)

@@ -194,7 +194,7 @@ class SetTask:
                 "experts": None if run.experts is None else run.experts.seconds,
             },
             "iterations": spent.iterations, "chosen": provenance["iteration"],
-            "validation": provenance["chosen_with_accuracy"], "step_size": distilled.step_size,
+            "validation": provenance.get("chosen_with_accuracy"), "step_size": distilled.step_size,
             "peak_memory_bytes": record.peak(log, run.problem.device),
             "config": as_dict(settled(run.settings, log["measured"])),
             "environment": environment(run.problem.device),

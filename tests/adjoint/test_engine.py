@@ -56,13 +56,14 @@ def test_multiplications_are_counted_once(monkeypatch):
 
 @pytest.mark.parametrize("kind", get_args(LabelKind))
 def test_the_gradient_of_training_is_the_mean_losss(kind):
-    small = network(width=4, depth=2)
-    theta, images = small.fresh(0), torch.randn(6, *SHAPE)
-    labels = labels_of(kind, 6, 10).float()
+    small = flat.flat_network(NetworkConfig(width=4, depth=2), SHAPE, 10, precision=torch.float64)
+    theta = small.fresh(0).double()
+    images = torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = labels_of(kind, 6, 10).double()
     here = theta.clone().requires_grad_()
     (expected,) = torch.autograd.grad(loss_for(small, kind)(here, images, labels) / 6, here)
     found = engine.training_gradient(small, SHAPE, 6, 1.0, "no", kind)(theta, images, labels)
-    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_the_gradient_of_training_moves_the_callers_statistics():
