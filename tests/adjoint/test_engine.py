@@ -161,6 +161,13 @@ def test_precision_is_what_was_asked_for():
     assert engine.choose_precision("auto", cpu, network(width=8), SHAPE) == torch.float32
 
 
+@pytest.mark.parametrize(("units", "precision"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_is_lowered_where_the_device_has_units_for_it(monkeypatch, units, precision):
+    monkeypatch.setattr(engine, "has_bfloat16_units", lambda device: units)
+    for width in (32, 128):
+        assert engine.choose_precision("auto", torch.device("cpu"), network(width=width), SHAPE) == precision
+
+
 def test_batch_norm_stays_in_float32():
     coupled, cpu = network(norm="batch"), torch.device("cpu")
     assert engine.choose_precision("auto", cpu, coupled, SHAPE) == torch.float32

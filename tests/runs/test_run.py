@@ -17,10 +17,10 @@ from potstill.data.distilled import load
 from potstill.errors import PotstillError
 from potstill.evaluation import tuning
 from potstill.evaluation.protocol import EvaluationConfig, selecting
-from potstill.report import run_page
+from potstill.report import card, run_page
 from potstill.runs import record, run, stage
 from potstill.runs.api import run_to_completion
-from potstill.runs.settings import configure
+from potstill.runs.settings import check, configure
 from tests.conftest import KEPT, tiny
 
 
@@ -299,6 +299,29 @@ def test_sets_are_evaluated_on_the_way_by_the_step_size_that_suits_them(tmp_path
     kept = (0, 3, 6).index(distilled.provenance["iteration"])
     assert distilled.step_size == best[kept][0]
     assert [(e["step_size"], e["accuracy"]) for e in distilled.provenance["step_sizes"]] == found[4 * kept :][:4]
+
+
+@pytest.mark.parametrize("step_size", ["learned", "chosen"])
+def test_without_evaluations_the_last_set_is_kept(tmp_path, finished, monkeypatch, step_size):
+    job, _ = finished
+    found, original = [], tuning.validation_accuracy
+    monkeypatch.setattr(tuning, "validation_accuracy", lambda *given: found.append(original(*given)) or found[-1])
+    unseen = run.open_run(tiny(evaluations=0, evaluation={"step_size": step_size}), tmp_path, job.experts_folder)
+    distilled = run_to_completion(stage.distil(unseen))
+    last = run.open_run(tiny(evaluations=1, keep="last"), tmp_path / "last", job.experts_folder)
+    assert len(found) == {"learned": 0, "chosen": 4}[step_size]
+    assert distilled.provenance["iteration"] == 6
+    assert torch.equal(distilled.images, run_to_completion(stage.distil(last)).images)
+    results = run_to_completion(record.evaluate(unseen, distilled))
+    assert results["validation"] == []
+    assert run_page.write(tmp_path).exists()
+    told = card.contents(tmp_path, "someone/small", "cc-by-4.0")["README.md"].decode()
+    assert "the set of iteration 6, the last of its run" in told
+
+
+def test_without_evaluations_there_is_nothing_for_the_paper_s_protocol_to_report():
+    with pytest.raises(PotstillError, match="evaluations 0: the protocol paper .*; give 1 or more"):
+        check(tiny(evaluations=0, evaluation={"protocol": "paper"}))
 
 
 def test_a_later_stage_begins_at_the_set_of_the_one_before(tmp_path, finished):
