@@ -179,6 +179,24 @@ def authors_section(name: str, record: dict) -> str:
     ])  # fmt: skip
 
 
+def presets_section(name: str, record: dict) -> str:
+    """Presets that were cut short: what was forecast, and what it came to."""
+    lines = [
+        f"\n## {name}\n",
+        f"The presets of Tiny ImageNet on {record['classes']} classes of CIFAR-100, enlarged to its shape and cut short: "
+        f"what `potstill forecast` says, and what `potstill run` then took, as forecast → measured. `python "
+        f"recipes/tiny_shape.py`, the whole commands and all values in [{name}.json]({name}.json).\n",
+        "| preset | experts, s | distilling, s | evaluation, s | memory, GB | commit |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for preset, found in record["presets"].items():
+        seconds, memory = found["seconds"], found["memory_bytes"]
+        told = [f"{seconds[part]['forecast']:.0f} → {seconds[part]['measured']:.0f}" for part in seconds]
+        told.append(f"{memory['forecast'] / 1e9:.1f} → {memory['measured'] / 1e9:.1f}")
+        lines.append(f"| {' | '.join([preset, *told, str(found['commit'])])} |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
@@ -189,6 +207,7 @@ def page() -> str:
         comparison_section(name, record) for name, record in records.items() if record.get("kind") == compare.KIND
     ]
     lines += [scaling_section(name, record) for name, record in records.items() if "tasks_a_minute" in record]
+    lines += [presets_section(name, record) for name, record in records.items() if "presets" in record]
     lines += [authors_section(name, record) for name, record in records.items() if "changed_in_all" in record]
     lines += [foreign_section(name, record) for name, record in records.items() if record.get("kind") == "foreign"]
     return "\n".join(lines)

@@ -4,8 +4,8 @@
     python recipes/tiny_shape.py --ipcs 1                    one of the presets
 
 Twenty classes of CIFAR-100, enlarged to 64 by 64 pixels, five hundred images each as there.  Network, whitening and
-matching are the preset's; experts, iterations and evaluation are cut as CUT says, for the forecast and the run alike.
-Forecast and run are commands of their own, so that the memory of one is not that of the other.
+matching are the preset's; experts, iterations and evaluation are cut as CUT and SHORTER say, for the forecast and the
+run alike.  These are commands of their own, so that the memory of one is not that of the other.
 """
 
 import argparse
@@ -23,21 +23,21 @@ from potstill.machine import commit
 RECORD = Path(__file__).parents[1] / "records" / "tiny-shape-2-cores.json"
 CLASSES = 20
 CUT = (
-    "--expert.count 2 --expert.epochs 4 --datm.start-epochs 0 2 --datm.opening None --datm.expert-epochs 2 "
-    "--evaluations 1 --evaluation.protocol quick --evaluation.seeds 1 --evaluation.epochs 101 "
-    "--evaluation.full-epochs 1 --evaluation.full-seeds 1"
+    "--expert.count 1 --expert.epochs 2 --datm.start-epochs 0 1 --datm.opening None --datm.expert-epochs 1 "
+    "--evaluations 0 --evaluation.protocol quick --evaluation.seeds 1 --evaluation.full-epochs 1 "
+    "--evaluation.full-seeds 1"
 )
-ITERATIONS = {  # and shorter unrolls, where one of the preset's takes minutes
-    1: "--datm.iterations 20",
-    10: "--datm.iterations 4 --datm.inner-steps 20",
-    50: "--datm.iterations 2 --datm.inner-steps 5",
+SHORTER = {  # and the unrolls, where one of the preset's takes minutes
+    1: "--datm.iterations 20 --evaluation.epochs 101",
+    10: "--datm.iterations 4 --datm.inner-steps 20 --evaluation.epochs 31",
+    50: "--datm.iterations 2 --datm.inner-steps 5 --evaluation.epochs 11",
 }
 
 
 def flags(data: Path, ipc: int) -> list[str]:
     """What the forecast and the run are told."""
     names = load(str(data)).classes[:CLASSES]
-    told = f"--preset tiny-imagenet-ipc{ipc} --resize 64 {CUT} {ITERATIONS[ipc]} --classes"
+    told = f"--preset tiny-imagenet-ipc{ipc} --resize 64 {CUT} {SHORTER[ipc]} --classes"
     return ["--dataset", str(data), *told.split(), *names]
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     """Forecast and run the presets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/cifar100"))
-    parser.add_argument("--ipcs", type=int, nargs="+", choices=ITERATIONS, default=[*ITERATIONS])
+    parser.add_argument("--ipcs", type=int, nargs="+", choices=SHORTER, default=[*SHORTER])
     parser.add_argument("--record", type=Path, default=RECORD, help="what it holds of other presets is kept")
     given = parser.parse_args()
     before = files.read_json(given.record)["presets"] if given.record.exists() else {}
