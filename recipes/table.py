@@ -183,8 +183,8 @@ def presets_section(name: str, record: dict) -> str:
     """Presets that were cut short: what was forecast, and what it came to."""
     lines = [
         f"\n## {name}\n",
-        f"The presets of Tiny ImageNet on {record['classes']} classes of CIFAR-100, enlarged to its shape and cut short: "
-        f"what `potstill forecast` says, and what `potstill run` then took, as forecast → measured. `python "
+        f"The presets of Tiny ImageNet on {record['classes']} classes of CIFAR-100, enlarged to its shape and cut "
+        "short: what `potstill forecast` says, and what `potstill run` then took, as forecast → measured. `python "
         f"recipes/tiny_shape.py`, the whole commands and all values in [{name}.json]({name}.json).\n",
         "| preset | experts, s | distilling, s | evaluation, s | memory, GB | commit |",
         "| --- | --- | --- | --- | --- | --- |",
