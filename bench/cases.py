@@ -76,9 +76,9 @@ def iteration(bench: Bench, batch: int, steps: int, width: int = 128) -> tuple[A
     )
 
 
-def expert_step(bench: Bench, rho: float = 0.0, batch: int = 256) -> tuple[Action, Action]:
+def expert_step(bench: Bench, rho: float = 0.0, batch: int = 256, width: int = 128) -> tuple[Action, Action]:
     """The gradient of one step of an expert; with ``rho`` the two passes of the flat recipe."""
-    ours, obvious, theta = bench.networks(128)
+    ours, obvious, theta = bench.networks(width)
     images, _ = bench.batch(batch)
     targets = torch.eye(CLASSES, device=bench.device)[torch.arange(batch, device=bench.device) % CLASSES]
     fast = engine.training_gradient(ours, SHAPE, batch, LONG, "auto")
@@ -115,6 +115,10 @@ FULL: dict[str, Case] = {
     "float32: iteration, batch 10, 5 steps": lambda bench: iteration(_float32(bench), 10, 5),
     "float32: iteration, batch 100, 2 steps": lambda bench: iteration(_float32(bench), 100, 2),
     "float32: expert step, batch 256": lambda bench: expert_step(_float32(bench)),
+    "narrow: iteration, batch 100, 5 steps": lambda bench: iteration(bench, 100, 5, width=32),
+    "narrow: expert step, batch 256": lambda bench: expert_step(bench, width=32),
+    "narrow, float32: iteration, batch 100, 5 steps": lambda bench: iteration(_float32(bench), 100, 5, width=32),
+    "narrow, float32: expert step, batch 256": lambda bench: expert_step(_float32(bench), width=32),
 }
 CUDA: dict[str, Case] = {
     "iteration, batch 10, 80 steps": lambda bench: iteration(bench, 10, 80),
