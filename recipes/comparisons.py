@@ -4,6 +4,7 @@ python recipes/comparisons.py digits                                  every meth
 python recipes/comparisons.py digits-30                               and at 30, the same minutes for every method
 python recipes/comparisons.py cifar10-narrow --data data/cifar10      the same minutes for every method
 python recipes/comparisons.py cifar10-narrow-many --data data/cifar10 against pruning, over six networks
+python recipes/comparisons.py cifar10-narrow-refining --data data/cifar10    ways to refine one image per class
 python recipes/comparisons.py cifar10-narrow-lossless --data data/cifar10    against labels alone
 """
 
@@ -36,6 +37,28 @@ UNMOVED = (  # what the same begins with: images that the experts recognise, the
     "start_epochs=(8,16),expert_epochs=1,inner_steps=1,batch_size=250,step_size=0.02,"
     "lr_images=0,lr_logits=0,lr_step_size=0,iterations=1"
 )
+MATCHED = (
+    "iterations=500,start_epochs=(0,2),expert_epochs=1,inner_steps=20,step_size=0.02,lr_step_size=1e-5,cooldown=0.8"
+)
+DATM = f"datm:{MATCHED},lr_images=1000,lr_logits=5"
+REFINED = "rat-bptt:iterations=500,cooldown=0.8"
+ADAM = f"{REFINED},outer=adam,lr_images=0.005,lr_labels=0.01,lr_step_size=1e-4,clip=2"
+REFINEMENTS = (  # what may give more accuracy in the same minutes, each a change of the second row
+    DATM,
+    f"{DATM}+{REFINED}",
+    f"{DATM}+{ADAM}",
+    f"{DATM}+{ADAM},average=0.99",
+    f"{DATM}+{REFINED},labels=raw",
+    f"{DATM}+{REFINED},real_batch=2500",
+    f"{DATM}+{REFINED},window=40",
+    f"{DATM}+{REFINED},window=16,unroll=32",
+    f"{DATM},flip=True+{REFINED}",
+    f"mct:{MATCHED},labels=learned,lr_images=1000,lr_logits=5+{REFINED}",
+    f"tesla:{MATCHED},labels=learned,lr_images=1000,lr_logits=5+{REFINED}",
+    f"frepo:iterations=500+{REFINED}",
+    f"rcig:iterations=500+{REFINED}",
+    f"dm:iterations=200+{REFINED}",
+)
 MANY = "convnet convnet:norm=batch resnet18:narrower=8 vgg11:narrower=4 alexnet:narrower=4 lenet"
 COMPARISONS = {
     "digits": f"--methods {' '.join(ALL)} datm+rat-bptt --ipcs 1 10 --workers 2",
@@ -49,6 +72,9 @@ COMPARISONS = {
     f"window:labels=soft datm:{LATER} window:labels=soft+datm:{LATER} --ipcs 500 --networks {MANY} "
     "--minutes 6 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 1 --evaluation.epochs 31 "
     f"--evaluation.full-epochs 8 {NARROW} --expert.epochs 15 --expert.batch-size 128 --expert.step-size 0.02",
+    "cifar10-narrow-refining": f"--methods {' '.join(REFINEMENTS)} --ipcs 1 --minutes 3 --set-seeds 1 --workers 2 "
+    "--evaluations 1 --keep last --evaluation.step-size chosen --evaluation.seeds 3 --evaluation.full-seeds 0 "
+    "--network.width 32 --expert.count 10 --expert.epochs 3 --expert.batch-size 128 --published-as cifar10",
     "cifar10-narrow-lossless": f"--methods window:labels=soft datm:{UNMOVED} datm:{LATE} "
     "--ipcs 200 500 1000 --set-seeds 1 --workers 2 --evaluations 0 --evaluation.seeds 2 "
     "--evaluation.epochs 121 --evaluation.full-epochs 60 --evaluation.full-seeds 5 --network.width 32 "

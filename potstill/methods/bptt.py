@@ -38,7 +38,7 @@ from potstill.methods.method import (
     below,
     targets_of,
 )
-from potstill.methods.outer import Rule
+from potstill.methods.outer import Rule, decay
 from potstill.methods.rates import scale_free
 from potstill.methods.trajectory import draw_steps
 from potstill.networks.losses import loss_for, soft_cross_entropy
@@ -93,6 +93,9 @@ class RatBptt:
     """The images' gradient is cut to this many times the moving average of its norm. None: never."""
     cooldown: Fraction = 0.0
     """Last fraction of the iterations over which the outer rates fall to nothing."""
+    average: Fraction = 0.0
+    """Decay of a moving average of images and labels, which then is the result; less in a short run, where it reaches
+    back over two fifths of the iterations at most. 0: what the last step left."""
     threshold: Rate | None = None
     """Losses above this, in units of what guessing gives, are not stepped on. None: all are."""
 
@@ -148,9 +151,11 @@ def kind(settings: RatBptt) -> Kind:
 def learns(settings: RatBptt) -> dict[str, Rule]:
     """Images, labels and, with SGD inside, the step size."""
 
+    average = decay(settings.average, settings.iterations) or None
+
     def rule(lr: float | None, name: str, **more: Any) -> Rule:
         momentum = MOMENTUM[name] if settings.outer == "sgd" else 0.0
-        return Rule(lr or 0.0, settings.outer, momentum=momentum, cooldown=settings.cooldown, **more)
+        return Rule(lr or 0.0, settings.outer, momentum=momentum, cooldown=settings.cooldown, average=average, **more)
 
     rules = {"images": rule(settings.lr_images, "images", clip=settings.clip)}
     if settings.labels != "hard":

@@ -232,3 +232,17 @@ def test_rates_that_are_not_given_are_relative(tmp_path):
 
 def own_name(form):
     return form.get("inner", "adam")
+
+
+@pytest.mark.parametrize("form", [PAPER, REFINING])
+def test_a_moving_average_of_all_that_is_learned_is_the_result(tmp_path, form):
+    """Its decay is that of so short a run."""
+    ctx, own, first = setting(tmp_path, form, average=0.99)
+    averaged, value = dict(first.variables), 1 - 1 / (0.4 * 12)
+    for reached, _ in loop.iterate(METHOD, ctx, own, first):
+        averaged = {name: value * averaged[name] + (1 - value) * x for name, x in reached.variables.items()}
+        last = reached
+    found = state.as_start(last, METHOD, own)
+    assert torch.allclose(found.images, averaged["images"], atol=2e-6)
+    assert torch.allclose(found.targets, averaged[own.labels], atol=2e-6)
+    assert float((found.images - last.variables["images"]).abs().max()) > 5e-5
