@@ -41,7 +41,7 @@ class TrainingGradient(Protocol):
 LARGE = (
     2e7  # multiplications per image from which parts of a batch, as many as stay in cache, are faster than all of it
 )
-LOWERED = 1e6  # and from which a lower precision is: by 1.5 to 2 on a CPU; a network on the digits has 2e5
+LOWERED = {"cpu": 1e6, "cuda": LARGE}  # from which a lower precision is, by 1.5 to 2 on a CPU; not measured on a GPU
 CACHE_BATCH = {"cpu": 32, "cuda": 256}  # images whose activations stay in cache, or fill the device
 SMALL_BATCH = 128  # the same for a small network, at 32×32 pixels
 PLAIN_SPEED = {"cpu": 7e10, "cuda": 3e12}  # multiplications per second uncompiled; two cores measured, a GPU guessed
@@ -72,7 +72,7 @@ def choose_precision(
         return getattr(torch, wanted)
     if network.batch_coupled or network.own is not None:  # whose layers may not have a lower one
         return torch.float32
-    fast = has_bfloat16_units(device) and multiplications(network, shape) > LOWERED
+    fast = has_bfloat16_units(device) and multiplications(network, shape) > LOWERED.get(device.type, LARGE)
     return torch.bfloat16 if fast else torch.float32
 
 

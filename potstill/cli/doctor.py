@@ -82,7 +82,7 @@ def _devices(chosen: torch.device) -> Iterator[Finding]:
 
 def _bfloat16(device: torch.device) -> Finding:
     if engine.has_bfloat16_units(device):
-        return Finding("bfloat16 units", "yes", "large networks use them")
+        return Finding("bfloat16 units", "yes", "networks that are not very small use them")
     return Finding("bfloat16 units", "no", "all is computed in float32", lacking=True)
 
 

@@ -177,7 +177,7 @@ def _distill(command: Distill) -> Any:
         with progress(tensorboard(command.tensorboard and ranks.first(), folder)) as show:
             distilled = show(stage.distil(run))
     chosen = distilled.provenance
-    known = "chosen_with_accuracy" in chosen
+    known = "chosen_on" in chosen
     seen = f"{chosen['chosen_with_accuracy']:.1%} on {chosen['chosen_on']} images" if known else "not evaluated"
     say(
         f"{len(distilled)} images in {folder / FILE}, of iteration {chosen['iteration']}: {seen}. Test it by `potstill "

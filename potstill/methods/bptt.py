@@ -94,7 +94,7 @@ class RatBptt:
     cooldown: Fraction = 0.0
     """Last fraction of the iterations over which the outer rates fall to nothing."""
     average: Fraction = 0.0
-    """Decay of a moving average of images and labels, which then is the result; less in a short run, where it reaches
+    """Decay of a moving average of all that is learned, which then is the result; less in a short run, where it reaches
     back over two fifths of the iterations at most. 0: what the last step left."""
     threshold: Rate | None = None
     """Losses above this, in units of what guessing gives, are not stepped on. None: all are."""

@@ -92,12 +92,18 @@ def step(rule: Rule, x: Tensor, moments: Moments, gradient: Tensor, scale: float
         moved = x - scale * rule.lr * direction
     if rule.minimum is not None:
         moved = moved.clamp_min(rule.minimum)
-    if rule.norm is not None:
-        sizes = moved.flatten(1).norm(dim=1).view(-1, *[1] * (moved.ndim - 1))
-        moved = moved * (rule.norm / sizes.clamp_min(EPSILON))
+    moved = _of_norm(rule, moved)
     if rule.average is not None:
-        moments["average"] = rule.average * moments["average"] + (1 - rule.average) * moved
+        moments["average"] = _of_norm(rule, rule.average * moments["average"] + (1 - rule.average) * moved)
     return moved, moments
+
+
+def _of_norm(rule: Rule, x: Tensor) -> Tensor:
+    """Each item (n, ...) brought back to the rule's norm, where it has one."""
+    if rule.norm is None:
+        return x
+    sizes = x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+    return x * (rule.norm / sizes.clamp_min(EPSILON))
 
 
 def _clipped(clip: float, gradient: Tensor, moments: Moments) -> Tensor:

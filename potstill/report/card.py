@@ -165,7 +165,7 @@ def _accuracies(results: Mapping[str, Any]) -> Iterator[str]:
             row = row_of(key, results)
             yield f"| {row['name']} | {row['images']} | {row['mean']} | {row['interval']} | {row['seeds']} |"
     protocol = results["protocol"]
-    seen = f"chosen on\n{protocol['selection']} images" if results["chosen"]["on"] else "the\nlast of its run"
+    seen = f"chosen on\n{protocol['selection']} images" if results["chosen"]["on"] else "not\nchosen by any evaluation"
     yield from ("", f"Fresh networks ({results['network']}) by the protocol {described(protocol)}: the set was {seen}.")
     yield "Random images and the full set are controls, trained by the same recipe."
     yield ""
@@ -232,7 +232,7 @@ def _dataset(distilled: Distilled) -> str:
 
 def _chosen(distilled: Distilled) -> str:
     split = distilled.provenance.get("chosen_on")
-    return f"chosen on {split} images" if split else "the last of its run"
+    return f"chosen on {split} images" if split else "not chosen by any evaluation"
 
 
 def _labels(distilled: Distilled) -> str:

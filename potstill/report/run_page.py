@@ -262,14 +262,16 @@ def _loss_figure(stage: dict[str, Any], lines: list[dict[str, Any]]) -> str:
     return svg(figure)
 
 
-def _validation_figure(results: dict[str, Any]) -> str:
-    """Accuracy on the split that chose the set, by iteration."""
-    split, found = results["chosen"]["on"] or "validation", results["validation"]
+def _validation_figure(results: dict[str, Any]) -> str | None:
+    """Accuracy on the split that chose the set, by iteration; None where none did."""
+    found = results["validation"]
+    if not found:
+        return None
+    split = results["chosen"]["on"]
     figure, plot = axes("iteration", f"accuracy on {split} images (%)", title="How good the set is")
-    if found:
-        points = [entry["iteration"] for entry in found], [100 * entry["accuracy"] for entry in found]
-        plot.plot(*points, "o-", color=COLOURS["distilled"], markersize=4)
-        plot.axvline(results["chosen"]["iteration"], color="#8a8f98", linewidth=1, linestyle=":")
+    points = [entry["iteration"] for entry in found], [100 * entry["accuracy"] for entry in found]
+    plot.plot(*points, "o-", color=COLOURS["distilled"], markersize=4)
+    plot.axvline(results["chosen"]["iteration"], color="#8a8f98", linewidth=1, linestyle=":")
     return svg(figure)
 
 

@@ -8,7 +8,7 @@ runs/NAME/
   metrics.jsonl            a line an iteration
   snapshots/               some of the images now and then, to see how they change
   checkpoint.safetensors   the state of distilling, and what was measured and evaluated on the way
-  distilled.safetensors    the best set so far
+  distilled.safetensors    the best set so far; without evaluations the last one
   nearest.safetensors      the training images that some of the set's images come nearest to
   results.json             figures, times, environment
   report.html              all of it to look at

@@ -63,10 +63,10 @@ class Session:
     def evaluation_due(self) -> bool:
         """Whether the state is one of those that are evaluated, or the start, and was not yet."""
         assert self.state is not None
-        done = self.state.total
-        if any(entry["iteration"] == done for entry in self.log.evaluated):
+        done, times = self.state.total, self.run.settings.evaluations
+        if not times or any(entry["iteration"] == done for entry in self.log.evaluated):
             return False
-        return done in (0, self.run.settings.iterations) or self.due(self.run.settings.evaluations)
+        return done == 0 or self.due(times)
 
 
 def distil(run: Run) -> Generator[Event, None, Distilled]:
@@ -85,6 +85,7 @@ def distil(run: Run) -> Generator[Event, None, Distilled]:
             yield from _distil_stage(session, number)
     finally:
         session.checkpoint()
+        _keep_unseen(session)
     return (yield from _with_step_size(session))
 
 
@@ -316,10 +317,6 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
         return
     settings, done = session.run.settings, session.state.total
     began, distilled = time.monotonic(), as_distilled(session)
-    if not settings.evaluations:
-        if ranks.first():
-            distilled.save(session.run.folder / FILE)
-        return
     tried = yield from tuning.try_step_sizes(session.evaluator, distilled, session.log.step_size, _progress(session))
     split = session.evaluator.protocol.selection
     found = tuning.with_best(distilled, tried, chosen_on=split)
@@ -330,6 +327,15 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     entry = {"iteration": done, "accuracy": accuracy, "on": split}
     seconds = session.log.evaluation_seconds + time.monotonic() - began
     session.log = replace(session.log, evaluated=(*session.log.evaluated, entry), evaluation_seconds=seconds)
+
+
+def _keep_unseen(session: Session) -> None:
+    """Write the last state as the run's set where none is evaluated, unless it is there, with its step size perhaps."""
+    path = session.run.folder / FILE
+    if session.run.settings.evaluations or session.state is None or not ranks.first():
+        return
+    if not path.exists() or load(path).provenance["iteration"] != session.state.total:
+        as_distilled(session).save(path)
 
 
 def as_distilled(session: Session) -> Distilled:

@@ -1,5 +1,6 @@
 """The start epochs that measuring finds, against some chosen by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 from potstill.methods.trajectory import span_of
@@ -20,7 +21,8 @@ AUTO = "auto"
 
 def cells(given: Settings, count: int) -> list[Cell]:
     """What is found by measuring, with all that is measured besides, and ``count`` ranges evenly from early to late."""
-    given, first = keep_all(given), trajectory_of(given)
+    given = replace(keep_all(given), evaluations=max(1, given.evaluations))  # by which the best of them is named
+    first = trajectory_of(given)
     starts = given.expert.epochs - span_of(first) + 1
     width = max(1, starts // count)
     measured = {name: None for name in given.methods[0].measured if _is_default(given, name)}

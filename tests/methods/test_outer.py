@@ -94,6 +94,17 @@ def test_the_result_is_the_moving_average_where_one_is_kept():
     assert outer.result(Rule(1.0), found[-1], {}) is found[-1]
 
 
+def test_an_average_has_the_norm_of_what_it_is_the_average_of():
+    """A mean of vectors of length 2 that point elsewhere is shorter."""
+    rule = Rule(1.0, norm=2.0, average=0.9)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    moments = outer.initial(rule, x)
+    for seed in range(5):
+        gradient = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+        x, moments = outer.step(rule, x, moments, gradient)
+    assert torch.allclose(outer.result(rule, x, moments).norm(dim=1), torch.full((4,), 2.0))
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 3, 50, 5000, 10**6])
 def test_an_average_leaves_little_of_the_beginning_however_short_the_run(iterations):
     assert outer.decay(0.9995, iterations) ** iterations < 0.1

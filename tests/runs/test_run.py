@@ -308,15 +308,16 @@ def test_without_evaluations_the_last_set_is_kept(tmp_path, finished, monkeypatc
     monkeypatch.setattr(tuning, "validation_accuracy", lambda *given: found.append(original(*given)) or found[-1])
     unseen = run.open_run(tiny(evaluations=0, evaluation={"step_size": step_size}), tmp_path, job.experts_folder)
     distilled = run_to_completion(stage.distil(unseen))
+    assert run_to_completion(stage.distil(unseen)).provenance == distilled.provenance
+    assert len(found) == {"learned": 0, "chosen": 4}[step_size]  # and not tried again
     last = run.open_run(tiny(evaluations=1, keep="last"), tmp_path / "last", job.experts_folder)
-    assert len(found) == {"learned": 0, "chosen": 4}[step_size]
     assert distilled.provenance["iteration"] == 6
     assert torch.equal(distilled.images, run_to_completion(stage.distil(last)).images)
     results = run_to_completion(record.evaluate(unseen, distilled))
     assert results["validation"] == []
-    assert run_page.write(tmp_path).exists()
+    assert "None images" not in run_page.write(tmp_path).read_text()
     told = card.contents(tmp_path, "someone/small", "cc-by-4.0")["README.md"].decode()
-    assert "the set of iteration 6, the last of its run" in told
+    assert "the set of iteration 6, not chosen by any evaluation" in told
 
 
 def test_without_evaluations_there_is_nothing_for_the_paper_s_protocol_to_report():
