@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,11 +20,35 @@ FIELDS = (
 
 
 def titles(record: Record) -> dict[str, str]:
-    """What people call each method: without the settings that are changed in it, where no other is called the same."""
+    """What people call each method: of the settings that are changed in it only those that tell it from another that
+    would be called the same.
+    """
     names = methods(record)
-    short = {name: " + ".join(map(_titled, re.split(r"\+(?=[a-z])", name))) for name in names}
-    count = Counter(short.values())
-    return {name: NAMED.get(name, short[name] if count[short[name]] == 1 else name) for name in names}
+    short = {name: " + ".join(map(_titled, _stages(name))) for name in names}
+    alike = {name: [other for other in names if short[other] == short[name]] for name in names}
+    return {
+        name: NAMED.get(name, short[name] if len(alike[name]) == 1 else _apart(name, alike[name])) for name in names
+    }
+
+
+def _apart(name: str, alike: Sequence[str]) -> str:
+    """A method with the changes that not all of those like it have."""
+    everywhere = set.intersection(*({*_changes(other)} for other in alike))
+    found = []
+    for number, stage in enumerate(_stages(name)):
+        own = [change for at, change in _changes(name) if at == number and (at, change) not in everywhere]
+        found.append(stage.partition(":")[0] + (f":{','.join(own)}" if own else ""))
+    return " + ".join(found)
+
+
+def _stages(name: str) -> list[str]:
+    return re.split(r"\+(?=[a-z])", name)
+
+
+def _changes(name: str) -> list[tuple[int, str]]:
+    """Every change of a method, with the number of its stage; commas inside brackets part nothing."""
+    told = (stage.partition(":")[2] for stage in _stages(name))
+    return [(at, one) for at, text in enumerate(told) for one in re.split(r",(?![^(\[]*[)\]])", text) if one]
 
 
 def _told(name: str, title: str) -> str:
