@@ -20,8 +20,8 @@ FIELDS = (
 
 
 def titles(record: Record) -> dict[str, str]:
-    """What people call each method: of the settings that are changed in it only those that tell it from another that
-    would be called the same.
+    """What people call each method: of the settings that are changed in it only what tells it from another that would
+    be called the same.
     """
     names = methods(record)
     short = {name: " + ".join(map(_titled, _stages(name))) for name in names}
@@ -32,12 +32,15 @@ def titles(record: Record) -> dict[str, str]:
 
 
 def _apart(name: str, alike: Sequence[str]) -> str:
-    """A method with the changes that not all of those like it have."""
-    everywhere = set.intersection(*({*_changes(other)} for other in alike))
-    found = []
+    """A method with the last of its changes that alone tells it from those like it, or else with all that they lack."""
+    each = [{(at, one.partition("=")[0]): one for at, one in _changes(other)} for other in alike]
+    values = {at: {changes.get(at) for changes in each} for changed in each for at in changed}
+    alone = [at for at, those in values.items() if len(those) == len(alike)]
+    told = alone[-1:] or [at for at, those in values.items() if len(those) > 1]
+    found, own = [], each[alike.index(name)]
     for number, stage in enumerate(_stages(name)):
-        own = [change for at, change in _changes(name) if at == number and (at, change) not in everywhere]
-        found.append(stage.partition(":")[0] + (f":{','.join(own)}" if own else ""))
+        changes = [own[at] for at in told if at[0] == number and at in own]
+        found.append(stage.partition(":")[0] + (f":{','.join(changes)}" if changes else ""))
     return " + ".join(found)
 
 

@@ -80,11 +80,14 @@ def test_names_leave_out_what_is_changed_unless_another_is_called_the_same(made)
     ]  # fmt: skip
     assert titled("window", "window:labels=soft,beta=0.2") == ["window", "window with soft labels"]
     assert titled("dm:iterations=1", "dm:iterations=2") == ["dm:iterations=1", "dm:iterations=2"]
-    assert titled("datm:start_epochs=(8,16),lr_images=0+dm", "datm:start_epochs=(8,16),lr_images=2+dm", "dm") == [
-        "datm:lr_images=0 + dm", "datm:lr_images=2 + dm", "dm"
-    ]  # fmt: skip
-    assert titled("datm:start_epochs=(8,16)", "datm", "datm:start_epochs=(8,17),iterations=2") == [
-        "datm:start_epochs=(8,16)", "datm", "datm:start_epochs=(8,17),iterations=2"
+    many = (
+        "datm:start_epochs=(8,16),lr_images=0,iterations=1+dm",
+        "datm:start_epochs=(8,16),lr_images=2,iterations=9+dm",
+    )
+    assert titled(*many, "dm") == ["datm:iterations=1 + dm", "datm:iterations=9 + dm", "dm"]
+    assert titled("datm", "datm:start_epochs=(8,16)") == ["datm", "datm:start_epochs=(8,16)"]
+    assert titled("dm:iterations=1,flip=True", "dm:iterations=1", "dm:iterations=2") == [
+        "dm:iterations=1,flip=True", "dm:iterations=1", "dm:iterations=2"
     ]  # fmt: skip
     assert "dm: dm:iterations=2,real_batch=20" in comparison_tables.notes(made)
     assert not any(note.startswith("random") for note in comparison_tables.notes(made))
