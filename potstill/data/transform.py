@@ -4,6 +4,7 @@ per-channel standardising; with its inverse.
 It is fitted on the training images alone, applied to everything, and travels inside every artefact.
 """
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -15,6 +16,8 @@ from torch import Tensor
 from potstill.errors import PotstillError
 from potstill.process import own_state
 from potstill.store import once
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of the fit; raised by hand whenever a change of the code changes what it gives
 EPSILON = 0.1  # added to the eigenvalues; the published value for pixels in [0, 1]
@@ -343,9 +346,17 @@ def _zca(flat: Tensor) -> dict[str, Tensor]:
     mean = flat.mean(0)
     centred = flat - mean
     covariance = centred.T @ centred / max(len(flat) - 1, 1)
-    scale, basis = torch.linalg.eigh(covariance.double())
+    scale, basis = _eigenvectors(covariance.double())
     scale, basis = scale.clamp_min(0).float(), basis.float().contiguous()  # as they are read back
     return Transform("zca", mean, scale, basis).tensors()
+
+
+def _eigenvectors(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (D,), ascending, and eigenvectors (D, D) of a symmetric matrix; where that is long, it is said."""
+    if len(moment) > AUTO_VALUES:
+        log.info("whitening images of %d values each: eigenvectors take minutes", len(moment))
+    values, vectors = torch.linalg.eigh(moment)
+    return values, vectors
 
 
 def _zca_image(flat: Tensor) -> dict[str, Tensor]:
@@ -356,7 +367,7 @@ def _zca_image(flat: Tensor) -> dict[str, Tensor]:
         moment += scaled.T @ scaled
         brightness += float(mean.double().sum())
         norms += float(norm.double().sum())
-    scale, basis = torch.linalg.eigh(moment / max(count, 1))
+    scale, basis = _eigenvectors(moment / max(count, 1))
     scale = scale.clamp_min(0)
     floor = RELATIVE_EPSILON * scale.mean().clamp_min(LEAST_MEAN)
     mean, norm = (flat.new_tensor(total / max(count, 1)) for total in (brightness, norms))

@@ -38,6 +38,16 @@ def test_eigenvectors_are_found_once(monkeypatch):
         transforms.fit("zca", pixels(), "others")
 
 
+@pytest.mark.parametrize("kind", ["zca", "zca-image"])
+def test_eigenvectors_of_large_images_take_minutes_and_that_is_said(kind, monkeypatch, caplog):
+    caplog.set_level("INFO", "potstill")
+    transforms.fit(kind, pixels())
+    assert caplog.messages == []
+    monkeypatch.setattr(transforms, "AUTO_VALUES", 47)
+    transforms.fit(kind, pixels())
+    assert caplog.messages == ["whitening images of 48 values each: eigenvectors take minutes"]
+
+
 @pytest.mark.parametrize("kind", ["zca", "standardise"])
 def test_invert_undoes_it(kind):
     transform = transforms.fit(kind, pixels())
