@@ -186,8 +186,8 @@ def presets_section(name: str, record: dict) -> str:
         f"The presets of Tiny ImageNet on {record['classes']} classes of CIFAR-100, enlarged to its shape and cut "
         "short: what `potstill forecast` says, and what `potstill run` then took, as forecast → measured. `python "
         f"recipes/tiny_shape.py`, the whole commands and all values in [{name}.json]({name}.json). The first "
-        "forecast makes the whitening (eigenvectors of 12,288 values), and its peak of memory is that; the run finds it "
-        "kept.\n",
+        "forecast makes the whitening (eigenvectors of 12,288 values), and its peak of memory is that; the run finds "
+        "it kept.\n",
         "| preset | experts, s | distilling, s | evaluation, s | memory, GB | commit |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
