@@ -38,9 +38,10 @@ UNMOVED = (  # what the same begins with: images that the experts recognise, the
     "lr_images=0,lr_logits=0,lr_step_size=0,iterations=1"
 )
 MATCHED = (
-    "iterations=500,start_epochs=(0,2),expert_epochs=1,inner_steps=20,step_size=0.02,lr_step_size=1e-5,cooldown=0.8"
+    "iterations=500,start_epochs=(0,2),expert_epochs=1,inner_steps=20,step_size=0.02,"
+    "lr_images=1000,lr_logits=5,lr_step_size=1e-5,cooldown=0.8"
 )
-DATM = f"datm:{MATCHED},lr_images=1000,lr_logits=5"
+DATM = f"datm:{MATCHED}"
 REFINED = "rat-bptt:iterations=500,cooldown=0.8"
 ADAM = f"{REFINED},outer=adam,lr_images=0.005,lr_labels=0.01,lr_step_size=1e-4,clip=2"
 REFINEMENTS = (  # what may give more accuracy in the same minutes, each a change of the second row
@@ -53,8 +54,8 @@ REFINEMENTS = (  # what may give more accuracy in the same minutes, each a chang
     f"{DATM}+{REFINED},window=40",
     f"{DATM}+{REFINED},window=16,unroll=32",
     f"{DATM},flip=True+{REFINED}",
-    f"mct:{MATCHED},labels=learned,lr_images=1000,lr_logits=5+{REFINED}",
-    f"tesla:{MATCHED},labels=learned,lr_images=1000,lr_logits=5+{REFINED}",
+    f"mct:{MATCHED},labels=learned+{REFINED}",
+    f"tesla:{MATCHED},labels=learned+{REFINED}",
     f"frepo:iterations=500+{REFINED}",
     f"rcig:iterations=500+{REFINED}",
     f"dm:iterations=200+{REFINED}",

@@ -38,9 +38,7 @@ class TrainingGradient(Protocol):
         """The gradient (P,)."""
 
 
-LARGE = (
-    2e7  # multiplications per image from which parts of a batch, as many as stay in cache, are faster than all of it
-)
+LARGE = 2e7  # multiplications per image from which parts of a batch that stay in cache are faster than all of it
 LOWERED = {"cpu": 1e6, "cuda": LARGE}  # from which a lower precision is, by 1.5 to 2 on a CPU; not measured on a GPU
 CACHE_BATCH = {"cpu": 32, "cuda": 256}  # images whose activations stay in cache, or fill the device
 SMALL_BATCH = 128  # the same for a small network, at 32×32 pixels

@@ -150,7 +150,6 @@ def kind(settings: RatBptt) -> Kind:
 
 def learns(settings: RatBptt) -> dict[str, Rule]:
     """Images, labels and, with SGD inside, the step size."""
-
     average = decay(settings.average, settings.iterations) or None
 
     def rule(lr: float | None, name: str, **more: Any) -> Rule:

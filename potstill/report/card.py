@@ -165,8 +165,8 @@ def _accuracies(results: Mapping[str, Any]) -> Iterator[str]:
             row = row_of(key, results)
             yield f"| {row['name']} | {row['images']} | {row['mean']} | {row['interval']} | {row['seeds']} |"
     protocol = results["protocol"]
-    seen = f"chosen on\n{protocol['selection']} images" if results["chosen"]["on"] else "not\nchosen by any evaluation"
-    yield from ("", f"Fresh networks ({results['network']}) by the protocol {described(protocol)}: the set was {seen}.")
+    yield from ("", f"Fresh networks ({results['network']}) by the protocol {described(protocol)}: the set was")
+    yield f"{_chosen(results['chosen']['on'])}."
     yield "Random images and the full set are controls, trained by the same recipe."
     yield ""
 
@@ -211,8 +211,9 @@ def _making(distilled: Distilled) -> Iterator[str]:
     network = distilled.recipe["network"]
     yield f"- network: {', '.join(f'{key} {value}' for key, value in network.items())}"
     yield f"- augmentation: {', '.join(distilled.recipe['augment']) or 'none'}"
-    if "iteration" in distilled.provenance and not imported:
-        yield f"- the set of iteration {distilled.provenance['iteration']}, {_chosen(distilled)}"
+    told = distilled.provenance
+    if "iteration" in told and not imported:
+        yield f"- the set of iteration {told['iteration']}, {_chosen(told.get('chosen_on'))}"
     yield from ("", "<details><summary>Every setting</summary>", "", "```")
     yield from (f"{key}: {value}" for key, value in sorted(flatten(config).items()))
     yield from ("```", "", "</details>", "")
@@ -230,8 +231,7 @@ def _dataset(distilled: Distilled) -> str:
     return str(distilled.provenance.get("dataset", {}).get("name", "unknown data"))
 
 
-def _chosen(distilled: Distilled) -> str:
-    split = distilled.provenance.get("chosen_on")
+def _chosen(split: str | None) -> str:
     return f"chosen on {split} images" if split else "not chosen by any evaluation"
 
 

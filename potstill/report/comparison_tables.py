@@ -2,11 +2,11 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.report.study_page import percent
+from potstill.runs.written import stages_of
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -24,7 +24,7 @@ def titles(record: Record) -> dict[str, str]:
     be called the same.
     """
     names = methods(record)
-    short = {name: " + ".join(map(_titled, _stages(name))) for name in names}
+    short = {name: " + ".join(_titled(*stage) for stage in stages_of(name)) for name in names}
     alike = {name: [other for other in names if short[other] == short[name]] for name in names}
     return {
         name: NAMED.get(name, short[name] if len(alike[name]) == 1 else _apart(name, alike[name])) for name in names
@@ -33,25 +33,18 @@ def titles(record: Record) -> dict[str, str]:
 
 def _apart(name: str, alike: Sequence[str]) -> str:
     """A method with the last of its changes that alone tells it from those like it, or else with all that they lack."""
-    each = [{(at, one.partition("=")[0]): one for at, one in _changes(other)} for other in alike]
-    values = {at: {changes.get(at) for changes in each} for changed in each for at in changed}
+    each = {
+        other: {(stage, one.partition("=")[0]): one for stage, changes in stages_of(other) for one in changes}
+        for other in alike
+    }
+    values = {at: {changes.get(at) for changes in each.values()} for changed in each.values() for at in changed}
     alone = [at for at, those in values.items() if len(those) == len(alike)]
     told = alone[-1:] or [at for at, those in values.items() if len(those) > 1]
-    found, own = [], each[alike.index(name)]
-    for number, stage in enumerate(_stages(name)):
-        changes = [own[at] for at in told if at[0] == number and at in own]
-        found.append(stage.partition(":")[0] + (f":{','.join(changes)}" if changes else ""))
+    found = []
+    for stage, _ in stages_of(name):
+        changes = [each[name][at] for at in told if at[0] == stage and at in each[name]]
+        found.append(f"{stage}:{','.join(changes)}" if changes else stage)
     return " + ".join(found)
-
-
-def _stages(name: str) -> list[str]:
-    return re.split(r"\+(?=[a-z])", name)
-
-
-def _changes(name: str) -> list[tuple[int, str]]:
-    """Every change of a method, with the number of its stage; commas inside brackets part nothing."""
-    told = (stage.partition(":")[2] for stage in _stages(name))
-    return [(at, one) for at, text in enumerate(told) for one in re.split(r",(?![^(\[]*[)\]])", text) if one]
 
 
 def _told(name: str, title: str) -> str:
@@ -60,9 +53,8 @@ def _told(name: str, title: str) -> str:
     return "" if title in (name, in_words) else name
 
 
-def _titled(stage: str) -> str:
-    name, _, changes = stage.partition(":")
-    return f"{name} with soft labels" if "labels=soft" in changes.split(",") else name
+def _titled(stage: str, changes: Sequence[str]) -> str:
+    return f"{stage} with soft labels" if "labels=soft" in changes else stage
 
 
 def sizes(record: Record) -> list[int]:

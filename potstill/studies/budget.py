@@ -41,14 +41,8 @@ class BudgetTask:
     def _identity(self) -> list[Any]:
         settings, problem = self.settings, problem_of(self.settings)
         own = {name: value for name, value in fixed_fields(settings).items() if name != "dataset"}
-        where = [
-            problem.device.type,
-            str(problem.network.precision),
-            settings.compile,
-            self.threads,
-            self.neighbours,
-            self.number,
-        ]
+        computed = [problem.device.type, str(problem.network.precision), settings.compile]
+        where = [*computed, self.threads, self.neighbours, self.number]
         trial = vars(selecting(settings.evaluation))
         return ["timed as it computes", problem.dataset.fingerprint, files.plain(own), trial, self.minutes, where]
 

@@ -8,7 +8,6 @@ work.
 import ast
 import dataclasses
 import logging
-import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from potstill.methods import published
 from potstill.networks.architectures import Architecture, NetworkConfig
 from potstill.runs import settings
 from potstill.runs.settings import Settings
+from potstill.runs.written import stages_of
 from potstill.studies import budget
 from potstill.studies import task as tasks
 from potstill.studies.cells import check_honest
@@ -97,29 +97,16 @@ def parse(text: str, what: str = "method") -> tuple[tuple[str, ...], dict[str, d
         PotstillError: a change that is no FIELD=VALUE.
     """
     changes: dict[str, dict[str, Any]] = {}
-    for stage in re.split(r"\+(?=[a-z])", text):  # not the sign of 1e+2
-        name, _, told = stage.partition(":")
+    for name, told in stages_of(text):
         if name in changes:
             raise PotstillError(f"{what} {text!r}: {name} stands there twice; name each stage once.")
         changes[name] = {}
-        for pair in _split(told):
+        for pair in told:
             field, equals, value = pair.partition("=")
             if not equals:
                 raise PotstillError(f"{what} {text!r}: {pair!r} changes nothing; write {name}:FIELD=VALUE.")
             changes[name][field.strip().replace("-", "_")] = _value(value.strip())
     return tuple(changes), changes
-
-
-def _split(text: str) -> list[str]:
-    """Parts between commas, but for those inside brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part for part in parts if part.strip()]
 
 
 def _value(text: str) -> Any:
