@@ -77,8 +77,8 @@ class Shared:
     validation: Part = 0.1
     """Fraction of the training images kept aside to choose checkpoints."""
     evaluations: Whole = 5
-    """How often, evenly spaced, the set is evaluated on validation images; the best one is kept. 0: never, and
-    the last one is kept; for sets of many images this saves more time than distilling takes."""
+    """How often, evenly spaced, the set is evaluated on validation images; the best one is kept. 0: never, and the
+    last one is kept; for sets of many images this saves more time than distilling takes."""
     keep: Literal["best", "last"] = "best"
     """The set that becomes the result: the best one on validation images, the initial one included, or the last one."""
     snapshots: Whole = 10
