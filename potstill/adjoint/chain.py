@@ -47,6 +47,14 @@ class Chain:
 
     def gradient(self, parameters: Parameters, x: Tensor, z: Tensor) -> tuple[Parameters, Residuals]:
         """∇θ ℓ, and the residuals of it that :meth:`directional` can use."""
+        return self._both_ways(parameters, x, z)[1:]
+
+    def loss_and_gradient(self, parameters: Parameters, x: Tensor, z: Tensor) -> tuple[Tensor, Parameters]:
+        """ℓ and ∇θ ℓ."""
+        return self._both_ways(parameters, x, z)[:2]
+
+    def _both_ways(self, parameters: Parameters, x: Tensor, z: Tensor) -> tuple[Tensor, Parameters, Residuals]:
+        """Forwards for ℓ, backwards for its gradients."""
         forward = []
         for layer, nonlinear in zip(self.loss.network.layers, self._nonlinear_parts(), strict=True):
             weights, others = layer.split(parameters)
@@ -54,7 +62,7 @@ class Chain:
             after, pullback = vjp(nonlinear, others, y, z)
             forward.append((layer, weights, x, y, pullback))
             x = after
-        x_gradient = torch.ones_like(x)
+        loss, x_gradient = x, torch.ones_like(x)
         gradient: Parameters = {}
         residuals: list[Pair] = []
         for layer, weights, x, y, pullback in reversed(forward):
@@ -62,7 +70,7 @@ class Chain:
             gradient.update(others_gradient | _weight_gradient(layer.linear, weights, y_gradient, x))
             x_gradient = layer.input_gradient(weights, y_gradient, x)
             residuals.insert(0, (y, x_gradient))
-        return gradient, tuple(residuals[1:])
+        return loss, gradient, tuple(residuals[1:])
 
     def directional(
         self, parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters, residuals: Residuals

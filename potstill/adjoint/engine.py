@@ -9,7 +9,7 @@ import functools
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from potstill.adjoint.derivatives import Derivatives, compiled, eager
+from potstill.adjoint.derivatives import Derivatives, compiled, compiled_loss, eager, plain_loss
 from potstill.errors import PotstillError
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import BatchLoss, LabelKind, loss_for
@@ -144,6 +144,36 @@ def training_gradient(
 def _compiled_training(network: FlatNetwork, kind: LabelKind) -> Derivatives:
     """Compiled once for each network and kind of labels, however many networks are trained."""
     return compiled(loss_for(network, kind))
+
+
+def mean_loss(
+    network: FlatNetwork, theta: Tensor, parts: Sequence[tuple[Tensor, Tensor]], count: int, compile: bool
+) -> Tensor:  # fmt: skip
+    """Σ ℓ / count of real images, once differentiable in ``theta`` (P,).
+
+    The graph of one part is held at once.  Of those that are compiled one shape is, the first one's.
+
+    Args:
+        network: whose loss it is.
+        theta: its parameters (P,).
+        parts: images (b, C, H, W) and their probabilities (b, K); perhaps none.
+        count: images by which the sum is divided.
+        compile: whether to.
+    """
+    loss, here = loss_for(network, "probabilities"), theta.detach()
+    value, gradient = torch.zeros_like(here[0]), torch.zeros_like(here)
+    for images, labels in parts:
+        fast = compile and len(images) == len(parts[0][0])
+        one = _compiled_loss(network) if fast else functools.partial(plain_loss, loss)
+        part_value, part_gradient = one(here, images, labels)
+        value, gradient = value + part_value, gradient + part_gradient
+    return (value + gradient @ (theta - here)) / count
+
+
+@functools.cache
+def _compiled_loss(network: FlatNetwork) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Compiled once for each network."""
+    return compiled_loss(loss_for(network, "probabilities"))
 
 
 def at_once(network: FlatNetwork, shape: tuple[int, int, int]) -> int:

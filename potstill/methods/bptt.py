@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from potstill.adjoint import engine
 from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import unroll
 from potstill.bounds import Count, Fraction, Positive, Rate, Whole
@@ -41,7 +42,7 @@ from potstill.methods.method import (
 from potstill.methods.outer import Rule, decay
 from potstill.methods.rates import scale_free
 from potstill.methods.trajectory import draw_steps
-from potstill.networks.losses import loss_for, soft_cross_entropy
+from potstill.networks.losses import loss_for
 
 ADAM_STEP_SIZE, SGD_STEP_SIZE = 1e-3, 0.01  # of students, where the set brings none
 PUBLISHED_WIDTH = 128  # of the students for which that of Adam is published
@@ -248,17 +249,12 @@ def mean_loss(ctx: Context, theta: Tensor, images: Tensor, targets: Tensor) -> T
     """Mean cross-entropy, once differentiable in ``theta`` (P,), of this process's share of the images.
 
     The graph of a few images is held at once.  With batch norm, which couples the images of a batch, of all of them.
+    Compiled where the inner steps are, which take about as long.
     """
-    network = ctx.problem.network
-    here = theta.detach().requires_grad_()
-    value, gradient = torch.zeros_like(here[0]), torch.zeros_like(here)
-    size = ctx.problem.at_once
-    for rows in ctx.mine(torch.arange(len(images), device=images.device).split(size)):
-        with torch.enable_grad():
-            loss = soft_cross_entropy(network(here, images[rows]), targets[rows]) / len(images)
-        gradient += torch.autograd.grad(loss, here)[0]
-        value += loss.detach()
-    return value + gradient @ (theta - theta.detach())
+    number = math.ceil(len(images) / ctx.problem.at_once)
+    size = math.ceil(len(images) / number)
+    parts = [*zip(images.split(size), targets.split(size), strict=True)]
+    return engine.mean_loss(ctx.problem.network, theta, ctx.mine(parts), len(images), ctx.derivatives.compiled)
 
 
 def measure_with(loss: Callable[..., Outcome], rules: Callable[[Any], dict[str, Rule]]) -> Callable[..., Measuring]:

@@ -16,6 +16,7 @@ from potstill.errors import PotstillError
 from potstill.networks import flat
 from potstill.networks.architectures import Architecture, NetworkConfig
 from potstill.networks.losses import LabelKind, label_loss, loss_for, target_loss
+from tests.conftest import needs_compiler
 from tests.networks.test_losses import labels_of
 
 SHAPE = (3, 32, 32)
@@ -64,6 +65,20 @@ def test_the_gradient_of_training_is_the_mean_losss(kind):
     (expected,) = torch.autograd.grad(loss_for(small, kind)(here, images, labels) / 6, here)
     found = engine.training_gradient(small, SHAPE, 6, 1.0, "no", kind)(theta, images, labels)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
+def test_the_mean_loss_of_parts_has_the_gradient_of_all(compile):
+    """Of parts of unlike size, of which compiled is the first one's."""
+    small = flat.flat_network(NetworkConfig(width=4, depth=2), SHAPE, 10, precision=torch.float64)
+    images = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, theta = labels_of("probabilities", 5, 10).double(), small.fresh(0).double().requires_grad_()
+    parts = [*zip(images.split(2), labels.split(2), strict=True)]
+    found = engine.mean_loss(small, theta, parts, 5, compile).square()
+    expected = (target_loss(small)(theta, images, labels) / 5).square()
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
+    (ours,), (oracle,) = (torch.autograd.grad(value, theta) for value in (found, expected))
+    assert torch.allclose(ours, oracle, rtol=1e-10, atol=1e-14)
 
 
 def test_the_gradient_of_training_moves_the_callers_statistics():
