@@ -73,8 +73,9 @@ COMPARISONS = {
     f"window:labels=soft datm:{LATER} window:labels=soft+datm:{LATER} --ipcs 500 --networks {MANY} "
     "--minutes 6 --set-seeds 1 --workers 2 --evaluations 1 --evaluation.seeds 1 --evaluation.epochs 31 "
     f"--evaluation.full-epochs 8 {NARROW} --expert.epochs 15 --expert.batch-size 128 --expert.step-size 0.02",
-    "cifar10-narrow-refining": f"--methods {' '.join(REFINEMENTS)} --ipcs 1 --minutes 2 --compile yes --set-seeds 1 --workers 2 "
-    "--evaluations 1 --keep last --evaluation.step-size chosen --evaluation.seeds 3 --evaluation.full-seeds 0 "
+    "cifar10-narrow-refining": f"--methods {' '.join(REFINEMENTS)} --ipcs 1 --minutes 2 --compile yes "
+    "--set-seeds 1 --workers 2 --evaluations 1 --keep last --evaluation.step-size chosen --evaluation.seeds 3 "
+    "--evaluation.full-seeds 0 "
     "--network.width 32 --expert.count 10 --expert.epochs 3 --expert.batch-size 128 --published-as cifar10",
     "cifar10-narrow-lossless": f"--methods window:labels=soft datm:{UNMOVED} datm:{LATE} "
     "--ipcs 200 500 1000 --set-seeds 1 --workers 2 --evaluations 0 --evaluation.seeds 2 "

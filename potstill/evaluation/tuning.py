@@ -15,6 +15,7 @@ from potstill.evaluation.evaluator import Evaluator, Event, training_set_of, val
 from potstill.networks.architectures import NetworkConfig
 
 TRIED_FRACTIONS = (1.0, 0.5, 0.25, 0.125)  # of the learned step size, that are tried where it is to be chosen
+SMALLER_FRACTIONS = (0.0625, 0.03125)  # and tried as long as the smallest one before is the best
 Wanted = Literal["learned", "chosen"]
 Tried = dict[str, Any]
 """{"step_size", "accuracy"}: one that was tried (None where the set has none), and the mean accuracy on validation
@@ -32,8 +33,11 @@ def try_step_sizes(
     if wanted == "learned":
         yield {**event, "doing": "evaluating"}
         return [{"step_size": distilled.step_size, "accuracy": validation_accuracy(evaluator, training_set)}]
-    tried = []
-    for step_size in (training_set.alpha * fraction for fraction in TRIED_FRACTIONS):
+    tried: list[Tried] = []
+    for fraction in TRIED_FRACTIONS + SMALLER_FRACTIONS:
+        if fraction in SMALLER_FRACTIONS and max(tried, key=lambda entry: entry["accuracy"]) is not tried[-1]:
+            break
+        step_size = training_set.alpha * fraction
         yield {**event, "doing": f"training with step size {step_size:.3g}"}
         accuracy = validation_accuracy(evaluator, replace(training_set, step_size=step_size))
         tried.append({"step_size": step_size, "accuracy": accuracy})

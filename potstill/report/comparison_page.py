@@ -1,6 +1,7 @@
 """A comparison's record as figures, and as one self-contained page."""
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ MOST_CLASSES = 10  # that are drawn
 SIDE_BY_SIDE = 5  # of them, where each has one image
 WIDE = 10  # ratio of the ends of an axis from which on it is logarithmic
 MARKERS = "osD^vP*X"
+NAME_WIDTH = 48  # letters of a method's name in one line
 
 
 def write(record: Record, out: Path, store: Path | None = None) -> Path:
@@ -79,8 +81,9 @@ def _figures(record: Record) -> list[tuple[Callable[[Record], Any], str]]:
         (bytes_figure, "Test accuracy against the bytes of images and labels."),
     ]  # fmt: skip
     if not across_networks(record):
-        return drawn
-    return [*drawn, across] if len(sizes(record)) > 1 else [across, *drawn[1:]]  # one size makes no curve
+        ranked = (ranked_figure, "Test accuracy, from the lowest to the highest; bars are 95 % intervals over sets.")
+        return drawn if len(sizes(record)) > 1 else [ranked, *drawn[1:]]  # one size makes no curve
+    return [*drawn, across] if len(sizes(record)) > 1 else [across, *drawn[1:]]
 
 
 def _style(record: Record, name: str) -> dict[str, Any]:
@@ -123,13 +126,40 @@ def accuracy_figure(record: Record) -> Any:
     return drawn
 
 
+def ranked_figure(record: Record) -> Any:
+    """Accuracy at the one size there is, a line for each method."""
+    network = _network(record)
+    rows = [row for row in record["rows"] if row["accuracy"].get(network)]
+    rows.sort(key=lambda row: row["accuracy"][network]["mean"])
+    labels = [textwrap.fill(titles(record)[row["name"]].replace(",", ", "), NAME_WIDTH) for row in rows]
+    lines = [1.3 + label.count("\n") for label in labels]
+    places = [sum(lines[:n]) + lines[n] / 2 for n in range(len(rows))]
+    title = f"{record['dataset']}, {network}, {sizes(record)[0]} per class"
+    drawn, plot = axes("test accuracy (%)", "", 1.0 + 0.17 * sum(lines), title)
+    for place, row in zip(places, rows, strict=True):
+        figure = row["accuracy"][network]
+        ends = [[100 * abs(figure["mean"] - end)] for end in figure["ci95"] or [figure["mean"]] * 2]
+        plot.errorbar([100 * figure["mean"]], [place], xerr=ends, capsize=2, **_style(record, row["name"]))
+    if full := record["full"].get(network):
+        plot.axvline(100 * full["mean"], color=COLOURS["full"], label=NAMES["full"])
+        plot.legend(frameon=False, fontsize=8)
+    plot.set_yticks(places, labels, fontsize=8)
+    plot.grid(axis="x", color="#e4e6ea", linewidth=0.8)
+    return drawn
+
+
 def _reaches(figure: Mapping[str, Any], full: Mapping[str, Any]) -> bool:
     """Whether a figure's interval meets the full set's mean."""
     return bool(figure["ci95"]) and figure["ci95"][1] >= full["mean"]
 
 
 def _legend(plot: Any, record: Record) -> None:
-    if not plot.get_legend_handles_labels()[0]:  # nothing is there yet
+    names = plot.get_legend_handles_labels()[1]
+    if not names:  # nothing is there yet
+        return
+    if max(map(len, names)) > NAME_WIDTH:  # beside the plot they would be cut
+        plot.figure.set_figheight(plot.figure.get_figheight() + 0.17 * len(names))
+        plot.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.14))
         return
     plot.legend(
         frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), ncols=1 + len(methods(record)) // 18

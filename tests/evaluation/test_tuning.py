@@ -39,6 +39,15 @@ def test_the_learned_step_size_and_smaller_ones_are_tried(given):
     assert events == [{**EVENT, "doing": f"training with step size {s}"} for s in (0.08, 0.04, 0.02, 0.01)]
 
 
+def test_smaller_ones_are_tried_while_the_smallest_is_the_best(given, monkeypatch):
+    evaluator, distilled, _ = given
+    monkeypatch.setattr(tuning, "validation_accuracy", lambda _, training_set: 0.5 - training_set.step_size)
+    tried = exhaust(tuning.try_step_sizes(evaluator, distilled, "chosen", EVENT))
+    assert [entry["step_size"] for entry in tried] == [0.08, 0.04, 0.02, 0.01, 0.005, 0.0025]
+    monkeypatch.setattr(tuning, "validation_accuracy", lambda *_: 0.5)
+    assert len(exhaust(tuning.try_step_sizes(evaluator, distilled, "chosen", EVENT))) == 4  # no better, no further
+
+
 def test_a_set_without_a_step_size_tries_that_of_the_controls(given):
     evaluator, distilled, _ = given
     tried = exhaust(tuning.try_step_sizes(evaluator, replace(distilled, step_size=None), "chosen", EVENT))

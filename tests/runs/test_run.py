@@ -98,10 +98,10 @@ def test_the_step_size_can_be_chosen_on_validation_images_and_given_back(finishe
     job = run.open_run(chosen, folder)
     distilled = run_to_completion(stage.distil(job), events.append)
     tried = distilled.provenance["step_sizes"]
-    assert [entry["step_size"] / results["step_size"] for entry in tried] == pytest.approx([1, 0.5, 0.25, 0.125])
+    assert [entry["step_size"] / results["step_size"] for entry in tried[:4]] == pytest.approx([1, 0.5, 0.25, 0.125])
     best = max(tried, key=lambda entry: entry["accuracy"])
     assert distilled.step_size == best["step_size"]
-    assert sum("training with step size" in event.get("doing", "") for event in events) == 4
+    assert sum("training with step size" in event.get("doing", "") for event in events) == len(tried)
     assert run_to_completion(record.evaluate(job, load(job.folder)))["step_sizes"] == tried
     assert "chosen on validation images" in run_page.write(folder).read_text()
     assert run_to_completion(stage.distil(job)).provenance["step_sizes"] == tried  # and not tried again
