@@ -199,6 +199,21 @@ def presets_section(name: str, record: dict) -> str:
     return "\n".join(lines)
 
 
+def noise_section(name: str, record: dict) -> str:
+    """What gradients of a refinement have in common."""
+    rows = [f"| {case} | {one['mean']:+.3f} ± {one['standard_error']:.3f} |" for case, one in record["cosines"].items()]
+    return "\n".join([
+        f"\n## {name}\n",
+        f"What the gradients of an iteration that refines [{record['set']}]({record['set']}) have in common: mean "
+        f"cosine of pairs among {record['gradients']}, ± its standard error, commit {record['commit']}: `python "
+        f"recipes/gradient_noise.py`, all values in [{name}.json]({name}.json). Where nothing is alike it is the share "
+        "of a gradient's square that is signal.\n",
+        "| alike in all | cosine |",
+        "| --- | --- |",
+        *rows,
+    ])  # fmt: skip
+
+
 def page() -> str:
     """The table of runs, then the studies."""
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))}
@@ -210,6 +225,7 @@ def page() -> str:
     ]
     lines += [scaling_section(name, record) for name, record in records.items() if "tasks_a_minute" in record]
     lines += [presets_section(name, record) for name, record in records.items() if "presets" in record]
+    lines += [noise_section(name, record) for name, record in records.items() if "cosines" in record]
     lines += [authors_section(name, record) for name, record in records.items() if "changed_in_all" in record]
     lines += [foreign_section(name, record) for name, record in records.items() if record.get("kind") == "foreign"]
     return "\n".join(lines)
