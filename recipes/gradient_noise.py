@@ -5,10 +5,12 @@
 Students train on a set; through the last steps the loss of real images is differentiated in the set's images, as
 RaT-BPTT does.  Two such gradients differ in the student's initialisation, in the augmentations that were drawn and in
 the real images.  With each of them held alike in all, the mean cosine of pairs says which one they owe their
-differences to; where nothing is alike it is the share of a gradient's square that is signal.
+differences to; where nothing is alike it is the share of a gradient's square that is signal.  That is measured without
+augmentation and with each of its operations alone as well, with students that a set made under all of them trains so.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from potstill import files
 from potstill.adjoint import engine
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.data import augment
+from potstill.data.augment import DSA
 from potstill.data.dataset import load as read
 from potstill.data.distilled import load
 from potstill.data.labels import one_hot
@@ -37,7 +40,8 @@ CASES: dict[str, tuple[str, ...]] = {  # which of the sources are alike in all g
     "nothing alike": (),
     **{f"the same {source}": (source,) for source in SOURCES},
     "the same network and augmentation": ("network", "augmentation"),
-    "no augmentation, nothing else alike": (),
+    "nothing alike, no augmentation": (),
+    **{f"nothing alike, only {operation}": () for operation in DSA},
 }
 
 
@@ -56,10 +60,11 @@ class Refinement:
             network, shape, len(self.set.images), 0.0, compile, None, self.set.kind
         )
 
-    def gradient(self, network: int, augmentation: int, real: int, augmented: bool) -> Tensor:
-        """The gradient in the images, as a vector of norm 1, of a student by the numbers of what it draws."""
+    def gradient(self, numbers: Sequence[int], operations: Sequence[augment.Operation]) -> Tensor:
+        """The gradient in the images, as a vector of norm 1, by the number of each of the sources' draws."""
+        network, augmentation, real = numbers
         draws = generator(augmentation, "augmentation")
-        steps = [self._step(draws, augmented) for _ in range(LEAD + WINDOW)]
+        steps = [self._step(draws, operations) for _ in range(LEAD + WINDOW)]
         images = self.set.images.clone().requires_grad_()
         end = unroll(
             self.problem.network.fresh(network), images, self.set.targets, torch.tensor(STEP_SIZE), steps, self.loss,
@@ -74,9 +79,8 @@ class Refinement:
         (found,) = torch.autograd.grad(loss, images)
         return found.flatten() / found.norm()
 
-    def _step(self, draws: torch.Generator, augmented: bool) -> InnerStep:
+    def _step(self, draws: torch.Generator, operations: Sequence[augment.Operation]) -> InnerStep:
         count, _, *size = self.set.images.shape
-        operations = self.operations if augmented else ()
         return InnerStep(torch.arange(count), augment.draw(operations, count, (size[0], size[1]), draws))
 
 
@@ -95,13 +99,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", type=Path, default=ROOT / "records" / "cifar10-ipc1-cpu.safetensors")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
-    parser.add_argument("--gradients", type=int, default=24, help="of each case")
+    parser.add_argument("--gradients", type=int, default=12, help="of each case")
     parser.add_argument("--record", type=Path, default=RECORD)
     given = parser.parse_args()
     refinement, found = Refinement(given.set, given.data), dict[str, Any]()
     for name, alike in CASES.items():
+        only = [operation for operation in DSA if name.endswith(f"only {operation}")]
+        operations = () if "no augmentation" in name else only or refinement.operations
         gradients = [
-            refinement.gradient(*(0 if source in alike else n for source in SOURCES), "no augmentation" not in name)
+            refinement.gradient([0 if source in alike else n for source in SOURCES], operations)
             for n in range(given.gradients)
         ]
         found[name] = mean_cosine(gradients)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from potstill.data.augment import DSA
 from recipes import gradient_noise
 
 
@@ -18,10 +19,10 @@ def test_a_gradient_follows_from_its_draws(monkeypatch):
     for name, value in {"LEAD": 1, "WINDOW": 2, "REAL_BATCH": 5}.items():
         monkeypatch.setattr(gradient_noise, name, value)
     refinement = gradient_noise.Refinement(gradient_noise.ROOT / "records" / "digits-ipc1.safetensors", "digits", "no")
-    first = refinement.gradient(0, 0, 0, augmented=True)
+    first = refinement.gradient((0, 0, 0), DSA)
     assert float(first.norm()) == pytest.approx(1)
-    assert torch.equal(refinement.gradient(0, 0, 0, augmented=True), first)
+    assert torch.equal(refinement.gradient((0, 0, 0), DSA), first)
     for numbers in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        assert float(refinement.gradient(*numbers, augmented=True) @ first) < 0.999
-    plain = refinement.gradient(0, 0, 0, augmented=False)
-    assert torch.equal(refinement.gradient(0, 1, 0, augmented=False), plain)  # nothing is drawn
+        assert float(refinement.gradient(numbers, DSA) @ first) < 0.999
+    plain = refinement.gradient((0, 0, 0), ())
+    assert torch.equal(refinement.gradient((0, 1, 0), ()), plain)  # nothing is drawn
