@@ -77,6 +77,8 @@ def check(settings: AtBptt, method: str, augmented: tuple[Operation, ...]) -> No
         PotstillError: with the value, the reason and the remedy.
     """
     bptt.check(settings, method, augmented)
+    if not settings.augment_window:
+        raise PotstillError(f"augment_window False: is not of {method}; leave it out, or take rat-bptt.")
     if settings.pool or settings.place != "random":
         raise PotstillError(
             f"pool {settings.pool}, place {settings.place}: the policy places the window of a fresh student; leave "

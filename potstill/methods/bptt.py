@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from potstill.adjoint import engine
 from potstill.adjoint.inner import Adam, Sgd
-from potstill.adjoint.unroll import unroll
+from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.bounds import Count, Fraction, Positive, Rate, Whole
 from potstill.data import augment
 from potstill.data import labels as kinds
@@ -72,6 +73,10 @@ class RatBptt:
     """Real images whose loss is lowered."""
     augment_real: bool = True
     """Augment the real images as well."""
+    augment_window: bool = True
+    """Augment the synthetic images in the window too. False: its steps see the set as it is, and with a pool the
+    student goes on from before them by as many augmented ones. The augmentations drawn there are what gradients of one
+    set differ by most (records/cifar10-ipc1-gradient-noise.json)."""
     inner: Literal["adam", "sgd"] = "adam"
     """Optimiser of the students. sgd trains by the set's own step size, which is learned."""
     inner_step_size: Positive | None = None
@@ -195,14 +200,18 @@ def real_loss(
     """
     draws = ctx.draws("student", iteration)
     theta, taken, lead = _student(ctx, settings, memory, iteration, draws)
-    images, count = variables["images"], lead + settings.window
-    theta = unroll(
-        theta, images, targets_of(variables, labels, ctx.classes), step_size_of(ctx, settings, variables),
-        draw_steps(ctx, settings.batch_size, count, len(images), draws),
-        loss_for(ctx.problem.network, kind(settings)), inner=optimiser(settings),
-        adjoint="truncated", last=settings.window, derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
+    walk = partial(
+        unroll, images=variables["images"], targets=targets_of(variables, labels, ctx.classes),
+        step_size=step_size_of(ctx, settings, variables), loss=loss_for(ctx.problem.network, kind(settings)),
+        inner=optimiser(settings), derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
     )  # fmt: skip
-    taken += count
+    steps, before = _steps(ctx, settings, lead, len(labels), draws), theta
+    if settings.pool and not settings.augment_window:  # the student goes on from before the window
+        with torch.no_grad():
+            before = walk(theta, steps=steps[:lead]) if lead else theta
+        steps = steps[lead:]
+    theta = walk(before, steps=steps, adjoint="truncated", last=settings.window)
+    taken += lead + settings.window
     real, truth = real_batch(ctx, settings, draws)
     loss = mean_loss(ctx, theta, real, truth) / math.log(ctx.classes)
     value = ctx.total(float(loss.detach()))
@@ -212,8 +221,17 @@ def real_loss(
     number = iteration % settings.pool
     fresh = pool.reset(memory, number)  # a student whose iteration is not stepped on would come again
     going = taken + settings.window <= settings.unroll and accept
-    after = pool.advance(memory, number, theta.detach(), taken) if going else fresh
+    goes_on = (theta.detach(), taken) if settings.augment_window else (before, taken - settings.window)
+    after = pool.advance(memory, number, *goes_on) if going else fresh
     return Outcome(loss, after, {"steps_taken": taken}, accept or not math.isfinite(value), refused_memory=fresh)
+
+
+def _steps(ctx: Context, settings: RatBptt, lead: int, n: int, draws: torch.Generator) -> list[InnerStep]:
+    """The steps before the window, and those in it."""
+    if settings.augment_window:
+        return draw_steps(ctx, settings.batch_size, lead + settings.window, n, draws)
+    before = draw_steps(ctx, settings.batch_size, lead, n, draws)
+    return before + draw_steps(replace(ctx, augment=()), settings.batch_size, settings.window, n, draws)
 
 
 def _student(
@@ -227,7 +245,7 @@ def _student(
         return ctx.fresh("student network", iteration), 0, drawn if settings.place == "random" else most
     found = pool.student(memory, iteration % settings.pool)
     if found.theta is not None:
-        return found.theta, found.steps, 0
+        return found.theta, found.steps, 0 if settings.augment_window else settings.window
     room = settings.unroll - settings.window - found.warm_up + 1
     lead = found.warm_up + int(torch.randint(min(settings.window, room), (), generator=draws))
     return ctx.fresh("student network", iteration), 0, lead
@@ -289,6 +307,7 @@ def probe(settings: RatBptt) -> Probe:
     """One iteration with a window of two steps, without steps before it, and with as many fewer real images."""
     few = min(2, settings.window)
     lead = (settings.unroll - settings.window) / (3 if not settings.pool else 12)  # steps that are not differentiated
+    lead += 0 if settings.augment_window or not settings.pool else settings.window / 3
     times = (settings.window + lead) / few
     rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in MEASURED}
     real = max(1, round(settings.real_batch / times))

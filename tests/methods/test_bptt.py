@@ -11,8 +11,9 @@ from potstill.adjoint import engine
 from potstill.adjoint.derivatives import eager
 from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import unroll, unroll_with_moments
+from potstill.data import augment
 from potstill.errors import PotstillError
-from potstill.methods import METHODS, bptt, pool, trajectory
+from potstill.methods import METHODS, at_bptt, bptt, pool, trajectory
 from potstill.methods.method import Start
 from potstill.networks import flat
 from potstill.networks.losses import loss_for, soft_cross_entropy
@@ -62,8 +63,8 @@ def test_students_continue_up_to_the_longest_unroll_and_are_followed_by_fresh_on
     window, size, memory = 10, 8, given[2].memory
     walked = []
 
-    def counted(theta, images, *rest, last, **_):
-        walked.append((len(rest[2]), last))
+    def counted(theta, *, images, steps, last, **_):
+        walked.append((len(steps), last))
         return theta + 0 * images.sum()
 
     monkeypatch.setattr(bptt, "unroll", counted)
@@ -108,6 +109,25 @@ def test_a_student_is_the_network_that_plain_training_gives(tmp_path, form):
     assert float(found.loss.detach()) == pytest.approx(float(loss), abs=1e-4)
     if own.pool:
         assert torch.allclose(found.memory["student.2"], expected, atol=1e-5)
+
+
+def test_the_window_may_see_the_set_as_it_is(tmp_path):
+    given = ctx, own, first = setting(tmp_path, REFINING, augment_window=False)
+    found, draws, images = of(given, first.memory, 2), ctx.draws("student", 2), first.variables["images"]
+    theta, taken, lead = bptt._student(ctx, own, first.memory, 2, draws)
+    steps = bptt._steps(ctx, own, lead, len(images), draws)
+    seen = [augment.apply(images[step.rows], step.drawing) - images[step.rows] for step in steps]
+    assert [bool(change.any()) for change in seen[lead:]] == [False] * own.window
+    assert sum(bool(change.any()) for change in seen[:lead]) > lead / 2
+    before = unroll(
+        theta, images, first.variables["logits"], first.variables["step_size"], steps[:lead],
+        loss_for(ctx.problem.network, "logits"), adjoint="direct",
+    ).detach()  # fmt: skip
+    assert (taken, found.metrics["steps_taken"]) == (0, lead + own.window)
+    assert torch.allclose(found.memory["student.2"], before, atol=1e-5)  # it goes on from before the window
+    assert of(given, found.memory, 2).metrics["steps_taken"] == lead + 2 * own.window
+    with pytest.raises(PotstillError, match="augment_window False: is not of at-bptt"):
+        METHODS["at-bptt"].check(at_bptt.AtBptt(augment_window=False), "at-bptt", ctx.augment)
 
 
 def test_narrower_students_take_longer_steps_of_adam(tmp_path):
