@@ -306,13 +306,22 @@ def measure_with(loss: Callable[..., Outcome], rules: Callable[[Any], dict[str, 
 def probe(settings: RatBptt) -> Probe:
     """One iteration with a window of two steps, without steps before it, and with as many fewer real images."""
     few = min(2, settings.window)
-    lead = (settings.unroll - settings.window) / (3 if not settings.pool else 12)  # steps that are not differentiated
-    lead += 0 if settings.augment_window or not settings.pool else settings.window / 3
-    times = (settings.window + lead) / few
+    times = (settings.window + _leading(settings) / 3) / few  # one that is not differentiated costs a third
     rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in MEASURED}
     real = max(1, round(settings.real_batch / times))
     cheaper = replace(settings, window=few, unroll=few, pool=0, real_batch=real, **rates)
     return Probe(cheaper, times, settings.window + 2 + settings.pool)
+
+
+def _leading(settings: RatBptt) -> float:
+    """Steps before the window that an iteration takes on average."""
+    spread = settings.unroll - settings.window
+    if not settings.pool:
+        return spread if settings.place == "end" else spread / 2
+    warm_up = settings.pool * spread / 2 / settings.iterations  # of its first students
+    if not settings.augment_window:
+        return warm_up + settings.window
+    return warm_up + settings.window / 2 * settings.window / settings.unroll  # of each fresh one
 
 
 def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: str = "random") -> dict[str, Any]:

@@ -130,6 +130,21 @@ def test_the_window_may_see_the_set_as_it_is(tmp_path):
         METHODS["at-bptt"].check(at_bptt.AtBptt(augment_window=False), "at-bptt", ctx.augment)
 
 
+@pytest.mark.parametrize("form", [REFINING, {**REFINING, "augment_window": False}, PAPER, {**PAPER, "place": "end"}])
+def test_a_forecast_counts_the_steps_that_are_taken(tmp_path, form, monkeypatch):
+    ctx, own, first = setting(tmp_path, form, iterations=48, threshold=None)
+    walked, memory = [], first.memory
+
+    def counted(theta, *, images, steps, last=None, **_):
+        walked.append(len(steps) - (last or 0))
+        return theta + 0 * images.sum()
+
+    monkeypatch.setattr(bptt, "unroll", counted)
+    for k in range(48):
+        memory = of((ctx, own, first), memory, k).memory
+    assert sum(walked) / 48 == pytest.approx(bptt._leading(own), rel=0.25)
+
+
 def test_narrower_students_take_longer_steps_of_adam(tmp_path):
     ctx, own, _ = setting(tmp_path, PAPER)
     width = ctx.problem.network_config.width
