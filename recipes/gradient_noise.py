@@ -10,6 +10,7 @@ augmentation and with each of its operations alone as well, with students that a
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Refinement:
     def __init__(self, path: Path, data: Path, compile: engine.Compile = "yes") -> None:
         distilled = load(path, read(str(data)))
         config = NetworkConfig(**distilled.recipe["network"])
-        self.problem = prepare(str(data), config, transform=distilled.transform.kind)
+        self.problem = prepare(str(data), config, transform=distilled.transform.kind, device="cpu")
         self.set = training_set_of(distilled, config, self.problem.device)
         self.operations = tuple(distilled.recipe["augment"])
         network, shape = self.problem.network, self.problem.dataset.shape
@@ -73,7 +74,7 @@ class Refinement:
         split = self.problem.train
         rows = torch.randint(len(split.labels), (REAL_BATCH,), generator=generator(real, "real"))
         targets = one_hot(split.labels[rows], len(self.problem.dataset.classes))
-        size = self.problem.at_once
+        size = math.ceil(REAL_BATCH / math.ceil(REAL_BATCH / self.problem.at_once))
         parts = [*zip(split.images[rows].split(size), targets.split(size), strict=True)]
         loss = engine.mean_loss(self.problem.network, end, parts, REAL_BATCH, self.derivatives.compiled)
         (found,) = torch.autograd.grad(loss, images)
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument("--gradients", type=int, default=12, help="of each case")
     parser.add_argument("--record", type=Path, default=RECORD)
     given = parser.parse_args()
+    if given.gradients < 3:
+        parser.error(f"--gradients {given.gradients}: give 3 or more, for the error leaves one out at a time")
     refinement, found = Refinement(given.set, given.data), dict[str, Any]()
     for name, alike in CASES.items():
         only = [operation for operation in DSA if name.endswith(f"only {operation}")]

@@ -76,14 +76,11 @@ def compiled(loss: BatchLoss, graphs: bool = False) -> Derivatives:
     Raises:
         PotstillError: the network has batch norm, whose running statistics cannot be traced.
     """
-    if loss.network.batch_coupled:
-        raise PotstillError("batch norm cannot be compiled; use plain derivatives, or another norm.")
-    network, chain = loss.network, Chain(loss)
+    network, chain = loss.network, _compilable(loss)
 
     def without_residuals(parameters: Parameters, x: Tensor, z: Tensor, direction: Parameters) -> Any:
         return chain.directional(parameters, x, z, direction, chain.gradient(parameters, x, z)[1])
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
     fast_gradient, fast_directional, fast_without_residuals = (
         # fullgraph: what cannot be traced whole is an error and gives a warning, never silently runs at plain speed
         torch.compile(function, dynamic=False, fullgraph=True, options=OPTIONS | {"triton.cudagraphs": graphs})
@@ -114,10 +111,18 @@ def compiled(loss: BatchLoss, graphs: bool = False) -> Derivatives:
     )
 
 
+def _compilable(loss: BatchLoss) -> Chain:
+    """The layers of a network that can be compiled, for as many shapes as are asked for."""
+    if loss.network.batch_coupled:
+        raise PotstillError("batch norm cannot be compiled; use plain derivatives, or another norm.")
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    return Chain(loss)
+
+
 def compiled_loss(loss: BatchLoss) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """ℓ and ∇θ ℓ (P,) of a batch, compiled as in :func:`compiled`; each batch size compiles once."""
     network = loss.network
-    fast = torch.compile(Chain(loss).loss_and_gradient, dynamic=False, fullgraph=True, options=OPTIONS)
+    fast = torch.compile(_compilable(loss).loss_and_gradient, dynamic=False, fullgraph=True, options=OPTIONS)
 
     def loss_and_gradient(theta: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = fast(network.unflatten(theta), x, z)

@@ -165,7 +165,7 @@ def mean_loss(
     for images, labels in parts:
         fast = compile and len(images) == len(parts[0][0])
         one = _compiled_loss(network) if fast else functools.partial(plain_loss, loss)
-        part_value, part_gradient = one(here, images, labels)
+        part_value, part_gradient = one(here, images, labels.to(here.dtype))
         value, gradient = value + part_value, gradient + part_gradient
     return (value + gradient @ (theta - here)) / count
 

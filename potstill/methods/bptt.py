@@ -247,7 +247,9 @@ def _student(
     if found.theta is not None:
         return found.theta, found.steps, 0 if settings.augment_window else settings.window
     room = settings.unroll - settings.window - found.warm_up + 1
-    lead = found.warm_up + int(torch.randint(min(settings.window, room), (), generator=draws))
+    least = int(not settings.augment_window and room > 1)  # there it goes on from before the window
+    most = max(min(settings.window, room), least + 1)
+    lead = found.warm_up + int(torch.randint(least, most, (), generator=draws))
     return ctx.fresh("student network", iteration), 0, lead
 
 
@@ -310,18 +312,26 @@ def probe(settings: RatBptt) -> Probe:
     rates: dict[str, Any] = {name: getattr(settings, name) or 0.0 for name in MEASURED}
     real = max(1, round(settings.real_batch / times))
     cheaper = replace(settings, window=few, unroll=few, pool=0, real_batch=real, **rates)
-    return Probe(cheaper, times, settings.window + 2 + settings.pool)
+    warm_up = _warm_up(settings) / 3 / (few * times)
+    return Probe(cheaper, times, settings.window + 2 + settings.pool, measuring=warm_up)
 
 
 def _leading(settings: RatBptt) -> float:
-    """Steps before the window that an iteration takes on average."""
+    """Steps before the window that an iteration takes on average, apart from those of the first students."""
     spread = settings.unroll - settings.window
     if not settings.pool:
         return spread if settings.place == "end" else spread / 2
-    warm_up = settings.pool * spread / 2 / settings.iterations  # of its first students
-    if not settings.augment_window:
-        return warm_up + settings.window
-    return warm_up + settings.window / 2 * settings.window / settings.unroll  # of each fresh one
+    first = (min(settings.window, spread + 1) - 1) / 2  # of a fresh student
+    windows = max(1, int((settings.unroll - first) // settings.window))  # before the next fresh one
+    again = 0 if settings.augment_window else settings.window
+    return (first + (windows - 1) * again) / windows
+
+
+def _warm_up(settings: RatBptt) -> float:
+    """Steps by which the first students of a pool are spread, all together."""
+    students = min(settings.pool, settings.iterations)
+    spread = settings.unroll - settings.window
+    return spread * students * (students - 1) / 2 / settings.pool if students else 0.0
 
 
 def _cell(unroll: int, window: int, lr: float, labels: str, batch: int, place: str = "random") -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Probe:
     settings: Settings
     times: float  # what one real iteration costs in iterations of the cheaper one
     vectors: int  # weight vectors (P,) that a real iteration holds at once
-    measuring: float = 0.0  # what measuring costs beyond the run, in real iterations
+    measuring: float = 0.0  # what measuring and beginning cost beyond the iterations, in real ones
     trials: int = 0  # sets that are evaluated for it
     timed: Sequence[int] = (0,)  # iterations, one after another, whose mean is what an iteration takes
 

@@ -149,10 +149,10 @@ def _experts(run: Run, needed: Experts) -> tuple[float, int]:
 
 
 def sets_evaluated(settings: Settings) -> int:
-    """Sets evaluated on validation images while distilling, each by every step size where one is chosen."""
+    """Evaluations on validation images while distilling: of each set by every step size that may be tried."""
     chosen = settings.evaluation.step_size == "chosen"
     sets = settings.evaluations + 1 if settings.evaluations else int(chosen)
-    return sets * (len(tuning.TRIED_FRACTIONS) if chosen else 1)
+    return sets * (len(tuning.TRIED_FRACTIONS + tuning.SMALLER_FRACTIONS) if chosen else 1)
 
 
 def _choosing(run: Run) -> float:

@@ -23,7 +23,7 @@ from potstill import files, store
 from potstill.adjoint import engine
 from potstill.data.distilled import FILE, Distilled, load
 from potstill.errors import Diverged, InUse, PotstillError
-from potstill.evaluation import controls
+from potstill.evaluation import controls, tuning
 from potstill.evaluation.controls import Series
 from potstill.evaluation.evaluator import Evaluator, Event, TrainingSet, evaluator_for, training_set_of
 from potstill.evaluation.protocol import EvaluationConfig, protocol_of, selecting
@@ -204,7 +204,8 @@ class SetTask:
 def set_task(settings: Settings, before: list[ExpertTask]) -> SetTask:
     """The task of distilling by some settings, with experts that are trained before."""
     fixed = {name: value for name, value in fixed_fields(settings).items() if name not in ("dataset", "expert")}
-    choosing = [vars(selecting(settings.evaluation)), settings.evaluation.step_size]
+    choosing: list[Any] = [vars(selecting(settings.evaluation)), settings.evaluation.step_size]
+    choosing += [tuning.SMALLER_FRACTIONS] if settings.evaluation.step_size == "chosen" else []
     following = [before[0].store_key, len(before)] if before else None
     return SetTask(settings, _key("set", problem_of(settings), fixed, choosing, following), tuple(before))
 

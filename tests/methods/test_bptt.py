@@ -130,7 +130,13 @@ def test_the_window_may_see_the_set_as_it_is(tmp_path):
         METHODS["at-bptt"].check(at_bptt.AtBptt(augment_window=False), "at-bptt", ctx.augment)
 
 
-@pytest.mark.parametrize("form", [REFINING, {**REFINING, "augment_window": False}, PAPER, {**PAPER, "place": "end"}])
+SHORT = {**REFINING, "unroll": 20}
+CLEAN = {"augment_window": False}
+
+
+@pytest.mark.parametrize(
+    "form", [REFINING, SHORT, {**REFINING, **CLEAN}, {**SHORT, **CLEAN}, PAPER, {**PAPER, "place": "end"}]
+)
 def test_a_forecast_counts_the_steps_that_are_taken(tmp_path, form, monkeypatch):
     ctx, own, first = setting(tmp_path, form, iterations=48, threshold=None)
     walked, memory = [], first.memory
@@ -142,7 +148,15 @@ def test_a_forecast_counts_the_steps_that_are_taken(tmp_path, form, monkeypatch)
     monkeypatch.setattr(bptt, "unroll", counted)
     for k in range(48):
         memory = of((ctx, own, first), memory, k).memory
-    assert sum(walked) / 48 == pytest.approx(bptt._leading(own), rel=0.25)
+    assert sum(walked) == pytest.approx(48 * bptt._leading(own) + bptt._warm_up(own), rel=0.25)
+
+
+def test_a_student_goes_on_from_before_the_narrowest_window(tmp_path):
+    given = setting(tmp_path, REFINING, **CLEAN, window=1, unroll=9, threshold=None)
+    memory = given[2].memory
+    for k in range(16):
+        memory = of(given, memory, k).memory
+    assert int(memory[pool.STEPS][0]) == 2
 
 
 def test_narrower_students_take_longer_steps_of_adam(tmp_path):

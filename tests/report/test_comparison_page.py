@@ -57,6 +57,27 @@ def without_confusion(text):
     return json.dumps({name: value for name, value in json.loads(text).items() if name != "confusion"})
 
 
+def test_of_one_size_and_network_the_methods_are_ranked_by_names_in_lines(made):
+    record, _ = made
+    rows = [
+        {**row, "accuracy": {"convnet": row["accuracy"]["convnet"]}} for row in record["rows"] if row["ipc"] == 1
+    ]  # fmt: skip
+    changed = f"dm:lr_images=1.5,{','.join(f'setting_{n}={n}' for n in range(9))}"
+    rows.append(
+        {**rows[-1], "name": changed, "accuracy": {"convnet": {**rows[-1]["accuracy"]["convnet"], "mean": 0.9}}}
+    )
+    one = {**record, "rows": rows, "full": {"convnet": record["full"]["convnet"]}}
+    draw = comparison_page._figures(one)[0][0]
+    assert draw is comparison_page.ranked_figure
+    (plot,) = draw(one).axes
+    ranked = sorted((row["accuracy"]["convnet"]["mean"], titles(one)[row["name"]]) for row in rows)
+    labels = [label.get_text() for label in plot.get_yticklabels()]
+    assert ["".join(label.split()) for label in labels] == ["".join(name.split()) for _, name in ranked]
+    assert max(map(len, labels[-1].split("\n"))) <= comparison_page.NAME_WIDTH < len(ranked[-1][1])
+    found = [float(drawn[0].get_xdata()[0]) for drawn in plot.containers]
+    assert found == pytest.approx([100 * mean for mean, _ in ranked])
+
+
 def test_methods_have_other_colours_than_the_controls_and_each_other():
     shown = [COLOURS["random"], COLOURS["random_soft"], COLOURS["full"], *SERIES]
     channels = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in shown]

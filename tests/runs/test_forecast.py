@@ -11,9 +11,9 @@ from tests.conftest import tiny
 
 def test_sets_evaluated_are_those_of_distilling_by_every_step_size_tried():
     assert forecast.sets_evaluated(tiny()) == 2 + 1
-    assert forecast.sets_evaluated(tiny(evaluation={"step_size": "chosen"})) == (2 + 1) * 4
+    assert forecast.sets_evaluated(tiny(evaluation={"step_size": "chosen"})) == (2 + 1) * 6
     assert forecast.sets_evaluated(tiny(evaluations=0)) == 0
-    assert forecast.sets_evaluated(tiny(evaluations=0, evaluation={"step_size": "chosen"})) == 4  # the last set alone
+    assert forecast.sets_evaluated(tiny(evaluations=0, evaluation={"step_size": "chosen"})) == 6  # the last set alone
 
 
 @pytest.mark.parametrize("method", [*((name,) for name in METHODS), ("datm", "rat-bptt")])

@@ -290,6 +290,7 @@ def test_sets_are_evaluated_on_the_way_by_the_step_size_that_suits_them(tmp_path
         return found[-1][1]
 
     monkeypatch.setattr(tuning, "validation_accuracy", noted)
+    monkeypatch.setattr(tuning, "SMALLER_FRACTIONS", ())
     chosen = run.open_run(tiny(evaluation={"step_size": "chosen"}), tmp_path, job.experts_folder)
     distilled = run_to_completion(stage.distil(chosen))
     assert len(found) == 3 * 4  # none after those of iterations 0, 3 and 6
@@ -306,6 +307,7 @@ def test_without_evaluations_the_last_set_is_kept(tmp_path, finished, monkeypatc
     job, _ = finished
     found, original = [], tuning.validation_accuracy
     monkeypatch.setattr(tuning, "validation_accuracy", lambda *given: found.append(original(*given)) or found[-1])
+    monkeypatch.setattr(tuning, "SMALLER_FRACTIONS", ())
     unseen = run.open_run(tiny(evaluations=0, evaluation={"step_size": step_size}), tmp_path, job.experts_folder)
     distilled = run_to_completion(stage.distil(unseen))
     assert run_to_completion(stage.distil(unseen)).provenance == distilled.provenance
