@@ -75,8 +75,8 @@ class RatBptt:
     """Augment the real images as well."""
     augment_window: bool = True
     """Augment the synthetic images in the window too. False: its steps see the set as it is, and with a pool the
-    student goes on from before them by as many augmented ones. The augmentations drawn there are what gradients of one
-    set differ by most (records/cifar10-ipc1-gradient-noise.json)."""
+    student goes on from before them by as many augmented ones. Of a set that was refined the gradients of two
+    iterations have nothing in common, without augmentation a seventh (records/cifar10-ipc1-gradient-noise.json)."""
     inner: Literal["adam", "sgd"] = "adam"
     """Optimiser of the students. sgd trains by the set's own step size, which is learned."""
     inner_step_size: Positive | None = None
