@@ -201,10 +201,11 @@ def presets_section(name: str, record: dict) -> str:
 
 def noise_section(name: str, record: dict) -> str:
     """What gradients of a refinement have in common."""
+    stem = Path(record["set"]).stem
     rows = [f"| {case} | {one['mean']:+.3f} ± {one['standard_error']:.3f} |" for case, one in record["cosines"].items()]
     return "\n".join([
         f"\n## {name}\n",
-        f"What the gradients of an iteration that refines [{record['set']}]({record['set']}) have in common: mean "
+        f"What the gradients of an iteration that refines [{stem}]({stem}.json) have in common: mean "
         f"cosine of pairs among {record['gradients']}, ± its standard error, commit {record['commit']}: `python "
         f"recipes/gradient_noise.py`, all values in [{name}.json]({name}.json). Where nothing is alike it is the share "
         "of a gradient's square that is signal.\n",
