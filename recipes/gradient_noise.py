@@ -10,7 +10,6 @@ augmentation and with each of its operations alone as well, with students that a
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ class Refinement:
         split = self.problem.train
         rows = torch.randint(len(split.labels), (REAL_BATCH,), generator=generator(real, "real"))
         targets = one_hot(split.labels[rows], len(self.problem.dataset.classes))
-        size = math.ceil(REAL_BATCH / math.ceil(REAL_BATCH / self.problem.at_once))
+        size = engine.even_part(REAL_BATCH, self.problem.at_once)
         parts = [*zip(split.images[rows].split(size), targets.split(size), strict=True)]
         loss = engine.mean_loss(self.problem.network, end, parts, REAL_BATCH, self.derivatives.compiled)
         (found,) = torch.autograd.grad(loss, images)

@@ -112,7 +112,7 @@ def inner_derivatives(
     work = multiplications(network, shape)
     if micro_batch is None and work > LARGE and not network.batch_coupled:
         most = CACHE_BATCH.get(network.device.type, 256)
-        micro_batch = math.ceil(batch / math.ceil(batch / most))  # even parts, so that few shapes are compiled
+        micro_batch = even_part(batch, most)
     loss = loss_for(network, kind)
     multiplied = FORWARDS["inner step"] * work * images
     return (compiled(loss) if _compiles(network, wanted, multiplied) else eager(loss)), micro_batch
@@ -185,6 +185,11 @@ def at_once(network: FlatNetwork, shape: tuple[int, int, int]) -> int:
         return sys.maxsize
     most = CACHE_BATCH.get(network.device.type, 256)
     return most if multiplications(network, shape) > LARGE else max(most, SMALL_BATCH)
+
+
+def even_part(count: int, most: int) -> int:
+    """Images of a part, ``most`` or fewer, where ``count`` are taken in even parts, so that few shapes are compiled."""
+    return math.ceil(count / math.ceil(count / most))
 
 
 def mean_gradient(loss: BatchLoss, at_once: int = sys.maxsize) -> TrainingGradient:

@@ -271,8 +271,7 @@ def mean_loss(ctx: Context, theta: Tensor, images: Tensor, targets: Tensor) -> T
     The graph of a few images is held at once.  With batch norm, which couples the images of a batch, of all of them.
     Compiled where the inner steps are, which take about as long.
     """
-    number = math.ceil(len(images) / ctx.problem.at_once)
-    size = math.ceil(len(images) / number)
+    size = engine.even_part(len(images), ctx.problem.at_once)
     parts = [*zip(images.split(size), targets.split(size), strict=True)]
     return engine.mean_loss(ctx.problem.network, theta, ctx.mine(parts), len(images), ctx.derivatives.compiled)
 
