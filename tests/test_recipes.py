@@ -53,6 +53,11 @@ def test_there_is_one_for_each_published_cell():
     }
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_tiny_form_that_holds(method):
+    settings.check(recipes.tiny(settings.configure("digits", None, None, {"method": (method,)})))
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_recipe_says_what_it_is_and_its_settings_hold(name, monkeypatch):
     recipe = recipes.load_recipe(name)

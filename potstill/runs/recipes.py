@@ -28,7 +28,7 @@ FOLDERS = (
 SMALL = 10  # images per class up to which the set is kept with the record
 TINY = {
     "iterations": 2, "inner_steps": 2, "expert_epochs": 1, "start_epochs": (0, 2), "opening": (1, 2), "unroll": 4,
-    "window": 2, "pool": 2, "real_batch": 20,
+    "window": 2, "radius": 1, "pool": 2, "real_batch": 20,
 }  # fmt: skip
 """Fields of methods at next to no expense."""
 
@@ -106,7 +106,7 @@ def tiny(settings: Settings) -> Settings:
         "network": {"width": 8}, "expert": {"count": 2, "epochs": 3}, "evaluations": 1, "snapshots": 1,
     })  # fmt: skip
     stages = tuple(
-        changed(stage, {name: value for name, value in TINY.items() if name in vars(stage)})
+        changed(stage, {name: value for name, value in TINY.items() if vars(stage).get(name, 0) != 0})  # 0: none of it
         for stage in settings.stages
     )
     evaluation = EvaluationConfig(protocol="paper", epochs=1, full_epochs=1)  # whose choosing is as short
