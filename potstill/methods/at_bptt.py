@@ -128,7 +128,7 @@ def real_loss(
         optimiser: that of the window's steps, and what is to be remembered of it.
     """
     draws = ctx.draws("student", iteration)
-    theta, images = ctx.fresh("student network", iteration), variables["images"]
+    theta, images = bptt.beginning(ctx, settings, iteration), variables["images"]
     targets, step_size = targets_of(variables, labels, ctx.classes), bptt.step_size_of(ctx, settings, variables)
     steps = draw_steps(ctx, settings.batch_size, settings.unroll, len(images), draws)
     norms, kept = trained(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
@@ -247,8 +247,9 @@ def for_digits(iterations: int) -> dict[tuple[str, int], dict[str, Any]]:
 AT_BPTT = Method(
     name="at-bptt", title="Automatic truncated backpropagation through time", family="backpropagation",
     citation='"Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025',
-    settings=AtBptt, begin=begin, loss=real_loss, learns=learns, inner=bptt.inner, kind=bptt.kind, check=check,
-    loss_label="loss of real images (1: guessing)", metrics={"end": "last step of the window", "length": "its length"},
+    settings=AtBptt, begin=begin, loss=real_loss, learns=learns, needs=bptt.needs, inner=bptt.inner, kind=bptt.kind,
+    check=check, loss_label="loss of real images (1: guessing)",
+    metrics={"end": "last step of the window", "length": "its length"},
     measured=bptt.MEASURED, measure=bptt.measure_with(real_loss, learns), probe=probe,
     refining={"project": False}, tuned=for_digits(600),
     published={("cifar10", 10): cell(32, 16, 8, 1e-3, 100), ("cifar100", 10): cell(300, 100, 30, 1e-3, 100)},

@@ -29,6 +29,7 @@ from potstill.methods import initial, pool
 from potstill.methods.method import (
     Begun,
     Context,
+    Experts,
     Inner,
     Measuring,
     Memory,
@@ -67,6 +68,9 @@ class RatBptt:
     """random: the window ends after W to T steps, drawn anew for each pass over the real images; end: after T."""
     pool: Whole = 0
     """Students that continue from iteration to iteration, one in turn; 0: a fresh one each time, as published."""
+    student_epochs: Whole | None = None
+    """Students begin as one of the experts after 0 to so many epochs, drawn for each; 0: as they began. None: as fresh
+    networks."""
     batch_size: Count = 100
     """Synthetic images an inner step; all of them where the set is smaller."""
     real_batch: Count = 5000
@@ -125,6 +129,11 @@ def check(settings: RatBptt, method: str, augmented: tuple[Operation, ...]) -> N
             f"pool {settings.pool}: students that continue keep no moments of Adam; take --{method}.inner sgd, or "
             f"--{method}.pool 0."
         )
+
+
+def needs(settings: RatBptt) -> Experts | None:
+    """None, unless students begin as they do."""
+    return None if settings.student_epochs is None else Experts(range(settings.student_epochs + 1))
 
 
 def inner(settings: RatBptt) -> Inner:
@@ -242,7 +251,7 @@ def _student(
         most = settings.unroll - settings.window
         passes = iteration * settings.real_batch // len(ctx.problem.train.labels)
         drawn = int(torch.randint(most + 1, (), generator=ctx.draws("window", passes)))
-        return ctx.fresh("student network", iteration), 0, drawn if settings.place == "random" else most
+        return beginning(ctx, settings, iteration), 0, drawn if settings.place == "random" else most
     found = pool.student(memory, iteration % settings.pool)
     if found.theta is not None:
         return found.theta, found.steps, 0 if settings.augment_window else settings.window
@@ -250,7 +259,19 @@ def _student(
     least = int(not settings.augment_window and room > 1)  # there it goes on from before the window
     most = max(min(settings.window, room), least + 1)
     lead = found.warm_up + int(torch.randint(least, most, (), generator=draws))
-    return ctx.fresh("student network", iteration), 0, lead
+    return beginning(ctx, settings, iteration), 0, lead
+
+
+def beginning(ctx: Context, settings: RatBptt, iteration: int) -> Tensor:
+    """Parameters (P,) of a student that has not seen the set yet."""
+    if settings.student_epochs is None:
+        return ctx.fresh("student network", iteration)
+    assert ctx.experts is not None
+    draws = ctx.draws("student network", iteration)
+    expert, epoch = (
+        int(torch.randint(n, (), generator=draws)) for n in (ctx.expert_count, settings.student_epochs + 1)
+    )
+    return ctx.experts.snapshot(expert, epoch)[0].to(ctx.problem.device)
 
 
 def real_batch(ctx: Context, settings: RatBptt, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -356,6 +377,7 @@ RAT_BPTT = Method(
     begin=begin,
     loss=real_loss,
     learns=learns,
+    needs=needs,
     inner=inner,
     kind=kind,
     check=check,

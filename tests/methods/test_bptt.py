@@ -14,10 +14,11 @@ from potstill.adjoint.unroll import unroll, unroll_with_moments
 from potstill.data import augment
 from potstill.errors import PotstillError
 from potstill.methods import METHODS, at_bptt, bptt, pool, trajectory
-from potstill.methods.method import Start
+from potstill.methods.method import Experts, Start
 from potstill.networks import flat
 from potstill.networks.losses import loss_for, soft_cross_entropy
 from potstill.runs import loop, run, settings, state
+from potstill.runs.api import run_to_completion
 from tests.conftest import tiny
 
 METHOD = METHODS["rat-bptt"]
@@ -131,6 +132,29 @@ def test_the_window_may_see_the_set_as_it_is(tmp_path):
 
 
 SHORT = {**REFINING, "unroll": 20}
+SHORT = {"unroll": 12, "window": 10, "radius": 1, "real_batch": 50}
+
+
+@pytest.mark.parametrize(("name", "form"), [("rat-bptt", REFINING), ("rat-bptt", PAPER), ("at-bptt", SHORT)])
+def test_students_may_begin_as_the_experts_did(tmp_path, name, form):
+    method, asked = METHODS[name], tiny(name, ipc=1, **{name: {**form, "student_epochs": 1}})
+    fresh = replace(asked.stages[0], student_epochs=None)
+    assert run.expert_needs(asked) == Experts(range(2))
+    assert run.expert_needs(replace(asked, stages=(fresh,))) is None
+    job = run.open_run(asked, tmp_path)
+    run_to_completion(run.train_experts(job))
+    ctx, own = job.context(0), asked.stages[0]
+    early = [ctx.experts.snapshot(expert, epoch)[0] for expert in range(2) for epoch in range(2)]
+    drawn = [[torch.equal(bptt.beginning(ctx, own, k), theta) for theta in early] for k in range(24)]
+    assert [sum(row) for row in drawn] == [1] * 24
+    assert all(any(row[number] for row in drawn) for number in range(4))
+    first = state.begin(method, own, method.begin(ctx, own, None))
+    losses = [
+        float(method.loss(ctx, one, first.variables, first.memory, first.labels, 1).loss) for one in (own, own, fresh)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
 CLEAN = {"augment_window": False}
 
 
