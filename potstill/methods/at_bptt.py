@@ -31,7 +31,7 @@ from potstill.methods.method import (
     Variables,
     below,
     nothing,
-    targets_of,
+    shown,
 )
 from potstill.methods.outer import Rule
 from potstill.methods.trajectory import draw_steps
@@ -128,8 +128,8 @@ def real_loss(
         optimiser: that of the window's steps, and what is to be remembered of it.
     """
     draws = ctx.draws("student", iteration)
-    theta, images = bptt.beginning(ctx, settings, iteration), variables["images"]
-    targets, step_size = targets_of(variables, labels, ctx.classes), bptt.step_size_of(ctx, settings, variables)
+    theta, step_size = bptt.beginning(ctx, settings, iteration), bptt.step_size_of(ctx, settings, variables)
+    images, targets = shown(variables, labels, ctx.classes, settings.pictures)
     steps = draw_steps(ctx, settings.batch_size, settings.unroll, len(images), draws)
     norms, kept = trained(ctx, settings, theta, images.detach(), targets.detach(), step_size.detach(), steps)
     if ctx.total(float(not norms.isfinite().all())):  # the last step led astray: the loop undoes it
@@ -248,7 +248,7 @@ AT_BPTT = Method(
     name="at-bptt", title="Automatic truncated backpropagation through time", family="backpropagation",
     citation='"Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025',
     settings=AtBptt, begin=begin, loss=real_loss, learns=learns, needs=bptt.needs, inner=bptt.inner, kind=bptt.kind,
-    check=check, loss_label="loss of real images (1: guessing)",
+    pictures=bptt.RAT_BPTT.pictures, check=check, loss_label="loss of real images (1: guessing)",
     metrics={"end": "last step of the window", "length": "its length"},
     measured=bptt.MEASURED, measure=bptt.measure_with(real_loss, learns), probe=probe,
     refining={"project": False}, tuned=for_digits(600),

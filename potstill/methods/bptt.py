@@ -19,7 +19,7 @@ from torch import Tensor
 from potstill.adjoint import engine
 from potstill.adjoint.inner import Adam, Sgd
 from potstill.adjoint.unroll import InnerStep, unroll
-from potstill.bounds import Count, Fraction, Positive, Rate, Whole
+from potstill.bounds import Count, Fraction, Pictures, Positive, Rate, Whole
 from potstill.data import augment
 from potstill.data import labels as kinds
 from potstill.data.augment import Operation
@@ -39,7 +39,7 @@ from potstill.methods.method import (
     Start,
     Variables,
     below,
-    targets_of,
+    shown,
 )
 from potstill.methods.outer import Rule, decay
 from potstill.methods.rates import scale_free
@@ -88,6 +88,9 @@ class RatBptt:
     width; for sgd that of the set, else 0.01."""
     initial: Literal["noise", "random"] = "noise"
     """Begin with noise or with random real images; a later stage begins with the set of the stage before."""
+    pictures: Pictures = 1
+    """f: f × f smaller pictures a slot, enlarged for training, with the slot's label (IDC). What is kept and counted
+    are the slots; a batch counts pictures."""
     labels: Literal["raw", "logits", "hard"] = "raw"
     """raw: weights of the log-probabilities, at least 0, whose sum is learned too; logits: soft labels; hard: fixed."""
     outer: Literal["adam", "sgd"] = "adam"
@@ -182,11 +185,10 @@ def learns(settings: RatBptt) -> dict[str, Rule]:
 def begin(ctx: Context, settings: RatBptt, start: Start | None) -> Begun:
     """Noise or real images with one-hot labels; or a set that is there already."""
     device = ctx.problem.device
+    images, classes = initial.images_and_labels(ctx, settings.initial, start, settings.pictures, initial.NOISE_NORM)
     if start is None:
-        rows = initial.random_rows(ctx) if settings.initial == "random" else None
-        images = initial.noise(ctx) if rows is None else ctx.problem.train.images[rows]
-        start = Start(images, None, "hard", initial.labels_in_order(ctx), None)
-    variables = {"images": start.images.clone()}
+        start = Start(images, None, "hard", classes, None)
+    variables = {"images": images}
     if settings.labels != "hard":
         variables[settings.labels] = kinds.convert(
             start.targets, start.kind, start.labels, ctx.classes, settings.labels
@@ -196,7 +198,7 @@ def begin(ctx: Context, settings: RatBptt, start: Start | None) -> Begun:
         variables["step_size"] = torch.tensor(step_size, device=device)
     spread = settings.unroll - settings.window
     memory = pool.init_pool(settings.pool, spread, device) if settings.pool else {}
-    return Begun(variables, start.labels.clone(), memory)
+    return Begun(variables, classes, memory)
 
 
 def real_loss(
@@ -209,12 +211,13 @@ def real_loss(
     """
     draws = ctx.draws("student", iteration)
     theta, taken, lead = _student(ctx, settings, memory, iteration, draws)
+    images, targets = shown(variables, labels, ctx.classes, settings.pictures)
     walk = partial(
-        unroll, images=variables["images"], targets=targets_of(variables, labels, ctx.classes),
+        unroll, images=images, targets=targets,
         step_size=step_size_of(ctx, settings, variables), loss=loss_for(ctx.problem.network, kind(settings)),
         inner=optimiser(settings), derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
     )  # fmt: skip
-    steps, before = _steps(ctx, settings, lead, len(labels), draws), theta
+    steps, before = _steps(ctx, settings, lead, len(images), draws), theta
     if settings.pool and not settings.augment_window:  # the student goes on from before the window
         with torch.no_grad():
             before = walk(theta, steps=steps[:lead]) if lead else theta
@@ -378,6 +381,7 @@ RAT_BPTT = Method(
     loss=real_loss,
     learns=learns,
     needs=needs,
+    pictures=lambda settings: settings.pictures,
     inner=inner,
     kind=kind,
     check=check,

@@ -20,14 +20,15 @@ def rows_by_class(labels: Tensor, order: Tensor, ipc: int, classes: int) -> Tens
     return torch.cat([order[labels[order] == label][:ipc] for label in range(classes)])
 
 
-def random_rows(ctx: Context) -> Tensor:
-    """Rows of random real images, IPC of each class (n,)."""
-    return rows_by_class(ctx.problem.train.labels, _shuffled(ctx), ctx.ipc, ctx.classes)
+def random_rows(ctx: Context, pictures: int = 1) -> Tensor:
+    """Rows of random real images, IPC · f² of each class (n · f²,)."""
+    labels = ctx.problem.train.labels
+    return rows_by_class(labels, _shuffled(ctx), _wanted(ctx, labels, pictures), ctx.classes)
 
 
 @torch.no_grad()
-def correct_rows(ctx: Context) -> Tensor:
-    """Rows of the first IPC of the shuffled images of each class that expert 0 classifies correctly (n,).
+def correct_rows(ctx: Context, pictures: int = 1) -> Tensor:
+    """Rows of the first IPC · f² of the shuffled images of each class that expert 0 classifies correctly (n · f²,).
 
     At its last epoch (DATM, section 4.1).  Where a class has fewer, the images nearest to it (least loss) follow.
     """
@@ -36,26 +37,30 @@ def correct_rows(ctx: Context) -> Tensor:
     outputs = expert_logits(ctx.problem, ctx.experts, 0, ctx.problem.train.images[order])
     rank = F.cross_entropy(outputs, labels[order], reduction="none")
     rank[outputs.argmax(1) == labels[order]] = 0.0  # solved images are all alike, and stay in shuffled order
-    return rows_by_class(labels, order[rank.argsort(stable=True)], ctx.ipc, ctx.classes)
+    return rows_by_class(labels, order[rank.argsort(stable=True)], _wanted(ctx, labels, pictures), ctx.classes)
 
 
-def tiles(ctx: Context, pictures: int) -> Tensor:
-    """Random real images (n, C, H, W), IPC of each class; or f × f of them side by side in a slot, each shrunk.
+def _wanted(ctx: Context, labels: Tensor, pictures: int) -> int:
+    """Images of each class to begin with; several a slot must be there."""
+    wanted, fewest = ctx.ipc * pictures**2, int(labels.bincount(minlength=ctx.classes).min())
+    if pictures > 1 and fewest < wanted:
+        raise PotstillError(
+            f"pictures {pictures}: {wanted} images of each class are needed to begin with, and one has {fewest}; lower "
+            "it, or begin with noise."
+        )
+    return wanted
+
+
+def tiles(ctx: Context, rows: Tensor, pictures: int) -> Tensor:
+    """The real images of so many rows (n, C, H, W); or f × f of them side by side in a slot, each shrunk.
 
     What :func:`~potstill.data.distilled.decode` takes apart again (IDC, section 3.2).
     """
     split, size = ctx.problem.train, ctx.problem.dataset.shape[1:]
     if pictures == 1:
-        return split.images[random_rows(ctx)].clone()
-    many = rows_by_class(split.labels, _shuffled(ctx), ctx.ipc * pictures**2, ctx.classes)
-    own = split.labels[many].bincount(minlength=ctx.classes)
-    if int(own.min()) < ctx.ipc * pictures**2:
-        raise PotstillError(
-            f"pictures {pictures}: {ctx.ipc * pictures**2} images of each class are needed to begin with, and one has "
-            f"{int(own.min())}; lower it, or begin with noise."
-        )
+        return split.images[rows].clone()
     h, w = (-(-side // pictures) for side in size)
-    small = F.interpolate(split.images[many], size=(h, w), mode="area")
+    small = F.interpolate(split.images[rows], size=(h, w), mode="area")
     grid = small.view(-1, pictures, pictures, small.shape[1], h, w).permute(0, 3, 1, 4, 2, 5)
     return grid.reshape(-1, small.shape[1], pictures * h, pictures * w)[:, :, : size[0], : size[1]].contiguous()
 
@@ -66,7 +71,7 @@ def images_and_labels(
     """Images (n, C, H, W) and classes (n,) of a set that is there already, of random real images, or of noise."""
     if start is not None:
         return start.images.clone(), start.labels.clone()
-    images = tiles(ctx, pictures) if how == "random" else noise(ctx, norm)
+    images = tiles(ctx, random_rows(ctx, pictures), pictures) if how == "random" else noise(ctx, norm)
     return images, labels_in_order(ctx)
 
 

@@ -22,7 +22,7 @@ import torch
 from potstill.adjoint.unroll import unroll
 from potstill.errors import PotstillError
 from potstill.methods import trajectory
-from potstill.methods.method import Begun, Context, Measuring, Progress, Trial, targets_of
+from potstill.methods.method import Begun, Context, Measuring, Progress, Trial, shown
 from potstill.methods.rates import scale_free
 from potstill.methods.start_epochs import StartEpochs
 from potstill.methods.trajectory import Trajectory
@@ -170,8 +170,8 @@ def grid(ctx: Context, settings: Trajectory, begun: Begun, epoch: int) -> list[d
     device, found = ctx.problem.device, []
     begin = ctx.experts.segment(0, epoch, 0)[0].to(device)
     ends = [ctx.experts.segment(0, epoch, span)[1].to(device) for span in spans(settings)]
-    images, count = begun.variables["images"], trajectory.steps_of(settings)
-    targets = targets_of(begun.variables, begun.labels, ctx.classes)
+    images, targets = shown(begun.variables, begun.labels, ctx.classes, settings.pictures)
+    count = trajectory.steps_of(settings)
     steps = trajectory.draw_steps(ctx, settings.batch_size, count, len(images), ctx.draws("survey", epoch))
     loss = loss_for(ctx.problem.network, trajectory.kind(settings))
     for step_size in _step_sizes(ctx, settings):

@@ -15,6 +15,7 @@ from torch import Tensor
 from potstill import ranks, seeds
 from potstill.adjoint.derivatives import Derivatives
 from potstill.data.augment import Operation
+from potstill.data.distilled import decode
 from potstill.data.labels import Kind, one_hot
 from potstill.methods.outer import Rule
 from potstill.training.problem import Problem
@@ -203,11 +204,17 @@ class Method:
 
 
 def targets_of(variables: Variables, labels: Tensor, classes: int) -> Tensor:
-    """What students train on (n, K): the learned labels of whatever kind, or one-hot classes."""
+    """The targets of the slots (n, K): the learned labels of whatever kind, or one-hot classes."""
     for kind in ("logits", "values", "raw"):
         if kind in variables:
             return variables[kind]
     return one_hot(labels, classes)
+
+
+def shown(variables: Variables, labels: Tensor, classes: int, pictures: int) -> tuple[Tensor, Tensor]:
+    """What students train on: the pictures of all slots, enlarged (n · f², C, H, W), and their slots' targets."""
+    targets = targets_of(variables, labels, classes)
+    return decode(variables["images"], pictures), targets.repeat_interleave(pictures**2, 0)
 
 
 def below(loss: float, threshold: float | None) -> bool:

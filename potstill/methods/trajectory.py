@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from potstill.adjoint.unroll import InnerStep, unroll
-from potstill.bounds import Count, Fraction, Positive, Rate, Whole
+from potstill.bounds import Count, Fraction, Pictures, Positive, Rate, Whole
 from potstill.data import augment
 from potstill.data import labels as kinds
 from potstill.data.augment import Operation
+from potstill.data.distilled import decode
 from potstill.data.labels import Kind
 from potstill.errors import PotstillError
 from potstill.methods import initial, lines, mask, scores, start_epochs
@@ -32,7 +33,7 @@ from potstill.methods.method import (
     Variables,
     below,
     nothing,
-    targets_of,
+    shown,
 )
 from potstill.methods.outer import Rule, decay
 from potstill.methods.scores import Score
@@ -79,6 +80,9 @@ class Datm:
     cooldown: Fraction | None = None
     """Last fraction of the iterations over which the outer rates fall to nothing; 0 keeps them, as published. Helps
     where iterations are few and rates high: at a constant rate the images end in its noise. None: a half."""
+    pictures: Pictures = 1
+    """f: f × f smaller pictures a slot, enlarged for training, with the slot's label (IDC). What is kept and counted
+    are the slots; a batch counts pictures."""
     flip: bool = False
     """Match each expert as often mirrored left to right, which makes two of one at no expense; where flip is an
     augmentation."""
@@ -205,6 +209,8 @@ def check(settings: Trajectory, method: str, augmented: tuple[Operation, ...]) -
         )
     if settings.flip and "flip" not in augmented:
         raise PotstillError("flip: the experts see no mirrored images; leave it out, or augment by flip.")
+    if settings.pictures > 1 and isinstance(settings, SelMatch):
+        raise PotstillError(f"pictures {settings.pictures}: {method} keeps real images as they are; leave it out.")
 
 
 def needs(settings: Trajectory) -> Experts:
@@ -256,8 +262,9 @@ def begin(ctx: Context, settings: Trajectory, start: Start | None) -> Begun:
     step_size = torch.tensor(step_size_of(settings), device=ctx.problem.device)
     if start is not None:
         return _continue(ctx, settings, start, step_size)
-    rows = initial.correct_rows(ctx) if settings.initial == "correct" else initial.random_rows(ctx)
-    images, labels = ctx.problem.train.images[rows].clone(), ctx.problem.train.labels[rows].clone()
+    f = settings.pictures
+    rows = initial.correct_rows(ctx, f) if settings.initial == "correct" else initial.random_rows(ctx, f)
+    images, labels = initial.tiles(ctx, rows, f), ctx.problem.train.labels[rows[:: f**2]].clone()
     variables = {"images": images, "step_size": step_size}
     if kind(settings) == "logits":
         variables["logits"] = _expert_labels(ctx, settings, images, labels)
@@ -312,8 +319,9 @@ def _continue(ctx: Context, settings: Trajectory, start: Start, step_size: Tenso
 
 def _expert_labels(ctx: Context, settings: Trajectory, images: Tensor, labels: Tensor) -> Tensor:
     assert ctx.experts is not None
-    count = min(settings.label_experts or ctx.expert_count, ctx.expert_count)
-    return mean_logits(ctx.problem, ctx.experts, count, images, labels)
+    count, per_slot = min(settings.label_experts or ctx.expert_count, ctx.expert_count), settings.pictures**2
+    pictures, truth = decode(images, settings.pictures), labels.repeat_interleave(per_slot)
+    return mean_logits(ctx.problem, ctx.experts, count, pictures, truth).unflatten(0, (-1, per_slot)).mean(1)
 
 
 @dataclass(frozen=True)
@@ -359,16 +367,16 @@ def segment_loss(
     expert's mirror image: one that started from mirrored weights on mirrored data.
     """
     begin, end = (x.to(ctx.problem.device) for x in _snapshots(ctx, settings, segment.expert, segment.start))
-    images, draws = variables["images"], segment.draws
+    draws = segment.draws
+    images, targets = shown(variables, labels, ctx.classes, settings.pictures)
     if FROZEN in memory:  # real images, which the student sees and nothing moves
         images = torch.where(memory[FROZEN].view(-1, 1, 1, 1), images.detach(), images)
     steps = draw_steps(ctx, settings.batch_size, steps_of(settings), len(images), draws)
     if settings.flip and bool(torch.randint(2, (), generator=draws)):
         images = images.flip(3)
     theta = unroll(
-        begin, images, targets_of(variables, labels, ctx.classes), variables["step_size"], steps,
-        loss_for(ctx.problem.network, kind(settings)), adjoint=settings.adjoint, derivatives=ctx.derivatives,
-        micro_batch=ctx.micro_batch,
+        begin, images, targets, variables["step_size"], steps, loss_for(ctx.problem.network, kind(settings)),
+        adjoint=settings.adjoint, derivatives=ctx.derivatives, micro_batch=ctx.micro_batch,
     )  # fmt: skip
     missed, way = (theta - end).square(), (begin - end).square()
     if settings.mask_ratio:

@@ -93,7 +93,7 @@ def distilling(run: Run, number: int) -> Cost:
     weights = 4 * sum(run.problem.network.sizes)
     memory = sum(tensor.numel() * tensor.element_size() for tensor in begun.memory.values())
     protocol = selecting(settings.evaluation)
-    trial = protocol.seeds * _training(run, protocol) if probe.trials else 0.0
+    trial = protocol.seeds * _training_on_set(run, protocol) if probe.trials else 0.0
     cost = Cost(each * probe.times, trial, 0.0, probe.vectors * weights, memory, how, derivatives.compiled)
     return replace(cost, seconds=cost.each * method.iterations(stage) + cost.measuring(probe))
 
@@ -158,7 +158,7 @@ def sets_evaluated(settings: Settings) -> int:
 def _choosing(run: Run) -> float:
     """Seconds of evaluating sets on validation images while distilling."""
     protocol = selecting(run.settings.evaluation)
-    return sets_evaluated(run.settings) * protocol.seeds * _training(run, protocol)
+    return sets_evaluated(run.settings) * protocol.seeds * _training_on_set(run, protocol)
 
 
 def _evaluating(run: Run) -> float:
@@ -168,12 +168,18 @@ def _evaluating(run: Run) -> float:
     networks = protocol.seeds if settings.evaluation.full_seeds is None else settings.evaluation.full_seeds
     step = _training_step(run, protocol.batch_size, protocol.full_epochs * real * networks) if networks else 0.0
     full = step * -(-real // protocol.batch_size) * protocol.full_epochs
-    return 3 * protocol.seeds * _training(run, protocol) + networks * full
+    sets = _training_on_set(run, protocol) + 2 * _training(run, protocol)
+    return protocol.seeds * sets + networks * full
 
 
-def _training(run: Run, protocol: Protocol) -> float:
-    """Seconds of training one network on a set."""
-    n = run.settings.ipc * len(run.problem.dataset.classes)
+def _training_on_set(run: Run, protocol: Protocol) -> float:
+    """Seconds of training one network on the distilled set; on a control of its size where a slot is one picture."""
+    return _training(run, protocol, run.settings.methods[-1].pictures(run.settings.stages[-1]) ** 2)
+
+
+def _training(run: Run, protocol: Protocol, pictures: int = 1) -> float:
+    """Seconds of training one network on a set of so many pictures a slot."""
+    n = run.settings.ipc * len(run.problem.dataset.classes) * pictures
     step = _training_step(run, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)
     return step * protocol.epochs * -(-n // protocol.batch_size)
 

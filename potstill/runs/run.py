@@ -375,7 +375,7 @@ def inner_engine(settings: Settings, problem: Problem, number: int) -> tuple[Der
     inner = method.inner(stage)
     if inner is None:
         return eager(loss_for(problem.network, method.kind(stage))), settings.micro_batch
-    batch = min(inner.batch, settings.ipc * len(problem.dataset.classes))
+    batch = min(inner.batch, settings.ipc * len(problem.dataset.classes) * method.pictures(stage) ** 2)
     images = batch * inner.steps * method.iterations(stage)
     return engine.inner_derivatives(
         problem.network, problem.dataset.shape, batch, images, settings.compile, settings.micro_batch,

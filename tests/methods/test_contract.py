@@ -14,6 +14,7 @@ import torch
 
 import potstill
 from potstill import files, ranks
+from potstill.data.distilled import decode
 from potstill.methods import METHODS
 from potstill.runs import loop, run, settings, stage, state
 from potstill.runs.api import run_to_completion
@@ -103,6 +104,25 @@ def test_the_gradients_of_two_processes_add_up_to_that_of_one(name, experts, tmp
         total = sum(g[key] for _, g in shares)
         assert float((total - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-12, key
     assert all(same(whole.memory, outcome.memory) for outcome, _ in shares)
+
+
+@pytest.mark.parametrize("name", ["datm", "mct", "rat-bptt", "at-bptt", "at-bptt-plus"])
+def test_students_train_on_the_pictures_of_a_slot_as_they_decode(name, experts, tmp_path):
+    method, ctx, own, first = begun(name, experts, tmp_path, pictures=2)
+    found, gradients = loop.differentiate(method, ctx, own, first)
+    slots = first.variables["images"].clone().requires_grad_()
+    decoded = decode(slots, 2)
+    apart = {key: x.repeat_interleave(4, 0) if x.dim() == 2 else x for key, x in first.variables.items()}
+    of_decoded = replace(
+        first, variables={**apart, "images": decoded.detach()}, labels=first.labels.repeat_interleave(4)
+    )
+    alike, expected = loop.differentiate(method, ctx, replace(own, pictures=1), of_decoded)
+    assert float(found.loss) == pytest.approx(float(alike.loss), rel=1e-6)
+    (back,) = torch.autograd.grad(decoded, slots, expected.pop("images"))
+    assert torch.allclose(gradients.pop("images"), back, rtol=1e-4, atol=1e-7)
+    for key, gradient in gradients.items():
+        summed = expected[key].unflatten(0, (-1, 4)).sum(1) if gradient.dim() == 2 else expected[key]
+        assert torch.allclose(gradient, summed, rtol=1e-4, atol=1e-7), key
 
 
 @pytest.mark.parametrize("name", ["datm", "rat-bptt", "at-bptt"])

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from potstill import seeds
 from potstill.adjoint.unroll import InnerStep, unroll
 from potstill.data import augment
+from potstill.data.distilled import decode
 from potstill.errors import PotstillError
 from potstill.methods import METHODS, initial, scores, soft_labels, trajectory
+from potstill.methods.trajectory import SelMatch
 from potstill.networks import flat
 from potstill.networks.losses import label_loss
 from potstill.runs import loop, run, settings, state
@@ -132,6 +135,27 @@ def test_hard_labels_are_no_variable(setting):
     assert trajectory.kind(hard) == "hard"
     assert set(trajectory.learns(replace(own, labels="soft"))) == {"images", "step_size"}
     assert trajectory.kind(replace(own, labels="soft")) == "logits"
+
+
+def test_several_pictures_a_slot_begin_as_solved_images_with_the_mean_of_their_labels(setting):
+    ctx, own, _ = setting
+    begun, rows = trajectory.begin(ctx, replace(own, pictures=2), None), initial.correct_rows(ctx, 2)
+    assert torch.equal(rows[:2], initial.correct_rows(ctx)[:2]), "the first ones are those of one picture a slot"
+    small = F.interpolate(ctx.problem.train.images[rows[:4]], size=(4, 4), mode="area")
+    slot = begun.variables["images"][0]
+    places = [slot[:, y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4)]
+    assert all(torch.equal(place, one) for place, one in zip(places, small, strict=True))
+    assert begun.labels.tolist() == sorted(2 * [*range(10)])
+    images, truth = decode(begun.variables["images"][3:4], 2), begun.labels[3:4].repeat(4)
+    spoken = soft_labels.mean_logits(ctx.problem, ctx.experts, 2, images, truth)
+    assert torch.allclose(begun.variables["logits"][3], spoken.mean(0), atol=1e-5)
+    with pytest.raises(PotstillError, match="pictures 9: 162 images of each class are needed"):
+        trajectory.begin(ctx, replace(own, pictures=9), None)
+
+
+def test_a_selection_that_stays_real_has_one_picture_a_slot():
+    with pytest.raises(PotstillError, match="pictures 2: selmatch keeps real images"):
+        METHODS["selmatch"].check(SelMatch(pictures=2), "selmatch", ())
 
 
 def test_a_flipped_set_is_matched_to_the_experts_mirror_image(setting):
