@@ -18,7 +18,7 @@ from potstill.data import dataset as datasets
 from potstill.errors import PotstillError
 from potstill.evaluation import statistics
 from potstill.methods import METHODS, published
-from potstill.runs import recipes, settings
+from potstill.runs import recipes, run, settings
 from potstill.studies import compare
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -40,7 +40,7 @@ def images(tmp_path_factory):
     return folder
 
 
-def run(recipe, images, out, *flags):
+def ran(recipe, images, out, *flags):
     """Exit code of a recipe at a tiny budget."""
     data = [] if recipe.startswith("digits") else ["--dataset", str(images / recipe.partition("-")[0])]
     where = ["--out", str(out / "run"), "--record", str(out / "record.json")]
@@ -55,7 +55,16 @@ def test_there_is_one_for_each_published_cell():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_tiny_form_that_holds(method):
-    settings.check(recipes.tiny(settings.configure("digits", None, None, {"method": (method,)})))
+    small = recipes.tiny(settings.configure("digits", None, None, {"method": (method,)}))
+    settings.check(small)
+    assert all(getattr(stage, "student_epochs", None) is None for stage in small.stages)
+
+
+@pytest.mark.parametrize("method", ["rat-bptt", "at-bptt"])
+def test_a_tiny_form_asks_for_no_snapshot_that_its_experts_lack(method):
+    given = settings.configure("digits", None, None, {"method": (method,), method: {"student_epochs": 5}})
+    small = recipes.tiny(given)
+    run.check_snapshots(run.expert_needs(small), None, small.expert.epochs, "expert")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -68,9 +77,11 @@ def test_a_recipe_says_what_it_is_and_its_settings_hold(name, monkeypatch):
         assert method.open_fields(stage) == []  # a recipe leaves nothing to chance
 
 
-@pytest.mark.parametrize("name", ["cifar10-ipc10", "cifar10-ipc1-cpu", "cifar100-ipc1-cpu", "digits-ipc1"])
+@pytest.mark.parametrize(
+    "name", ["cifar10-ipc10", "cifar10-ipc1-cpu", "cifar10-ipc1-pictures-cpu", "cifar100-ipc1-cpu", "digits-ipc1"]
+)
 def test_a_recipe_runs_end_to_end(name, images, tmp_path, capsys):
-    assert run(name, images, tmp_path) == 0
+    assert ran(name, images, tmp_path) == 0
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["recipe"] == name
     assert {"distilled", "random", "full"} <= record["accuracy"].keys()
@@ -100,10 +111,10 @@ def test_flags_change_a_recipe(monkeypatch):
 
 def test_a_recipe_works_in_pieces(images, tmp_path, capsys):
     for _ in range(2):
-        assert run("cifar10-ipc1", images, tmp_path, "--minutes", "0") == 130  # each piece ends after its first event
+        assert ran("cifar10-ipc1", images, tmp_path, "--minutes", "0") == 130  # each piece ends after its first event
         assert "The same command continues" in capsys.readouterr().err
         assert not (tmp_path / "record.json").exists()
-    assert run("cifar10-ipc1", images, tmp_path) == 0
+    assert ran("cifar10-ipc1", images, tmp_path) == 0
     assert json.loads((tmp_path / "record.json").read_text())["iterations"]["iteration"] == 2
 
 

@@ -3,8 +3,8 @@
 Inside the window a student's gradient g is replaced by U diag(s / max |s|) Vᵀ g, as long as g was, with U, s, V a
 singular value decomposition of low rank of the Hessian of its loss ("cache-and-refresh low-rank Hessian approximation",
 as the public code aether-hang/at-bptt-plus of 30 May 2026 runs it; no paper yet).  It is found at the window's first
-step from products of the Hessian with vectors, and held constant.  It goes on to the students of the next iterations,
-fresh networks all, until the norm of the gradient where the window ends has changed, or for some iterations.
+step from products of the Hessian with vectors, and held constant.  It goes on to the new students of the next
+iterations, until the norm of the gradient where the window ends has changed, or for some iterations.
 
 So the steps that are differentiated are not those that a network takes which is trained on the set.  They lead uphill
 along directions of negative curvature, of which a fresh network has many: on the digits a third to a half of 32, and
@@ -103,7 +103,7 @@ AT_BPTT_PLUS = Method(
     name="at-bptt-plus", title="Automatic truncated backpropagation along curvature", family="backpropagation",
     citation="AT-BPTT++, as in its public code (aether-hang/at-bptt-plus, 2026)",
     settings=AtBpttPlus, begin=begin, loss=loss, learns=at_bptt.learns, needs=bptt.needs, inner=bptt.inner,
-    kind=bptt.kind, pictures=bptt.RAT_BPTT.pictures, check=at_bptt.check,
+    kind=bptt.kind, pictures=bptt.pictures, check=at_bptt.check,
     loss_label=at_bptt.AT_BPTT.loss_label, metrics=at_bptt.AT_BPTT.metrics,
     measured=bptt.MEASURED, measure=bptt.measure_with(loss, at_bptt.learns), probe=probe,
     refining=at_bptt.AT_BPTT.refining, tuned=at_bptt.for_digits(300),

@@ -69,8 +69,8 @@ class RatBptt:
     pool: Whole = 0
     """Students that continue from iteration to iteration, one in turn; 0: a fresh one each time, as published."""
     student_epochs: Whole | None = None
-    """Students begin as one of the experts after 0 to so many epochs, drawn for each; 0: as they began. None: as fresh
-    networks."""
+    """Students begin as one of the experts after 0 to so many epochs, drawn for each; 0: as they began. The experts
+    train as long as --expert.epochs says. None: as fresh networks."""
     batch_size: Count = 100
     """Synthetic images an inner step; all of them where the set is smaller."""
     real_batch: Count = 5000
@@ -89,8 +89,8 @@ class RatBptt:
     initial: Literal["noise", "random"] = "noise"
     """Begin with noise or with random real images; a later stage begins with the set of the stage before."""
     pictures: Pictures = 1
-    """f: f × f smaller pictures a slot, enlarged for training, with the slot's label (IDC). What is kept and counted
-    are the slots; a batch counts pictures."""
+    """f: f × f smaller pictures a slot, enlarged for training, which share the slot's label (IDC). What is kept and
+    counted are the slots; a batch counts pictures."""
     labels: Literal["raw", "logits", "hard"] = "raw"
     """raw: weights of the log-probabilities, at least 0, whose sum is learned too; logits: soft labels; hard: fixed."""
     outer: Literal["adam", "sgd"] = "adam"
@@ -135,7 +135,7 @@ def check(settings: RatBptt, method: str, augmented: tuple[Operation, ...]) -> N
 
 
 def needs(settings: RatBptt) -> Experts | None:
-    """None, unless students begin as they do."""
+    """The first snapshots of experts, where students begin as those; else none."""
     return None if settings.student_epochs is None else Experts(range(settings.student_epochs + 1))
 
 
@@ -164,6 +164,11 @@ def step_size_of(ctx: Context, settings: RatBptt, variables: Variables) -> Tenso
 def kind(settings: RatBptt) -> Kind:
     """As the settings say."""
     return settings.labels
+
+
+def pictures(settings: RatBptt) -> int:
+    """As the settings say."""
+    return settings.pictures
 
 
 def learns(settings: RatBptt) -> dict[str, Rule]:
@@ -381,7 +386,7 @@ RAT_BPTT = Method(
     loss=real_loss,
     learns=learns,
     needs=needs,
-    pictures=lambda settings: settings.pictures,
+    pictures=pictures,
     inner=inner,
     kind=kind,
     check=check,

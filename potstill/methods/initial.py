@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.errors import PotstillError
 from potstill.methods.method import Context, Start
 from potstill.methods.soft_labels import expert_logits
 
@@ -22,8 +21,7 @@ def rows_by_class(labels: Tensor, order: Tensor, ipc: int, classes: int) -> Tens
 
 def random_rows(ctx: Context, pictures: int = 1) -> Tensor:
     """Rows of random real images, IPC · f² of each class (n · f²,)."""
-    labels = ctx.problem.train.labels
-    return rows_by_class(labels, _shuffled(ctx), _wanted(ctx, labels, pictures), ctx.classes)
+    return rows_by_class(ctx.problem.train.labels, _shuffled(ctx), ctx.ipc * pictures**2, ctx.classes)
 
 
 @torch.no_grad()
@@ -37,18 +35,7 @@ def correct_rows(ctx: Context, pictures: int = 1) -> Tensor:
     outputs = expert_logits(ctx.problem, ctx.experts, 0, ctx.problem.train.images[order])
     rank = F.cross_entropy(outputs, labels[order], reduction="none")
     rank[outputs.argmax(1) == labels[order]] = 0.0  # solved images are all alike, and stay in shuffled order
-    return rows_by_class(labels, order[rank.argsort(stable=True)], _wanted(ctx, labels, pictures), ctx.classes)
-
-
-def _wanted(ctx: Context, labels: Tensor, pictures: int) -> int:
-    """Images of each class to begin with; several a slot must be there."""
-    wanted, fewest = ctx.ipc * pictures**2, int(labels.bincount(minlength=ctx.classes).min())
-    if pictures > 1 and fewest < wanted:
-        raise PotstillError(
-            f"pictures {pictures}: {wanted} images of each class are needed to begin with, and one has {fewest}; lower "
-            "it, or begin with noise."
-        )
-    return wanted
+    return rows_by_class(labels, order[rank.argsort(stable=True)], ctx.ipc * pictures**2, ctx.classes)
 
 
 def tiles(ctx: Context, rows: Tensor, pictures: int) -> Tensor:

@@ -81,8 +81,8 @@ class Datm:
     """Last fraction of the iterations over which the outer rates fall to nothing; 0 keeps them, as published. Helps
     where iterations are few and rates high: at a constant rate the images end in its noise. None: a half."""
     pictures: Pictures = 1
-    """f: f × f smaller pictures a slot, enlarged for training, with the slot's label (IDC). What is kept and counted
-    are the slots; a batch counts pictures."""
+    """f: f × f smaller pictures a slot, enlarged for training, which share the slot's label (IDC); at first the mean
+    of their own. What is kept and counted are the slots; a batch counts pictures."""
     flip: bool = False
     """Match each expert as often mirrored left to right, which makes two of one at no expense; where flip is an
     augmentation."""
@@ -210,7 +210,10 @@ def check(settings: Trajectory, method: str, augmented: tuple[Operation, ...]) -
     if settings.flip and "flip" not in augmented:
         raise PotstillError("flip: the experts see no mirrored images; leave it out, or augment by flip.")
     if settings.pictures > 1 and isinstance(settings, SelMatch):
-        raise PotstillError(f"pictures {settings.pictures}: {method} keeps real images as they are; leave it out.")
+        raise PotstillError(
+            f"pictures {settings.pictures}: {method} keeps real images whole; take --{method}.pictures 1, or another "
+            "method."
+        )
 
 
 def needs(settings: Trajectory) -> Experts:

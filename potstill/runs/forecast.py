@@ -168,16 +168,16 @@ def _evaluating(run: Run) -> float:
     networks = protocol.seeds if settings.evaluation.full_seeds is None else settings.evaluation.full_seeds
     step = _training_step(run, protocol.batch_size, protocol.full_epochs * real * networks) if networks else 0.0
     full = step * -(-real // protocol.batch_size) * protocol.full_epochs
-    sets = _training_on_set(run, protocol) + 2 * _training(run, protocol)
+    sets = _training_on_set(run, protocol) + 2 * _training(run, protocol, 1)
     return protocol.seeds * sets + networks * full
 
 
 def _training_on_set(run: Run, protocol: Protocol) -> float:
-    """Seconds of training one network on the distilled set; on a control of its size where a slot is one picture."""
+    """Seconds of training one network on the distilled set."""
     return _training(run, protocol, run.settings.methods[-1].pictures(run.settings.stages[-1]) ** 2)
 
 
-def _training(run: Run, protocol: Protocol, pictures: int = 1) -> float:
+def _training(run: Run, protocol: Protocol, pictures: int) -> float:
     """Seconds of training one network on a set of so many pictures a slot."""
     n = run.settings.ipc * len(run.problem.dataset.classes) * pictures
     step = _training_step(run, min(n, protocol.batch_size), protocol.epochs * n * protocol.seeds)

@@ -28,7 +28,7 @@ FOLDERS = (
 SMALL = 10  # images per class up to which the set is kept with the record
 TINY = {
     "iterations": 2, "inner_steps": 2, "expert_epochs": 1, "start_epochs": (0, 2), "opening": (1, 2), "unroll": 4,
-    "window": 2, "radius": 1, "pool": 2, "real_batch": 20,
+    "window": 2, "radius": 1, "pool": 2, "real_batch": 20, "student_epochs": 1,
 }  # fmt: skip
 """Fields of methods at next to no expense."""
 
@@ -106,11 +106,17 @@ def tiny(settings: Settings) -> Settings:
         "network": {"width": 8}, "expert": {"count": 2, "epochs": 3}, "evaluations": 1, "snapshots": 1,
     })  # fmt: skip
     stages = tuple(
-        changed(stage, {name: value for name, value in TINY.items() if vars(stage).get(name, 0) != 0})  # 0: none of it
+        changed(stage, {name: value for name, value in TINY.items() if _is_cut(stage, name)})
         for stage in settings.stages
     )
     evaluation = EvaluationConfig(protocol="paper", epochs=1, full_epochs=1)  # whose choosing is as short
     return replace(small, stages=stages, evaluation=evaluation)
+
+
+def _is_cut(stage: Any, name: str) -> bool:
+    """Whether a stage has a field of :data:`TINY` that asks for anything: 0 and, for student epochs, None do not."""
+    value = vars(stage).get(name, 0)
+    return value != 0 and (value is not None or name != "student_epochs")
 
 
 def write_record(path: Path, recipe: str, commit: str | None, results: dict[str, Any], distilled: Distilled) -> None:

@@ -119,12 +119,31 @@ def prepare_problem(settings: Settings, data: Dataset | None = None) -> Problem:
     )  # fmt: skip
     for method in settings.methods:
         check_network(method, found.network)
+    check_enough(settings, found.smallest_class)
     return found
 
 
 def reading_of(settings: Settings) -> dict[str, Any]:
     """How settings say that data are read: arguments of :func:`potstill.data.dataset.load`."""
     return {name: getattr(settings, name) for name in OPTIONS}
+
+
+def check_enough(settings: Settings, smallest: int) -> None:
+    """Refuse to begin with more real images of a class, several a slot, than the smallest has.
+
+    Raises:
+        PotstillError: with both numbers and the flags to change.
+    """
+    if not settings.methods or settings.start is not None:
+        return
+    method, stage = settings.methods[0], settings.stages[0]
+    pictures = method.pictures(stage)
+    wanted = settings.ipc * pictures**2
+    if pictures > 1 and stage.initial != "noise" and wanted > smallest:
+        raise PotstillError(
+            f"{method.name}.pictures {pictures}: begins with {wanted} images of each class, {pictures**2} a slot, and "
+            f"the smallest class has {smallest}; lower --{method.name}.pictures or --ipc."
+        )
 
 
 def check_network(method: Method, network: FlatNetwork) -> None:
@@ -305,7 +324,7 @@ def check_snapshots(needed: Experts, stored: Any, epochs: int, where: str) -> No
     if len(wanted) and wanted[-1] > epochs:
         raise PotstillError(
             f"{where}: trains {epochs} epochs, but snapshots of epochs {wanted[0]} to {wanted[-1]} are needed; raise "
-            "--expert.epochs, or choose earlier start epochs."
+            "--expert.epochs, or choose earlier ones."
         )
     if stored is not None and (missing := set(wanted) - set(stored)):
         raise PotstillError(

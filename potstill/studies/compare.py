@@ -22,6 +22,7 @@ from potstill.evaluation.protocol import protocol_of
 from potstill.machine import environment
 from potstill.methods import published
 from potstill.networks.architectures import Architecture, NetworkConfig
+from potstill.runs import run as runs
 from potstill.runs import settings
 from potstill.runs.settings import Settings
 from potstill.runs.written import stages_of
@@ -239,6 +240,8 @@ def _check(asked: Asked) -> None:
         raise PotstillError(
             f"--ipcs {most}: the smallest class has {problem.smallest_class} training images; lower it."
         )
+    for name in asked.methods:
+        runs.check_enough(row_settings(asked, name, most), problem.smallest_class)
     for config in _networks(asked, problem.network_config).values():
         _check_network(asked, config)
 

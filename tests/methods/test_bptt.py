@@ -132,10 +132,10 @@ def test_the_window_may_see_the_set_as_it_is(tmp_path):
 
 
 SHORT = {**REFINING, "unroll": 20}
-SHORT = {"unroll": 12, "window": 10, "radius": 1, "real_batch": 50}
+BY_POLICY = {"unroll": 12, "window": 10, "radius": 1, "real_batch": 50}
 
 
-@pytest.mark.parametrize(("name", "form"), [("rat-bptt", REFINING), ("rat-bptt", PAPER), ("at-bptt", SHORT)])
+@pytest.mark.parametrize(("name", "form"), [("rat-bptt", REFINING), ("rat-bptt", PAPER), ("at-bptt", BY_POLICY)])
 def test_students_may_begin_as_the_experts_did(tmp_path, name, form):
     method, asked = METHODS[name], tiny(name, ipc=1, **{name: {**form, "student_epochs": 1}})
     fresh = replace(asked.stages[0], student_epochs=None)

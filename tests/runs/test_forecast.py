@@ -41,6 +41,15 @@ def test_distilling_costs_its_inner_steps_and_what_measuring_adds(tmp_path, monk
     assert probe.vectors == trajectory.steps_of(stage) + 1
 
 
+def test_networks_see_all_pictures_of_a_set_and_controls_one_a_slot(tmp_path, monkeypatch):
+    """A network's epoch is one step of the whole set, which takes as many seconds as it has images."""
+    monkeypatch.setattr(forecast, "_training_step", lambda run, batch, images_in_all, rho=0.0: batch)
+    given = tiny("rat-bptt", **{"rat-bptt": {"pictures": 2}}, evaluation={"full_seeds": 0, "epochs": 3, "seeds": 5})
+    job = run.Run(given, tmp_path, tmp_path)
+    assert forecast._choosing(job) == forecast.sets_evaluated(given) * 2 * 3 * 40
+    assert forecast._evaluating(job) == 5 * 3 * (40 + 2 * 10)
+
+
 def test_a_pool_is_kept_in_the_checkpoint(tmp_path):
     job = run.Run(tiny(("datm", "rat-bptt")), tmp_path, tmp_path)
     assert forecast.distilling(job, 0).memory_bytes == 0

@@ -170,8 +170,9 @@ from potstill.training import experts
 from tests.conftest import tiny
 experts.CHECKPOINT_SECONDS = 0.0
 settings = tiny(
-    ("datm", "rat-bptt"), datm={"iterations": 30}, evaluations=4, checkpoint_seconds=0.0, expert={"epochs": 12},
-    **{"rat-bptt": {"iterations": 10, "window": 4, "unroll": 9, "real_batch": 100, "pool": 3}})
+    ("datm", "rat-bptt"), datm={"iterations": 30, "pictures": 2}, evaluations=4, checkpoint_seconds=0.0,
+    expert={"epochs": 12},
+    **{"rat-bptt": {"iterations": 10, "window": 4, "unroll": 9, "real_batch": 100, "pool": 3, "pictures": 2}})
 with run.opened(settings, Path(sys.argv[1])) as job:
     for step in (run.train_experts, stage.distil):
         api.run_to_completion(step(job), lambda event: print(event["stage"], event["done"], flush=True))

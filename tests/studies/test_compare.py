@@ -95,6 +95,7 @@ def test_published_settings_bring_their_network_and_whitening():
         ({"methods": ("dm:iterations=-1",)}, "raise dm:iterations"),
         ({"methods": ("herding+random",)}, "can only be the first stage.$"),
         ({"ipcs": (1, 4000)}, "the smallest class has"),
+        ({"methods": ("idm:pictures=8",), "ipcs": (1, 3)}, "192 images of each class.*lower idm:pictures or --ipcs"),
         ({"shared": tiny("random", evaluation={"protocol": "paper"})}, "the very test images"),
     ],
 )
