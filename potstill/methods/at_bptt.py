@@ -248,7 +248,7 @@ AT_BPTT = Method(
     name="at-bptt", title="Automatic truncated backpropagation through time", family="backpropagation",
     citation='"Beyond Random: Automatic Inner-loop Optimization in Dataset Distillation", NeurIPS 2025',
     settings=AtBptt, begin=begin, loss=real_loss, learns=learns, needs=bptt.needs, inner=bptt.inner, kind=bptt.kind,
-    pictures=bptt.pictures, check=check, loss_label="loss of real images (1: guessing)",
+    check=check, loss_label="loss of real images (1: guessing)",
     metrics={"end": "last step of the window", "length": "its length"},
     measured=bptt.MEASURED, measure=bptt.measure_with(real_loss, learns), probe=probe,
     refining={"project": False}, tuned=for_digits(600),

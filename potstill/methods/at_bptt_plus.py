@@ -103,7 +103,7 @@ AT_BPTT_PLUS = Method(
     name="at-bptt-plus", title="Automatic truncated backpropagation along curvature", family="backpropagation",
     citation="AT-BPTT++, as in its public code (aether-hang/at-bptt-plus, 2026)",
     settings=AtBpttPlus, begin=begin, loss=loss, learns=at_bptt.learns, needs=bptt.needs, inner=bptt.inner,
-    kind=bptt.kind, pictures=bptt.pictures, check=at_bptt.check,
+    kind=bptt.kind, check=at_bptt.check,
     loss_label=at_bptt.AT_BPTT.loss_label, metrics=at_bptt.AT_BPTT.metrics,
     measured=bptt.MEASURED, measure=bptt.measure_with(loss, at_bptt.learns), probe=probe,
     refining=at_bptt.AT_BPTT.refining, tuned=at_bptt.for_digits(300),

@@ -166,11 +166,6 @@ def kind(settings: RatBptt) -> Kind:
     return settings.labels
 
 
-def pictures(settings: RatBptt) -> int:
-    """As the settings say."""
-    return settings.pictures
-
-
 def learns(settings: RatBptt) -> dict[str, Rule]:
     """Images, labels and, with SGD inside, the step size."""
     average = decay(settings.average, settings.iterations) or None
@@ -386,7 +381,6 @@ RAT_BPTT = Method(
     loss=real_loss,
     learns=learns,
     needs=needs,
-    pictures=pictures,
     inner=inner,
     kind=kind,
     check=check,

@@ -158,7 +158,7 @@ def _method(name: str, title: str, citation: str, settings: type[Dc], siamese: b
         name=name, title=title, family="gradient", batch_norm=False, citation=citation, settings=settings, begin=begin,
         loss=partial(matching_loss, siamese), inner=lambda settings: Inner(settings.real_batch, 10),
         learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},
-        loss_label="distance of gradients", probe=probe, pictures=lambda settings: settings.pictures,
+        loss_label="distance of gradients", probe=probe,
         published={("cifar10", ipc): _cell(ipc) for ipc in (1, 10, 50)}
         | {("cifar100", ipc): _cell(ipc) for ipc in ((1, 10, 50) if siamese else (1, 10))},
         tuned={

@@ -153,7 +153,7 @@ IDM = Method(
     citation='Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 2023', settings=Idm,
     begin=begin, loss=mean_feature_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, momentum=0.5, cooldown=settings.cooldown)},
-    loss_label="squared distance of mean features", probe=probe, pictures=lambda settings: settings.pictures,
+    loss_label="squared distance of mean features", probe=probe,
     published={
         ("cifar10", 1): _cell(**_ONE), ("cifar10", 10): _cell(), ("cifar10", 50): _cell(cross_entropy=0.1),
         ("cifar100", 1): _cell(**_ONE), ("cifar100", 10): _cell(cross_entropy=0.1, training_steps=50),

@@ -179,7 +179,6 @@ class Method:
     needs: Callable[[Settings], Experts | None] = lambda settings: None
     inner: Callable[[Settings], Inner | None] = lambda settings: None
     kind: Callable[[Settings], Kind] = lambda settings: "hard"
-    pictures: Callable[[Settings], int] = lambda settings: 1  # f: a slot holds f × f of them
     batch_norm: bool = True  # False: what it does with batches is not what batch norm needs
     reads: Reads = "outputs"  # of the network; a user's own may not give more
     loss_label: str = "loss"
@@ -197,6 +196,10 @@ class Method:
     def iterations(self, settings: Settings) -> int:
         """Outer iterations; a selection takes none."""
         return getattr(settings, "iterations", 0)
+
+    def pictures(self, settings: Settings) -> int:
+        """f: a slot holds f × f pictures; 1 where the method has no such setting."""
+        return getattr(settings, "pictures", 1)
 
     def open_fields(self, settings: Settings) -> list[str]:
         """Fields that are still to be found by measuring."""

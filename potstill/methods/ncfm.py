@@ -124,7 +124,6 @@ NCFM = Method(
     settings=Ncfm, begin=begin, loss=matching_loss,
     learns=lambda settings: {"images": Rule(settings.lr_images, "adam", cooldown=settings.cooldown)},
     needs=lambda settings: Experts(range(1)), loss_label="distance of characteristic functions", probe=probe,
-    pictures=lambda settings: settings.pictures,
     published={("cifar10", ipc): _cell(0.18) for ipc in (1, 10, 50)}
     | {("cifar100", ipc): _cell(0.53) for ipc in (1, 10, 50)}
     | {("tiny-imagenet", ipc): _cell(0.72, depth=4) for ipc in (1, 10)},

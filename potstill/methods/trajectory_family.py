@@ -161,8 +161,7 @@ def _method(
     return Method(
         name=name, title=title, family="trajectory", citation=citation, settings=settings, begin=begin,
         loss=trajectory.matching_loss, learns=trajectory.learns, needs=needs, inner=trajectory.inner,
-        kind=trajectory.kind, pictures=lambda settings: settings.pictures, check=trajectory.check,
-        loss_label="matching loss",
+        kind=trajectory.kind, check=trajectory.check, loss_label="matching loss",
         metrics={"start_epoch": "start epoch"}, measured=measure.FIELDS, measure=measure.measure,
         assume=measure.assumed, probe=probe, published=PUBLISHED.get(name, {}), tuned=tuned or DIGITS,
     )  # fmt: skip
