@@ -309,18 +309,22 @@ def test_a_set_of_every_version_is_read_shown_trained_on_and_exported(path, tmp_
     whitened = header["transform"].startswith("zca")
     data = source_of(path, request.getfixturevalue("real_data"), tmp_path) if whitened else None
     found = potstill.load(path, dataset=data)
-    assert (found.kind, found.pictures, found.rows, found.step_size) == (kind, 1, None, header["step_size"])
+    pictures = header.get("pictures", 1)  # 0.1.0 knew whole images only
+    assert (found.kind, found.pictures, found.rows, found.step_size) == (kind, pictures, None, header["step_size"])
     assert torch.equal(found.images, tensors["images"].float())
     if kind == "logits":
         assert torch.equal(found.soft_labels, tensors["logits"].float().softmax(1))
     else:
         assert torch.equal(found.soft_labels.argmax(1), found.labels)
-    assert torch.equal(found.tensors()[1], tensors[kind].float() if kind == "values" else found.soft_labels)
+    of_slots = tensors[kind].float() if kind == "values" else found.soft_labels
+    assert torch.equal(found.tensors()[1], of_slots.repeat_interleave(pictures**2, 0))
+    assert torch.equal(found.decoded(), module.decode(tensors["images"].float(), pictures))
     assert module.png(module.grid(found.pixels, found.labels)).startswith(b"\x89PNG")
     found.export(tmp_path / "set.npz")
     arrays = np.load(tmp_path / "set.npz")
-    assert np.array_equal(arrays["images"], found.images.numpy())
-    assert np.array_equal(arrays["soft_labels"], found.soft_labels.numpy())
+    assert np.array_equal(arrays["images"], found.decoded().numpy())
+    by_picture = found.soft_labels.repeat_interleave(pictures**2, 0)
+    assert np.array_equal(arrays["soft_labels"], by_picture.numpy())
     network = potstill.train(found, epochs=1)
     assert network(found.transform(found.pixels)).shape == (len(found), len(found.classes))
     found.save(tmp_path / "again.safetensors")
