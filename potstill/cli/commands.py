@@ -103,7 +103,7 @@ class Evaluate:
     device: str = "auto"
     """Where to train."""
     record: Path | None = None
-    """Write the figures to this file as well."""
+    """Write the figures, with the commit, to this file as well."""
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,8 @@ def _distill(command: Distill) -> Any:
 
 
 def _evaluate(command: Evaluate) -> Any:
-    distilled = load(command.path, command.dataset)
+    _check_ending("record", command.record, ".json")
+    distilled, ran_from = load(command.path, command.dataset), commit()
     given.check_protocol(command.evaluation)
     asked = replace(
         settings.from_dict(distilled.provenance["config"]), evaluation=command.evaluation, device=command.device
@@ -215,7 +216,7 @@ def _evaluate(command: Evaluate) -> Any:
     results = record.summary(replace(run, settings=asked), who, distilled, found, store)
     print_results(results)
     if command.record and ranks.first():
-        files.write_json(command.record, results)
+        recipes.write_record(command.record, folder.resolve().name, ran_from, results)
         say(f"figures    {command.record}")
     return results
 

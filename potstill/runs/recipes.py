@@ -119,8 +119,10 @@ def _is_cut(stage: Any, name: str) -> bool:
     return value != 0 and (value is not None or name != "student_epochs")
 
 
-def write_record(path: Path, recipe: str, commit: str | None, results: dict[str, Any], distilled: Distilled) -> None:
-    """Write results with the recipe and the commit they came from; a small set lies beside them, compact."""
+def write_record(
+    path: Path, recipe: str, commit: str | None, results: dict[str, Any], distilled: Distilled | None = None
+) -> None:  # fmt: skip
+    """Write results with the recipe and the commit they came from; a small set, if given, lies beside them, compact."""
     files.write_json(path, {"recipe": recipe, "commit": commit, **results})
-    if results["ipc"] <= SMALL:
+    if distilled is not None and results["ipc"] <= SMALL:
         distilled.save(path.with_suffix(".safetensors"), compact=True)

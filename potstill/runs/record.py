@@ -80,6 +80,7 @@ def summary(
         "method": list(settings.method),
         "stages": [told(method, stage) for method, stage in zip(settings.methods, settings.stages, strict=True)],
         "network": who.config.name,
+        "network_settings": dataclasses.asdict(who.config),  # perhaps another than the config's, which distilled
         "protocol": dataclasses.asdict(who.protocol),
         "accuracy": accuracy,
         "kept": found["kept"],

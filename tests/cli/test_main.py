@@ -99,6 +99,8 @@ def test_evaluate_another_network(finished, tmp_path, capsys):
     assert "mlp" in out
     found = json.loads((tmp_path / "r.json").read_text())
     assert (found["network"], len(found["accuracy"]["distilled"]["per_seed"])) == ("mlp", 2)
+    assert (found["network_settings"]["width"], found["config"]["network"]["name"]) == (16, "convnet")
+    assert (found["recipe"], "commit" in found) == (finished.name, True)
     assert "random_soft" in found["accuracy"]  # the experts lie beside the set
 
 
