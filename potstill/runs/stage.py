@@ -324,7 +324,9 @@ def _evaluate_if_due(session: Session) -> Generator[Event, None, None]:
     best = all(accuracy >= earlier["accuracy"] for earlier in session.log.evaluated)
     if (settings.keep == "last" or best) and ranks.first():
         found.save(session.run.folder / FILE)
-    entry = {"iteration": done, "accuracy": accuracy, "on": split}
+    searches = sum(measured["seconds"] for measured in session.log.measured.values())
+    spent = session.state.seconds + searches
+    entry = {"iteration": done, "accuracy": accuracy, "on": split, "seconds": spent}
     seconds = session.log.evaluation_seconds + time.monotonic() - began
     session.log = replace(session.log, evaluated=(*session.log.evaluated, entry), evaluation_seconds=seconds)
 

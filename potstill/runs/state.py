@@ -66,7 +66,9 @@ class Log:
     experts: dict[str, Any] | None  # identity of the store, and how many of its experts are used
     protocol: dict[str, Any]  # by which states are evaluated, the same in every session
     step_size: Wanted = "learned"  # with which networks train then
-    evaluated: tuple[dict[str, Any], ...] = ()  # {"iteration", "accuracy", "on"} of each evaluation
+    evaluated: tuple[dict[str, Any], ...] = ()
+    """{"iteration", "accuracy", "on", "seconds"} of each evaluation; seconds of distilling before it, searches for open
+    settings included, experts and evaluations not."""
     evaluation_seconds: float = 0.0
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method: what it found; "settings" at its end
     peak_memory_bytes: int = 0  # over all sessions
