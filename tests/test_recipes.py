@@ -103,10 +103,11 @@ def test_the_values_of_the_cpu_recipe_of_cifar10():
 def test_flags_change_a_recipe(monkeypatch):
     seen = []
     monkeypatch.setitem(runners.RUNNERS, runners.Run, seen.append)
-    flags = "--recipe cifar10-ipc1-cpu --dataset mine --method datm --datm.iterations 7".split()
+    flags = "--recipe cifar10-ipc1-cpu --dataset mine --method datm --start a.safetensors --datm.iterations 7".split()
     assert main.main(["run", *flags]) == 0
     given = seen[0].settings
     assert (given.method, given.stages[0].iterations, given.stages[0].inner_steps) == (("datm",), 7, 40)
+    assert given.start == "a.safetensors"
 
 
 def test_a_recipe_works_in_pieces(images, tmp_path, capsys):
@@ -127,7 +128,7 @@ def test_what_is_wrong_is_a_sentence(tmp_path, monkeypatch, capsys):
         (["--recipe", "cifar10-ipc1"], "data/cifar10: no such folder; name by --dataset"),
         (["--recipe", "own.toml"], "own.toml: not valid TOML"),
         (["--recipe", "mine.toml", "--dataset", "x"], "nonsense: no such setting"),
-        (["--recipe", "cifar10-ipc1", "--preset", "none"], "leave --preset and --start out"),
+        (["--recipe", "cifar10-ipc1", "--preset", "none"], "leave --preset out"),
     ):
         assert main.main(["run", *flags]) == 1
         assert words in capsys.readouterr().err

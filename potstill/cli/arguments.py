@@ -69,12 +69,12 @@ def _checked(command: Any) -> Any:
 
 
 def _by_recipe(given: argparse.Namespace, only_asking: bool) -> Settings:
-    """The settings of a recipe, with the dataset, the size and the methods of the command line."""
-    if given.preset or given.start:
-        raise PotstillError("--recipe: says itself where its settings come from; leave --preset and --start out.")
+    """The settings of a recipe, with the dataset, the size, the methods and the start of the command line."""
+    if given.preset:
+        raise PotstillError("--recipe: says itself where its settings come from; leave --preset out.")
     recipe = load_recipe(given.recipe)
     dataset = given.dataset or ("digits" if only_asking else None)
-    return recipe.settings(dataset, given.ipc, given.method or None)
+    return recipe.settings(dataset, given.ipc, given.method or None, given.start)
 
 
 def first_pass(arguments: list[str], kind: type[Any]) -> argparse.Namespace:

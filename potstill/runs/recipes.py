@@ -45,9 +45,10 @@ class Recipe:
     changes: Mapping[str, Any]
 
     def settings(
-        self, dataset: str | None = None, ipc: int | None = None, method: tuple[str, ...] | None = None
+        self, dataset: str | None = None, ipc: int | None = None, method: tuple[str, ...] | None = None,
+        start: str | None = None,
     ) -> Settings:  # fmt: skip
-        """The settings of a run by this recipe, on other data, at another size or by other methods where asked for.
+        """The settings of a run by this recipe, on other data, at another size, by other methods or from a set.
 
         Raises:
             PotstillError: the recipe holds a setting that there is not, or its data are not where it says.
@@ -60,7 +61,8 @@ class Recipe:
             )
         stages = method or self.method
         own = {name: value for name, value in self.changes.items() if name not in set(self.method) - set(stages)}
-        return configure(data, ipc, self.preset, {**own, "method": stages})
+        begin = {} if start is None else {"start": start}
+        return configure(data, ipc, self.preset, {**own, "method": stages, **begin})
 
 
 def load_recipe(name: str) -> Recipe:
