@@ -216,7 +216,8 @@ def _evaluate(command: Evaluate) -> Any:
     results = record.summary(replace(run, settings=asked), who, distilled, found, store)
     print_results(results)
     if command.record and ranks.first():
-        recipes.write_record(command.record, folder.resolve().name, ran_from, results)
+        named = folder.resolve().name if command.path.is_dir() or command.path.name == FILE else command.path.stem
+        recipes.write_record(command.record, named, ran_from, results)
         say(f"figures    {command.record}")
     return results
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,15 @@ def test_evaluate_another_network(finished, tmp_path, capsys):
     assert (found["network"], len(found["accuracy"]["distilled"]["per_seed"])) == ("mlp", 2)
     assert (found["network_settings"]["width"], found["config"]["network"]["name"]) == (16, "convnet")
     assert (found["recipe"], "commit" in found) == (finished.name, True)
+
+
+def test_the_record_of_an_evaluation_names_a_set_that_lies_alone(finished, tmp_path, capsys):
+    shutil.copyfile(finished / "distilled.safetensors", tmp_path / "mine.safetensors")
+    flags = ["--protocol", "quick", "--epochs", 1, "--seeds", 1, "--full-seeds", 0]
+    assert call(capsys, "evaluate", tmp_path / "mine.safetensors", *flags, "--record", tmp_path / "r.json")[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["recipe"] == "mine"
+    code, _, err = call(capsys, "evaluate", tmp_path / "mine.safetensors", *flags, "--record", tmp_path / "r.txt")
+    assert (code, ".json" in err) == (1, True)
     assert "random_soft" in found["accuracy"]  # the experts lie beside the set
 
 
