@@ -417,7 +417,7 @@ def test_interrupted_it_says_so_and_the_same_command_continues(tmp_path, number)
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "The same command continues where it stopped" in err
     assert "Traceback" not in err
     done = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["iteration"]
