@@ -128,6 +128,30 @@ def test_experts_can_be_shared(finished, tmp_path):
     assert not (tmp_path / "experts").exists()
 
 
+def test_what_a_run_cannot_begin_at_is_told_before_experts_are_trained(finished, tmp_path):
+    job, _ = finished
+    for number, (start, changes, told) in enumerate([
+        ("none.safetensors", {}, "none.safetensors"),
+        (str(job.folder), {"ipc": 2}, "does not fit what is asked for in images per class"),
+        (str(job.folder), {"datm": {"pictures": 2}}, "datm: works on slots of 2×2 pictures"),
+    ]):  # fmt: skip
+        begun = run.open_run(tiny(start=start, **changes), tmp_path / str(number))
+        with pytest.raises(PotstillError, match=told):
+            run_to_completion(run.train_experts(begun))
+        assert not (begun.folder / "experts").exists()
+
+
+def test_a_run_that_has_begun_does_not_need_its_start(finished, tmp_path):
+    job, _ = finished
+    load(job.folder).save(tmp_path / "start.safetensors")
+    begun = run.open_run(tiny(start=str(tmp_path / "start.safetensors")), tmp_path / "run", job.folder / "experts")
+    whole = run_to_completion(stage.distil(begun))
+    (tmp_path / "start.safetensors").unlink()
+    again = run.open_run(begun.settings, begun.folder, job.folder / "experts")
+    run_to_completion(run.train_experts(again))
+    assert torch.equal(run_to_completion(stage.distil(again)).images, whole.images)
+
+
 def test_start_epochs_beyond_the_shared_experts_are_refused(finished, tmp_path):
     job, _ = finished
     late = tiny(datm={"start_epochs": (0, 40)})
