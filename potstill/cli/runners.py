@@ -128,6 +128,7 @@ def _run(command: Run) -> Any:
     ran_from = commit()  # before the hours in which another may be checked out
     with _opened(asked, folder, command.experts) as run:
         with progress(tensorboard(command.tensorboard and ranks.first(), folder), deadline(command.minutes)) as show:
+            stage.check_start(run)
             show(runs.train_experts(run))
             distilled = show(stage.distil(run))
             results = show(record.evaluate(run, distilled))

@@ -23,7 +23,7 @@ from potstill.runs import given, record
 from potstill.runs.progress import Watcher, shown
 from potstill.runs.run import opened, train_experts
 from potstill.runs.settings import check_methods
-from potstill.runs.stage import distil, selected
+from potstill.runs.stage import check_start, distil, selected
 
 
 class Selected(NamedTuple):
@@ -77,6 +77,7 @@ def distill(
     settings, found = given.asked(data, test, ipc, preset, network, changes)
     store = bounds.fit(experts, Path | None, "experts")
     with folder_of(out) as folder, shown(progress) as begin, opened(settings, folder, store, found) as run:
+        check_start(run)
         run_to_completion(train_experts(run), begin())
         return run_to_completion(distil(run), begin())
 

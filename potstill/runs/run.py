@@ -27,22 +27,21 @@ from potstill import files, ranks, seeds
 from potstill.adjoint import engine
 from potstill.adjoint.derivatives import Derivatives, eager
 from potstill.data.dataset import OPTIONS, Dataset
-from potstill.data.distilled import FILE, load
+from potstill.data.distilled import FILE
 from potstill.errors import PotstillError
 from potstill.evaluation import evaluator
 from potstill.evaluation.evaluator import Evaluator, Event
 from potstill.evaluation.protocol import Protocol
-from potstill.methods.method import Context, Experts, Method, Start
+from potstill.methods.method import Context, Experts, Method
 from potstill.networks.flat import FlatNetwork
 from potstill.networks.losses import loss_for
-from potstill.runs.settings import Settings, as_dict, check, check_pictures, conflicts, from_dict
+from potstill.runs.settings import Settings, as_dict, check, conflicts, from_dict
 from potstill.training import experts, trajectories
 from potstill.training.experts import ExpertConfig
 from potstill.training.problem import Problem, prepare
 from potstill.training.trajectories import Trajectories
 
 CONFIG = "config.json"
-CHECKPOINT = "checkpoint.safetensors"
 LITTLE = 0.1  # of the way from guessing to always right
 logger = logging.getLogger(__name__)
 
@@ -88,35 +87,6 @@ class Run:
         if unlike := files.differences(here, asked):  # of another seed they are as good
             logger.info("%s: these experts are taken as they are: %s", self.experts_folder, "; ".join(unlike))
         return store
-
-    @cached_property
-    def start(self) -> Start | None:
-        """The set on disk that the first stage begins with; None where the method begins with its own.
-
-        Raises:
-            PotstillError: it is not there, or of other data, another transform or another size.
-        """
-        path, settings, problem = self.settings.start, self.settings, self.problem
-        if path is None:
-            return None
-        found, method = load(path, problem.dataset), settings.methods[0]
-        mine = {
-            "dataset": problem.dataset.fingerprint, "transform": problem.transform.kind,
-            "images per class": settings.ipc,
-        }  # fmt: skip
-        theirs = {
-            "dataset": found.provenance["dataset"]["fingerprint"], "transform": found.transform.kind,
-            "images per class": len(found) // len(found.classes),
-        }  # fmt: skip
-        if lines := files.differences(theirs, mine):
-            raise PotstillError(
-                f"{path}: does not fit what is asked for in {'; '.join(lines)}. Give the data, --transform and --ipc "
-                "that it was made with."
-            )
-        check_pictures(method.name, found.pictures, method.pictures(settings.stages[0]), path)
-        images, labels = found.images.to(problem.device), found.labels.to(problem.device)
-        targets = None if found.targets is None else found.targets.to(problem.device)
-        return Start(images, targets, found.kind, labels, found.step_size, found.pictures)
 
     def context(self, number: int) -> Context:
         """What the method of a stage may read."""
@@ -364,14 +334,8 @@ def check_snapshots(needed: Experts, stored: Any, epochs: int, where: str) -> No
 
 
 def train_experts(run: Run) -> Generator[Event, None, Trajectories | None]:
-    """Train the experts that the run lacks; experts of another run that are enough are taken as they are.
-
-    Raises:
-        PotstillError: the run cannot begin where it is told to; that is found out before anything is trained.
-    """
+    """Train the experts that the run lacks; experts of another run that are enough are taken as they are."""
     settings = run.settings
-    if not (run.folder / CHECKPOINT).exists():  # a run that has begun does not need its start
-        _ = run.start  # is read, and held to the run
     if run.needs is None:
         return None
     own = run.experts_folder in (run.folder, run.folder / "experts")

@@ -20,12 +20,13 @@ from potstill.evaluation import tuning
 from potstill.evaluation.evaluator import Evaluator, Event, training_set_of, validation_accuracy
 from potstill.evaluation.protocol import EvaluationConfig, Protocol, selecting
 from potstill.machine import peak_memory
-from potstill.methods.method import Begun, Context, Method, Trial
+from potstill.methods.method import Begun, Context, Method, Start, Trial
 from potstill.runs import loop, record, snapshots, state
-from potstill.runs.run import CHECKPOINT, Run
-from potstill.runs.settings import Settings, as_dict, settled
+from potstill.runs.run import Run
+from potstill.runs.settings import Settings, as_dict, check_pictures, settled
 from potstill.runs.state import Log, State
 
+CHECKPOINT = "checkpoint.safetensors"
 logger = logging.getLogger(__name__)
 
 
@@ -66,6 +67,17 @@ class Session:
         if not times or any(entry["iteration"] == done for entry in self.log.evaluated):
             return False
         return done == 0 or self.due(times)
+
+
+def check_start(run: Run) -> None:
+    """Refuse to go on towards a first stage that could not begin; to be called before hours of training experts.
+
+    Raises:
+        PotstillError: the set on disk that it would begin with is not there, or does not fit what is asked for.
+    """
+    path, begun = run.settings.start, (run.folder / CHECKPOINT).exists()
+    if path is not None and not begun and ranks.first():
+        _from_disk(run, path)
 
 
 def distil(run: Run) -> Generator[Event, None, Distilled]:
@@ -160,10 +172,11 @@ def _distil_stage(session: Session, number: int) -> Generator[Event, None, None]
 def _begin(session: Session, method: Method, ctx: Context, number: int) -> None:
     """Begin a stage: the first one with the method's own set, the others with that of the stage before."""
     run, stages, before = session.run, session.settings.stages, session.state
-    if before is None:
-        start = run.start
-    else:
+    start = None
+    if before is not None:
         start = state.as_start(before, run.settings.methods[number - 1], stages[number - 1])
+    elif run.settings.start is not None:
+        start = _from_disk(run, run.settings.start)
     session.state = state.begin(method, stages[number], method.begin(ctx, stages[number], start), before)
     if before is None:
         images = {"images": session.state.variables["images"]}
@@ -182,6 +195,32 @@ def _take_state_of_first(session: Session) -> None:
     ranks.wait()
     if not ranks.first():
         session.state, _ = state.load_state(session.run.folder / CHECKPOINT, session.run.problem.device)
+
+
+def _from_disk(run: Run, path: str) -> Start:
+    """A distilled set as the first stage begins with it.
+
+    Raises:
+        PotstillError: it is not there, or of other data, another transform, another size or other pictures a slot.
+    """
+    found, device = load(path, run.problem.dataset), run.problem.device
+    mine = {
+        "dataset": run.problem.dataset.fingerprint, "transform": run.problem.transform.kind,
+        "images per class": run.settings.ipc,
+    }  # fmt: skip
+    theirs = {
+        "dataset": found.provenance["dataset"]["fingerprint"], "transform": found.transform.kind,
+        "images per class": len(found) // len(found.classes),
+    }  # fmt: skip
+    if lines := files.differences(theirs, mine):
+        raise PotstillError(
+            f"{path}: does not fit what is asked for in {'; '.join(lines)}. Give the data, --transform and --ipc that "
+            "it was made with."
+        )
+    targets = None if found.targets is None else found.targets.to(device)
+    wanted = run.settings.methods[0].pictures(run.settings.stages[0])
+    check_pictures(run.settings.methods[0].name, found.pictures, wanted, path)
+    return Start(found.images.to(device), targets, found.kind, found.labels.to(device), found.step_size, found.pictures)
 
 
 def _snapshot(session: Session) -> None:

@@ -82,10 +82,10 @@ def test_experts(finished, outcome, data):
 def test_checkpoints(finished, outcome, data):
     check(
         finished,
-        run.CHECKPOINT,
+        stage.CHECKPOINT,
         data,
         outcome,
-        lambda: state.load_state(finished / run.CHECKPOINT, CPU),
+        lambda: state.load_state(finished / stage.CHECKPOINT, CPU),
         lambda a, b: same(a[0].variables.values(), b[0].variables.values()) and a[1] == b[1],
     )
 

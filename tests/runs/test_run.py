@@ -21,6 +21,7 @@ from potstill.report import card, run_page
 from potstill.runs import record, run, stage
 from potstill.runs.api import run_to_completion
 from potstill.runs.settings import check, configure
+from tests.cli.test_main import call
 from tests.conftest import KEPT, tiny
 
 
@@ -128,28 +129,38 @@ def test_experts_can_be_shared(finished, tmp_path):
     assert not (tmp_path / "experts").exists()
 
 
-def test_what_a_run_cannot_begin_at_is_told_before_experts_are_trained(finished, tmp_path):
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"ipc": 2}, "does not fit what is asked for in images per class"),
+    ({"datm": {"pictures": 2}}, "datm: works on slots of 2×2 pictures"),
+    ({"start": "none.safetensors"}, "none.safetensors"),
+])  # fmt: skip
+def test_a_set_that_a_run_cannot_begin_at_is_told(finished, changes, told, tmp_path):
     job, _ = finished
-    for number, (start, changes, told) in enumerate([
-        ("none.safetensors", {}, "none.safetensors"),
-        (str(job.folder), {"ipc": 2}, "does not fit what is asked for in images per class"),
-        (str(job.folder), {"datm": {"pictures": 2}}, "datm: works on slots of 2×2 pictures"),
-    ]):  # fmt: skip
-        begun = run.open_run(tiny(start=start, **changes), tmp_path / str(number))
-        with pytest.raises(PotstillError, match=told):
-            run_to_completion(run.train_experts(begun))
-        assert not (begun.folder / "experts").exists()
+    with pytest.raises(PotstillError, match=told):
+        stage.check_start(run.open_run(tiny(**{"start": str(job.folder), **changes}), tmp_path))
+
+
+def test_a_start_that_is_missing_is_told_before_experts_are_trained(tmp_path, capsys):
+    with pytest.raises(PotstillError, match=r"none\.safetensors"):
+        potstill.distill("digits", ipc=1, out=tmp_path / "a", start="none.safetensors", progress=False)
+    code, _, told = call(capsys, "run", "--start", "none.safetensors", "--out", tmp_path / "b")
+    assert (code, "none.safetensors: " in told) == (1, True)
+    assert not (tmp_path / "a" / "experts").exists()
+    assert not (tmp_path / "b" / "experts").exists()
 
 
 def test_a_run_that_has_begun_does_not_need_its_start(finished, tmp_path):
     job, _ = finished
-    load(job.folder).save(tmp_path / "start.safetensors")
-    begun = run.open_run(tiny(start=str(tmp_path / "start.safetensors")), tmp_path / "run", job.folder / "experts")
-    whole = run_to_completion(stage.distil(begun))
-    (tmp_path / "start.safetensors").unlink()
+    path = tmp_path / "start.safetensors"
+    load(job.folder).save(path)
+    begun = run.open_run(tiny(start=str(path)), tmp_path / "run", job.folder / "experts")
+    stage.check_start(begun)
+    assert next(event for event in stage.distil(begun) if event.get("done") == 1)  # closed there, as by Ctrl-C
+    path.unlink()
     again = run.open_run(begun.settings, begun.folder, job.folder / "experts")
-    run_to_completion(run.train_experts(again))
-    assert torch.equal(run_to_completion(stage.distil(again)).images, whole.images)
+    stage.check_start(again)
+    distilled = run_to_completion(stage.distil(again))
+    assert not torch.equal(distilled.images, load(job.folder).images)
 
 
 def test_start_epochs_beyond_the_shared_experts_are_refused(finished, tmp_path):
