@@ -52,7 +52,7 @@ def points(records: Sequence[Mapping[str, Any]]) -> list[Points]:
 
 def drawn(runs: Sequence[str], folder: Path = RECORDS) -> bytes:
     """The picture of some runs, each by the names of its records joined by +."""
-    figure, plot = figures.axes("minutes of experts and distilling", "validation accuracy, %", height=3.4)
+    figure, plot = figures.axes("minutes of experts and distilling", "validation accuracy, %", height=3.8)
     for number, run in enumerate(runs):
         names = run.split("+")
         colour, label = figures.SERIES[number % len(figures.SERIES)], ", then ".join(names)
@@ -60,7 +60,7 @@ def drawn(runs: Sequence[str], folder: Path = RECORDS) -> bytes:
             plot.plot(*zip(*piece, strict=True), marker="o", markersize=4, color=colour, label=label)
             label = ""
     plot.set_xlim(left=0)
-    plot.legend(frameon=False, fontsize=8, loc="lower right")
+    plot.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     return figures.render(figure, "png")
 
 
