@@ -16,7 +16,8 @@ HEAD = """# Records
 What was really measured. Every JSON file in the table is one run, with its configuration, commit, machine, seeds and
 all values; those named "matching" are older ones of the same recipe, without its second stage; those named "rates" hold
 trials, not finished runs; those named "at-128" are evaluations of a run's set by a wider network, whose commit
-and machine they tell; "start" is what a recipe begins with, its rates set to 0. This page is made from the records by `python recipes/table.py > records/README.md`.
+and machine they tell; "start" is what a recipe begins with, its rates set to 0.
+This page is made from the records by `python recipes/table.py > records/README.md`.
 
 Test accuracy in per cent: mean of the networks, and the 95 % interval of that mean. Minutes are of experts,
 distilling and evaluation; memory is the peak of the process.
