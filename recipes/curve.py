@@ -9,19 +9,20 @@ was: of these the first and the last are drawn, and their minutes of distilling 
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from potstill import files
 from potstill.errors import PotstillError
 from potstill.report import figures
+from potstill.studies.cells import validation_of
 
 RECORDS = Path(__file__).parents[1] / "records"
 Points = list[tuple[float, float]]
 
 
-def points(records: Sequence[Mapping[str, Any]]) -> list[Points]:
+def points(records: Sequence[dict[str, Any]]) -> list[Points]:
     """Minutes and accuracies in per cent, a list for each of some runs that go on one from another.
 
     Raises:
@@ -38,7 +39,7 @@ def points(records: Sequence[Mapping[str, Any]]) -> list[Points]:
         last = record["iterations"]["iteration"]
         ends = {0: 0.0, last: seconds["distill"]}
         piece = []
-        for entry in record.get("validation", record.get("judged", ())):
+        for entry in validation_of(record):
             spent = entry.get("seconds", ends.get(entry["iteration"]))
             if spent is not None:
                 piece.append(((before + spent) / 60, 100 * entry["accuracy"]))
