@@ -253,7 +253,15 @@ def configure(
 
 
 def at_size(given: Settings, ipc: int, preset: str | None = None) -> Settings:
-    """The same request at another size: the defaults there, with what was changed from the defaults here."""
+    """The same request at another size: the defaults there, with what was changed from the defaults here.
+
+    Raises:
+        PotstillError: it begins at a set on disk, which has the size of this one.
+    """
+    if given.start is not None and ipc != given.ipc:
+        raise PotstillError(
+            f"--start {given.start}: begins sets of {given.ipc} images per class alone, not of {ipc}; leave it out."
+        )
     here = defaults(given.dataset, given.ipc, given.method, preset, given.start)
     there = defaults(given.dataset, ipc, given.method, preset, given.start)
     stages = [

@@ -34,9 +34,13 @@ def search(
 
     Returns:
         The record, also in out/lossless.json; "ipc" is None where even ``most`` loses.
+
+    Raises:
+        PotstillError: it begins at a set on disk, or its figures could not be compared.
     """
     check_honest(given)
     _check_networks(given)
+    _sized(given, most)  # what could not begin there is refused now
     yield from train_experts(Run(_sized(given, given.ipc), out, out / "experts"))
     cells: dict[int, dict[str, Any]] = {}
 

@@ -123,6 +123,13 @@ def test_another_size_keeps_what_was_changed_and_takes_its_own_defaults():
     assert (there.stages[0].iterations, there.stages[0].start_epochs) == (7, (26, 29))
 
 
+def test_a_set_on_disk_begins_its_own_size_alone():
+    given = configure("digits", 1, changes={"start": "runs/mine"})
+    assert settings.at_size(given, 1).start == "runs/mine"
+    with pytest.raises(PotstillError, match="--start runs/mine: .* of 1 images per class alone, not of 10; leave it"):
+        settings.at_size(given, 10)
+
+
 def test_settings_of_0_1_0_are_brought_up_to_date():
     old = files.read_json(KEPT / "finished" / "config.json")["config"]
     given = settings.from_dict(old)

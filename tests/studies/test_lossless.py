@@ -53,6 +53,12 @@ def test_one_network_shows_nothing(tmp_path, name):
         run_to_completion(lossless.search(tiny(evaluation={name: 1}), tmp_path, 2, 0.01))
 
 
+def test_a_search_over_sizes_begins_at_no_set_on_disk(tmp_path):
+    with pytest.raises(PotstillError, match="--start runs/mine: .* not of 2; leave it out"):
+        run_to_completion(lossless.search(tiny(start="runs/mine"), tmp_path, 2, 0.01))
+    assert not list(tmp_path.iterdir()), "refused before any work"
+
+
 def test_a_search_leaves_its_runs_a_record_and_a_page(tmp_path):
     given = tiny(datm={"iterations": 1, "inner_steps": 1}, evaluation={"epochs": 1})
     record = run_to_completion(lossless.search(given, tmp_path, 2, margin=0.01))
