@@ -56,7 +56,7 @@ def iterate(
             stepped = _step(method, settings, replace(state, memory=outcome.memory), gradients)
         seconds = state.seconds + time.perf_counter() - began
         state = replace(stepped, iteration=state.iteration + 1, seconds=seconds)
-        _check_progress(method, state, total)
+        _check_progress(method, settings, state)
         yield state, {**metrics, "accepted": outcome.accept, "skipped": state.skipped, "rolled_back": state.rolled_back}
 
 
@@ -106,13 +106,13 @@ def _refused_memory(state: State, outcome: Outcome) -> Variables:
     return state.memory if outcome.refused_memory is None else outcome.refused_memory
 
 
-def _check_progress(method: Method, state: State, total: int) -> None:
+def _check_progress(method: Method, settings: Any, state: State) -> None:
     """Stop where iterations are in vain.
 
     Raises:
         Diverged: with the count, the reason and the remedy.
     """
-    most = max(PATIENCE, total // MOST_IN_VAIN)
+    most = max(PATIENCE, method.iterations(settings) // MOST_IN_VAIN)
     if state.in_a_row >= PATIENCE or state.undone >= most:
         how = f"{PATIENCE} times in a row" if state.in_a_row >= PATIENCE else f"in {state.undone} iterations"
         raise Diverged(
@@ -120,8 +120,17 @@ def _check_progress(method: Method, state: State, total: int) -> None:
             f"(--{method.name}.lr-images) in another --out; --experts takes the experts along."
         )
     if state.refused >= most or state.refused == state.iteration >= PATIENCE:
+        threshold = getattr(settings, "threshold", None)
         raise Diverged(
             f"{method.name}: took no step in {state.refused} of {state.iteration} iterations, because their loss was "
-            "above its threshold: this set cannot follow what it is asked to; choose other settings of "
-            f"--{method.name} (see its --help), or more images per class."
+            f"above --{method.name}.threshold {threshold}: this set cannot follow what it is asked to. "
+            f"{_easier(method, settings)} The set so far is kept."
         )
+
+
+def _easier(method: Method, settings: Any) -> str:
+    """What to ask of a set that cannot follow."""
+    if getattr(settings, "start_epochs", None) is None:
+        return f"Choose other settings of --{method.name} (see its --help), or more images per class."
+    asked = " ".join(map(str, settings.start_epochs))
+    return f"End --{method.name}.start-epochs {asked} earlier, raise the threshold, or take more images per class."

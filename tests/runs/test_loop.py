@@ -131,6 +131,18 @@ def test_iterations_in_vain_end_with_a_remedy(loss, words):
         iterate(loss, iterations=100)
 
 
+def test_start_epochs_that_cannot_be_followed_are_named():
+    @dataclass(frozen=True)
+    class Following(Settings):
+        start_epochs: tuple[int, int] = (3, 8)
+        threshold: float = 1.0
+
+    made = method(lambda x, z, a, k: Outcome(x.sum(), accept=False))
+    words = r"above --test.threshold 1.0: .* End --test.start-epochs 3 8 earlier, .* The set so far is kept\."
+    with pytest.raises(Diverged, match=words):
+        list(loop.iterate(made, None, Following(), state.begin(made, Following(), start())))
+
+
 def test_a_checkpoint_continues_bit_for_bit(tmp_path):
     states = [s for s, _ in iterate(quadratic)]
     states[11].save(tmp_path / "c.safetensors", {"more": [1]})
