@@ -121,16 +121,17 @@ def _check_progress(method: Method, settings: Any, state: State) -> None:
         )
     if state.refused >= most or state.refused == state.iteration >= PATIENCE:
         threshold = getattr(settings, "threshold", None)
+        reason = "" if threshold is None else f", because their loss was above --{method.name}.threshold {threshold}"
         raise Diverged(
-            f"{method.name}: took no step in {state.refused} of {state.iteration} iterations, because their loss was "
-            f"above --{method.name}.threshold {threshold}: this set cannot follow what it is asked to. "
-            f"{_easier(method, settings)} The set so far is kept."
+            f"{method.name}: took no step in {state.refused} of {state.iteration} iterations{reason}: this set "
+            f"cannot follow what it is asked to. {_easier(method, settings)}, in another --out; --experts takes the "
+            "experts along."
         )
 
 
 def _easier(method: Method, settings: Any) -> str:
     """What to ask of a set that cannot follow."""
     if getattr(settings, "start_epochs", None) is None:
-        return f"Choose other settings of --{method.name} (see its --help), or more images per class."
+        return f"Choose other settings of --{method.name} (see its --help), or more images per class"
     asked = " ".join(map(str, settings.start_epochs))
-    return f"End --{method.name}.start-epochs {asked} earlier, raise the threshold, or take more images per class."
+    return f"Take earlier --{method.name}.start-epochs than {asked}, a higher threshold, or more images per class"

@@ -260,7 +260,8 @@ def at_size(given: Settings, ipc: int, preset: str | None = None) -> Settings:
     """
     if given.start is not None and ipc != given.ipc:
         raise PotstillError(
-            f"--start {given.start}: begins sets of {given.ipc} images per class alone, not of {ipc}; leave it out."
+            f"--start {given.start}: begins sets of its own size alone, not of {given.ipc} and of {ipc} images per "
+            "class; give its size by --ipc and no other, or leave it out."
         )
     here = defaults(given.dataset, given.ipc, given.method, preset, given.start)
     there = defaults(given.dataset, ipc, given.method, preset, given.start)

@@ -126,7 +126,7 @@ def test_another_size_keeps_what_was_changed_and_takes_its_own_defaults():
 def test_a_set_on_disk_begins_its_own_size_alone():
     given = configure("digits", 1, changes={"start": "runs/mine"})
     assert settings.at_size(given, 1).start == "runs/mine"
-    with pytest.raises(PotstillError, match="--start runs/mine: .* of 1 images per class alone, not of 10; leave it"):
+    with pytest.raises(PotstillError, match="--start runs/mine: .* not of 1 and of 10 images per class; give its size"):
         settings.at_size(given, 10)
 
 

@@ -54,7 +54,7 @@ def test_one_network_shows_nothing(tmp_path, name):
 
 
 def test_a_search_over_sizes_begins_at_no_set_on_disk(tmp_path):
-    with pytest.raises(PotstillError, match="--start runs/mine: .* not of 2; leave it out"):
+    with pytest.raises(PotstillError, match="--start runs/mine: .* not of 1 and of 2 images .* leave it out"):
         run_to_completion(lossless.search(tiny(start="runs/mine"), tmp_path, 2, 0.01))
     assert not list(tmp_path.iterdir()), "refused before any work"
 
