@@ -124,7 +124,7 @@ def _check_progress(method: Method, settings: Any, state: State) -> None:
         reason = "" if threshold is None else f", because their loss was above --{method.name}.threshold {threshold}"
         raise Diverged(
             f"{method.name}: took no step in {state.refused} of {state.iteration} iterations{reason}: this set "
-            f"cannot follow what it is asked to. {_easier(method, settings)}, in another --out; --experts takes the "
+            f"cannot follow what it is asked to. {_easier(method, settings)} in another --out; --experts takes the "
             "experts along."
         )
 

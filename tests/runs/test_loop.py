@@ -138,7 +138,7 @@ def test_start_epochs_that_cannot_be_followed_are_named():
         threshold: float = 1.0
 
     made = method(lambda x, z, a, k: Outcome(x.sum(), accept=False))
-    words = r"above --test.threshold 1.0: .* Take earlier --test.start-epochs than 3 8, .* in another --out"
+    words = r"above --test.threshold 1.0: .* Take earlier --test.start-epochs than 3 8, .* per class in another --out"
     with pytest.raises(Diverged, match=words):
         list(loop.iterate(made, None, Following(), state.begin(made, Following(), start())))
 

@@ -23,7 +23,9 @@ OF_OTHER_COMMANDS = {
     "runs/imported.py", "training/buffers.py", "studies/ablations.py", "studies/cells.py", "studies/lossless.py",
     "studies/search.py", "studies/start_epochs.py", "studies/execute.py",
 }  # fmt: skip
-NEVER = ("give another --experts", "along by --experts")  # sets have one process each, and are of no older version
+NEVER = (  # sets have one process each, are of no older version, and begin at none on disk
+    "give another --experts", "along by --experts", "begins sets of its own size",
+)  # fmt: skip
 FLAG = re.compile(r"--[a-z][a-z.-]*[a-z]")
 
 
@@ -44,7 +46,7 @@ def test_settings_of_methods_stand_behind_their_names():
 def test_what_diverges_needs_no_other_folder():
     state = State({}, torch.arange(1), {}, {}, in_a_row=loop.PATIENCE)
     with pytest.raises(Diverged) as found:
-        loop._check_progress(METHODS["dm"], state, 1000)
+        loop._check_progress(METHODS["dm"], METHODS["dm"].settings(iterations=1000), state)
     assert str(found.value).endswith("(--dm.lr-images) in another --out; --experts takes the experts along.")
     assert in_comparison(found.value).endswith("lower its outer rates (dm:lr-images).")
 
